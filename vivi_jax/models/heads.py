@@ -1,0 +1,91 @@
+"""What stands on the encoder during pretraining: multi-scale pooling (VITO section 3.1) and the projector."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vivi_jax.errors import ConfigError
+from vivi_jax.models.resnet import make_norm
+
+POOLINGS = ("attention", "average")
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling of one feature map: a two-layer MLP a_s at each place, softmax over space (VITO section 3.1).
+
+    The paper's prefactor 1 / sum(m) is 1 here, as the softmax sums to 1. `hidden`, the ReLU and the absence of a norm
+    are not in the paper.
+    """
+
+    hidden: int = 512
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """x [B, h, w, C] -> pooled float32 [B, C], mask float32 [B, h, w] (>= 0, sums to 1 over space)."""
+        y = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="mlp1")(x))
+        logits = nn.Dense(1, dtype=jnp.float32, name="mlp2")(y)[..., 0]  # [B, h, w]
+        mask = jax.nn.softmax(logits, axis=(1, 2))
+        return jnp.einsum("bhw,bhwc->bc", mask, x.astype(jnp.float32)), mask
+
+
+class MultiScalePool(nn.Module):
+    """Pools several stages of an encoder, each with its own attention, and concatenates them (VITO section 3.1).
+
+    Attributes:
+      stages: names of the encoder's intermediates, in the order of concatenation; ("stage4",) is one scale.
+      pooling: "attention", or "average" (VITO's ablation; no parameters, uniform masks).
+      hidden: width of the attention MLP.
+      dtype: compute type of the MLP; pooling is float32.
+    """
+
+    stages: tuple[str, ...] = ("stage3", "stage4")
+    pooling: str = "attention"
+    hidden: int = 512
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, intermediates: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Feature maps [B, h, w, c] by name -> pooled float32 [B, sum of c], masks {stage: float32 [B, h, w]}.
+
+        Raises:
+          ConfigError: unknown pooling, or a stage the encoder does not give.
+        """
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"pooling={self.pooling!r}: must be one of {POOLINGS}")
+        if missing := [stage for stage in self.stages if stage not in intermediates]:
+            raise ConfigError(f"stages {missing} are not among the encoder's outputs {sorted(intermediates)}")
+        pooled, masks = [], {}
+        for stage in self.stages:
+            x = intermediates[stage]  # [B, h, w, c]
+            if self.pooling == "attention":
+                features, masks[stage] = AttentionPool(self.hidden, dtype=self.dtype, name=stage)(x)
+            else:
+                features = x.astype(jnp.float32).mean(axis=(1, 2))
+                masks[stage] = jnp.full(x.shape[:3], 1.0 / (x.shape[1] * x.shape[2]))
+            pooled.append(features)
+        return jnp.concatenate(pooled, axis=-1), masks
+
+
+class Projector(nn.Module):
+    """Dense (bias) - norm - ReLU - Dense (no bias): the projector of BYOL's code, used by VITO; there is no predictor.
+
+    Attributes:
+      hidden, out: widths of the two layers.
+      norm: "batch" as in the paper; "group" keeps examples independent (for exact micro-batches).
+      dtype: compute type of the matmuls; the output is float32.
+    """
+
+    hidden: int = 4096
+    out: int = 256
+    norm: str = "batch"
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x [B, C] -> float32 [B, out], not normalised."""
+        x = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
+        x = nn.relu(make_norm(self.norm, dtype=self.dtype, name="norm")(x, train))
+        return nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)

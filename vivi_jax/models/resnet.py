@@ -1,0 +1,287 @@
+"""ResNet for images: depths 18 to 200, v1 and v2, BatchNorm or GroupNorm + weight standardisation, any width.
+
+v1 is "ResNet v1.5" (He et al. 2015, with the stride on the 3x3 convolution), numerically torchvision's `resnet50`:
+VITO's encoder. v2 is the pre-activation form (He et al. 2016) in the variant of VIVI and BiT: the shortcut's projection
+comes after the first norm + ReLU, the root convolution has no norm, a final norm + ReLU closes the network.
+
+Padding is torch's everywhere: symmetric, also at stride 2 (XLA's "SAME" is not: it shifts the grid by a pixel).
+The scale of the last norm of a block starts at 1, as in VITO's code base; zero-initialised scales are not used.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from vivi_jax.errors import ConfigError
+
+# depth -> (blocks per stage, bottleneck?). He et al. 2015, table 1; 200: He et al. 2016.
+DEPTHS = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+    200: ((3, 24, 36, 3), True),
+}
+NORMS = ("batch", "group")
+STEMS = ("imagenet", "small")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# torchvision's choice for ResNets: zero-mean normal with variance 2 / (kh * kw * channels_out).
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResNet(nn.Module):
+    """ResNet image encoder.
+
+    Attributes:
+      depth: one of DEPTHS.
+      version: 1 (post-activation, v1.5) or 2 (pre-activation).
+      norm: "batch" (decay 0.9, eps 1e-5, over the whole global batch) or "group" (32 groups, eps 1e-5).
+      weight_standardization: standardise every convolution kernel (goes with norm="group" in VIVI and BiT).
+      width: multiplier of all channel counts (3 for VIVI's Big; fractions for small test networks).
+      num_classes: adds a linear classifier on the pooled features; None leaves it out.
+      stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2) or "small" (3x3 stride 1, no pool; for images to 64 px).
+      bn_groups: BatchNorm normalises this many equal, consecutive groups of examples separately (VIVI trained with
+        statistics per TPU core); 1 = the whole batch.
+      input_mean, input_std: per RGB channel, in [0, 1].
+      dtype: compute type ("float32" or "bfloat16"); parameters and statistics are always float32.
+      remat: recompute each block in the backward pass: less memory, about a third more time.
+    """
+
+    depth: int = 50
+    version: int = 1
+    norm: str = "batch"
+    weight_standardization: bool = False
+    width: float = 1
+    num_classes: int | None = None
+    stem: str = "imagenet"
+    bn_groups: int = 1
+    input_mean: tuple[float, float, float] = IMAGENET_MEAN
+    input_std: tuple[float, float, float] = IMAGENET_STD
+    dtype: Any = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        for field, known in (("depth", tuple(DEPTHS)), ("version", (1, 2)), ("norm", NORMS), ("stem", STEMS)):
+            if getattr(self, field) not in known:
+                raise ConfigError(f"ResNet {field}={getattr(self, field)!r}: must be one of {known}")
+        if round(64 * self.width) < 1:
+            raise ConfigError(f"ResNet width={self.width!r}: leaves no channels (64 * width must be at least 1)")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Encodes images.
+
+        Args:
+          images: float [B, H, W, 3] in [0, 1].
+          train: BatchNorm uses the batch's statistics and updates `batch_stats` (make that collection mutable).
+
+        Returns:
+          pooled: float32 [B, C], the spatial mean of stage4.
+          intermediates: "stage1".."stage4" [B, h, w, c] in `dtype` (at 224 px: 56, 28, 14, 7), in v2 stage4 after the
+            final norm + ReLU; and "logits" float32 [B, num_classes] if there is a classifier.
+
+        Raises:
+          ValueError: images that are not floating point [B, H, W, 3].
+        """
+        if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images must be float [B, H, W, 3] in [0, 1], got {images.dtype} {images.shape}")
+        stage_blocks, bottleneck = DEPTHS[self.depth]
+        channels = round(64 * self.width)
+        conv = functools.partial(Conv, standardize=self.weight_standardization, dtype=self.dtype)
+        norm = functools.partial(make_norm, self.norm, bn_groups=self.bn_groups, dtype=self.dtype)
+
+        x = (images - channelwise(self.input_mean, 4)) / channelwise(self.input_std, 4)
+        x = self._stem(x.astype(self.dtype), channels, conv, norm, train)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # argument 2 of __call__ is `train`
+        stages = {}
+        for stage, num_blocks in enumerate(stage_blocks, 1):
+            for i in range(1, num_blocks + 1):
+                x = block(
+                    channels=channels * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and i == 1 else 1,
+                    bottleneck=bottleneck,
+                    version=self.version,
+                    conv=conv,
+                    norm=norm,
+                    name=f"stage{stage}_block{i}",
+                )(x, train)
+            stages[f"stage{stage}"] = x  # [B, h, w, c]
+        if self.version == 2:
+            stages["stage4"] = x = nn.relu(norm(name="final_norm")(x, train))
+
+        pooled = x.astype(jnp.float32).mean(axis=(1, 2))  # [B, C]
+        if self.num_classes is None:
+            return pooled, stages
+        # N(0, 0.01): Goyal et al. 2017, section 5.1.
+        logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(pooled)
+        return pooled, stages | {"logits": logits}
+
+    def _stem(self, x, channels, conv, norm, train):
+        """[B, H, W, 3] -> [B, H/4, W/4, channels] ("imagenet") or [B, H, W, channels] ("small")."""
+        small = self.stem == "small"
+        x = conv(channels, 3 if small else 7, stride=1 if small else 2, name="stem_conv")(x)
+        if self.version == 1:
+            x = nn.relu(norm(name="stem_norm")(x, train))
+        # v2 pools signed values; VIVI and BiT pad them with zeros. In v1 all values are >= 0 and padding never wins.
+        return x if small else max_pool(x, pad_value=0.0 if self.version == 2 else -jnp.inf)
+
+
+class Block(nn.Module):
+    """Residual block: basic (two 3x3 convolutions) or bottleneck (1x1, 3x3, 1x1 with 4 times the channels)."""
+
+    channels: int
+    stride: int
+    bottleneck: bool
+    version: int
+    conv: Any  # (features, size, stride, name) -> module
+    norm: Any  # (name) -> module
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H/stride, W/stride, C']."""
+        if self.bottleneck:  # (features, kernel size, stride)
+            convs = ((self.channels, 1, 1), (self.channels, 3, self.stride), (4 * self.channels, 1, 1))
+        else:
+            convs = ((self.channels, 3, self.stride), (self.channels, 3, 1))
+        features_out = convs[-1][0]
+        projects = self.stride != 1 or x.shape[-1] != features_out
+
+        if self.version == 1:
+            y = x
+            for i, spec in enumerate(convs, 1):
+                y = self.norm(name=f"norm{i}")(self.conv(*spec, name=f"conv{i}")(y), train)
+                y = nn.relu(y) if i < len(convs) else y
+            if projects:
+                x = self.norm(name="proj_norm")(self.conv(features_out, 1, self.stride, name="proj_conv")(x), train)
+            return nn.relu(x + y)
+
+        y = nn.relu(self.norm(name="norm1")(x, train))
+        if projects:
+            x = self.conv(features_out, 1, self.stride, name="proj_conv")(y)
+        for i, spec in enumerate(convs, 1):
+            y = self.conv(*spec, name=f"conv{i}")(y)
+            y = nn.relu(self.norm(name=f"norm{i + 1}")(y, train)) if i < len(convs) else y
+        return x + y
+
+
+class Conv(nn.Module):
+    """Square convolution without bias, padded by size // 2 on every side as torch does."""
+
+    features: int
+    size: int
+    stride: int = 1
+    standardize: bool = False
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        kernel = self.param("kernel", conv_init, (self.size, self.size, x.shape[-1], self.features))
+        if self.standardize:
+            kernel = standardize_kernel(kernel)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        if self.size == 1:  # a matmul: on CPU far faster than XLA's 1x1 convolution, on TPU the same
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
+        pad = self.size // 2
+        dims = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=dims)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over all axes but the last, with float32 statistics; decay 0.9, eps 1e-5 (VITO, via BYOL's code).
+
+    Under jit the batch is the global one, whatever its sharding. flax's own module has no groups of examples (its axis
+    names are mapped axes, which a jitted global batch does not have), hence this one. Running variance is the mean of
+    the biased batch variances, as in TF, haiku and flax; torch keeps the unbiased one.
+    """
+
+    groups: int = 1
+    dtype: Any = "float32"
+    decay: float = 0.9
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, ..., C] -> same shape in `dtype`.
+
+        Raises:
+          ConfigError: the batch cannot be divided into `groups` equal groups.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            mean, var = channelwise(running_mean.value, x.ndim), channelwise(running_var.value, x.ndim)
+            return self._normalize(x, mean, var, scale, bias)
+
+        if x.shape[0] % self.groups:
+            raise ConfigError(f"bn_groups={self.groups} does not divide the batch of {x.shape[0]} examples")
+        x_grouped = x.reshape(self.groups, -1, *x.shape[1:])  # [G, B / G, ..., C]
+        axes = tuple(range(1, x_grouped.ndim - 1))
+        x32 = x_grouped.astype(jnp.float32)
+        mean = x32.mean(axes, keepdims=True)
+        # E[x^2] - E[x]^2 reads x once for both moments; rounding can take it just below 0 where x is constant.
+        var = jnp.maximum(jnp.square(x32).mean(axes, keepdims=True) - jnp.square(mean), 0.0)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):  # batch [G, 1, ..., C]
+                running.value = self.decay * running.value + (1 - self.decay) * batch.reshape(-1, channels).mean(0)
+        return self._normalize(x_grouped, mean, var, scale, bias).reshape(x.shape)
+
+    def _normalize(self, x, mean, var, scale, bias):
+        factor = lax.rsqrt(var + self.eps) * channelwise(scale, x.ndim)
+        return ((x.astype(jnp.float32) - mean) * factor + channelwise(bias, x.ndim)).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm with 32 groups, eps 1e-5 (BiT); fewer groups where 32 does not divide the channels (tiny networks).
+
+    Same call as BatchNorm; `train` makes no difference.
+    """
+
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, ..., C] -> same shape in `dtype`."""
+        del train
+        channels = x.shape[-1]
+        groups = math.gcd(32, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        norm = nn.GroupNorm(groups, epsilon=1e-5, use_scale=False, use_bias=False, dtype=jnp.float32)
+        return (norm(x) * channelwise(scale, x.ndim) + channelwise(bias, x.ndim)).astype(self.dtype)
+
+
+def make_norm(norm: str, *, bn_groups: int = 1, dtype: Any = "float32", name: str) -> nn.Module:
+    """Returns the module of `norm` ("batch" or "group"): called with ([B, ..., C], train), same shape out."""
+    if norm == "batch":
+        return BatchNorm(groups=bn_groups, dtype=dtype, name=name)
+    return GroupNorm(dtype=dtype, name=name)
+
+
+def channelwise(values, ndim: int) -> jax.Array:
+    """[C] -> [1, ..., 1, C] with `ndim` axes: broadcasts along the last axis of an array, and says so."""
+    return jnp.asarray(values).reshape((1,) * (ndim - 1) + (-1,))
+
+
+def standardize_kernel(kernel: jax.Array) -> jax.Array:
+    """Gives each output channel of a kernel [kh, kw, C, C'] mean 0 and variance 1 (Qiao et al. 2019; eps of BiT)."""
+    centred = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+    return centred * lax.rsqrt(jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True) + 1e-10)
+
+
+def max_pool(x: jax.Array, *, pad_value: float) -> jax.Array:
+    """3x3 max-pool, stride 2, one row or column of `pad_value` on each side: [B, H, W, C] -> [B, H/2, W/2, C]."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=pad_value)
+    return nn.max_pool(x, (3, 3), strides=(2, 2))
