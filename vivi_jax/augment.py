@@ -1,0 +1,130 @@
+"""Photometric augmentation on the accelerator, and the tables of the papers.
+
+The host crops, resizes and flips (input_pipeline); everything that needs no JPEG happens here, per image and with a key
+per image, so that an image's augmentation does not depend on how the batch is split over devices or micro-batches.
+Each function takes one image float32[H, W, 3] in [0, 1] and is batched with `jax.vmap`.
+"""
+import jax
+import jax.numpy as jnp
+
+# BYOL's two distributions (Grill et al. 2020, table 6), which VITO A.1 adopts "without modification".
+# Views 1 and 3 use A1, view 2 uses A2 (VITO A.1). Crop and flip stand in the data section: the host does them.
+BYOL_A1 = dict(jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1,
+               grey_prob=0.2, blur_prob=1.0, solarize_prob=0.0)
+BYOL_A2 = dict(BYOL_A1, blur_prob=0.1, solarize_prob=0.2)
+BYOL_VIEWS = (BYOL_A1, BYOL_A2, BYOL_A1)
+
+
+def byol_views(views_BxVxHxWx3: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Augments V = 2 or 3 views of each example with A1, A2 (, A1).
+
+    Args:
+      views_BxVxHxWx3: uint8, cropped and flipped.
+      keys_B: one typed PRNG key per example.
+
+    Returns:
+      float32[B, V, H, W, 3] in [0, 1].
+    """
+    def augment_view(view: int) -> jax.Array:
+        images = views_BxVxHxWx3[:, view].astype(jnp.float32) / 255
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, view))(keys_B)
+        return jax.vmap(lambda image, key: byol(image, key, **BYOL_VIEWS[view]))(images, keys)
+
+    return jnp.stack([augment_view(v) for v in range(views_BxVxHxWx3.shape[1])], axis=1)
+
+
+def byol(image: jax.Array, key: jax.Array, *, jitter_prob: float, brightness: float, contrast: float,
+         saturation: float, hue: float, grey_prob: float, blur_prob: float, solarize_prob: float) -> jax.Array:
+    """BYOL's photometric pipeline in its order: jitter, grey, blur, solarise, clip (VITO A.1, items 3-6)."""
+    jitter_key, jitter_coin, grey_coin, blur_key, blur_coin, solarize_coin = jax.random.split(key, 6)
+    size = image.shape[0]
+    jittered = color_jitter(image, jitter_key, brightness, contrast, saturation, hue)
+    image = jnp.where(jax.random.bernoulli(jitter_coin, jitter_prob), jittered, image)
+    image = jnp.where(jax.random.bernoulli(grey_coin, grey_prob), to_grey(image), image)
+    # Kernel 23 at 224 px, std U[0.1, 2.0] (VITO A.1); BYOL's code scales the kernel, not the std, with the image.
+    blurred = gaussian_blur(image, jax.random.uniform(blur_key, minval=0.1, maxval=2.0), radius=int(size / 10 / 2))
+    image = jnp.where(jax.random.bernoulli(blur_coin, blur_prob), blurred, image)
+    image = jnp.where(jax.random.bernoulli(solarize_coin, solarize_prob), solarize(image), image)
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def color_jitter(image: jax.Array, key: jax.Array, brightness: float, contrast: float, saturation: float,
+                 hue: float) -> jax.Array:
+    """Brightness, contrast, saturation and hue in random order, clipped to [0, 1] after each.
+
+    Brightness adds U(-b, b); contrast multiplies deviations from each channel's mean by U(1-c, 1+c); saturation
+    multiplies S in HSV by U(1-s, 1+s); hue adds U(-h, h) turns to H (BYOL's published code; its paper gives the
+    magnitudes only).
+    """
+    order_key, *keys = jax.random.split(key, 5)
+    shift = jax.random.uniform(keys[0], minval=-brightness, maxval=brightness)
+    factor = jax.random.uniform(keys[1], minval=1 - contrast, maxval=1 + contrast)
+    saturate = jax.random.uniform(keys[2], minval=1 - saturation, maxval=1 + saturation)
+    turn = jax.random.uniform(keys[3], minval=-hue, maxval=hue)
+    operations = [
+        lambda x: x + shift,
+        lambda x: adjust_contrast(x, factor),
+        lambda x: adjust_hsv(x, saturate, 0.0),
+        lambda x: adjust_hsv(x, 1.0, turn),
+    ]
+    order = jax.random.permutation(order_key, 4)
+    for position in range(4):
+        image = jnp.clip(jax.lax.switch(order[position], operations, image), 0.0, 1.0)
+    return image
+
+
+def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+    mean = image.mean(axis=(0, 1), keepdims=True)
+    return (image - mean) * factor + mean
+
+
+def adjust_hsv(image: jax.Array, saturation_factor: jax.Array, hue_shift: jax.Array) -> jax.Array:
+    """Multiplies S (clipped to [0, 1]) and turns H by `hue_shift` of a full circle."""
+    h, s, v = rgb_to_hsv(image)
+    return hsv_to_rgb((h + hue_shift) % 1.0, jnp.clip(s * saturation_factor, 0.0, 1.0), v)
+
+
+def rgb_to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """RGB [..., 3] -> H, S, V, each [...] in [0, 1]; the hexcone model (H = S = 0 for grey)."""
+    r, g, b = image[..., 0], image[..., 1], image[..., 2]
+    v = image.max(axis=-1)
+    chroma = v - image.min(axis=-1)
+    safe = jnp.where(chroma > 0, chroma, 1.0)
+    sector = jnp.where(v == r, ((g - b) / safe) % 6, jnp.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    return jnp.where(chroma > 0, sector / 6, 0.0), jnp.where(v > 0, chroma / jnp.where(v > 0, v, 1.0), 0.0), v
+
+
+def hsv_to_rgb(h: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
+    """Inverse of `rgb_to_hsv`: [...] each -> [..., 3]."""
+    def channel(offset: int) -> jax.Array:  # 5, 3, 1 for r, g, b: how far the channel lies below V around the hexagon
+        k = (offset + h * 6) % 6
+        return v - v * s * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+
+    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+
+
+def to_grey(image: jax.Array) -> jax.Array:
+    """Luma with weights 0.2989, 0.587, 0.114, in all three channels."""
+    luma = image @ jnp.array([0.2989, 0.587, 0.114], image.dtype)
+    return jnp.broadcast_to(luma[..., None], image.shape)
+
+
+def solarize(image: jax.Array, threshold: float = 0.5) -> jax.Array:
+    return jnp.where(image < threshold, image, 1.0 - image)
+
+
+def gaussian_blur(image: jax.Array, sigma: jax.Array, radius: int) -> jax.Array:
+    """Separable Gaussian blur, kernel 2 * radius + 1, zero padding.
+
+    Written as two products with banded matrices: with a sigma per image a convolution would need one group per image,
+    which accelerators run slowly; the products map to the matrix unit.
+    """
+    def band(size: int) -> jax.Array:
+        distance = jnp.arange(size)[:, None] - jnp.arange(size)[None, :]
+        weights = jnp.exp(-jnp.square(distance.astype(jnp.float32)) / (2 * sigma**2))
+        support = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
+        norm = jnp.exp(-jnp.square(support) / (2 * sigma**2)).sum()
+        return jnp.where(jnp.abs(distance) <= radius, weights, 0.0) / norm
+
+    height, width, _ = image.shape
+    return jnp.einsum("hy,ywc,xw->hxc", band(height), image, band(width))

@@ -1,0 +1,62 @@
+"""From a config to the parts of a run. No data and no device is touched: tests and planning use it as training does."""
+import dataclasses
+
+import jax
+import ml_collections
+import optax
+
+from vivi_jax import optim
+from vivi_jax.errors import ConfigError, choose
+from vivi_jax.methods import METHODS
+from vivi_jax.models import build_encoder
+from vivi_jax.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a training run is made of."""
+    method: object
+    optimizer: optax.GradientTransformation
+    train_step: object  # (state, batch) -> (state, metrics)
+    batch_spec: dict[str, jax.ShapeDtypeStruct]  # of the global batch
+    total_steps: int
+
+
+def build(config: ml_collections.ConfigDict) -> Parts:
+    """Every section of the config becomes the keyword arguments of one function, so an unknown key is an error."""
+    encoder = call("encoder", build_encoder, **config.encoder)
+    method = call("method", choose("config.method.name", config.method.name, METHODS), encoder, **rest(config.method))
+    total_steps, warmup_steps = call("schedule", steps, batch_size=config.batch_size, **{
+        name: config.schedule[name] for name in config.schedule if name != "base_lr"})
+    schedule = optim.learning_rate(base_lr=config.schedule.base_lr, batch_size=config.batch_size,
+                                   warmup_steps=warmup_steps, total_steps=total_steps)
+    optimizer = call("optimizer", choose("config.optimizer.name", config.optimizer.name, optim.OPTIMIZERS), schedule,
+                     **rest(config.optimizer))
+    train_step = make_train_step(method, optimizer, schedule, seed=config.seed, total_steps=total_steps,
+                                 micro_batches=config.micro_batches)
+    batch_spec = method.batch_spec(config.batch_size, views=config.data.views, image_size=config.data.image_size)
+    return Parts(method, optimizer, train_step, batch_spec, total_steps)
+
+
+def rest(section: ml_collections.ConfigDict) -> dict:
+    """A section without its `name`, which chose the function that gets the others."""
+    return {key: value for key, value in section.items() if key != "name"}
+
+
+def call(section: str, function, *args, **kwargs):
+    """Calls a config section's function; a key it does not know is the user's error, with the section named."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ConfigError(f"config.{section}: {error}") from error
+
+
+def steps(*, batch_size: int, epochs: float, warmup_epochs: float, examples_per_epoch: int) -> tuple[int, int]:
+    """Returns (steps of the run, steps of the warm-up), rounded down."""
+    total = int(epochs * examples_per_epoch / batch_size)
+    if total < 1:
+        raise ConfigError(f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
+                          f"of {batch_size}; raise epochs or lower config.batch_size")
+    return total, int(warmup_epochs * examples_per_epoch / batch_size)

@@ -1,0 +1,138 @@
+"""Trains: `python -m vivi_jax.main --config=configs/vito.py --config.data.path=STORE --workdir=RUN`.
+
+From the config to the parts, from the parts to train(). The only file that joins the core, the input pipeline and the
+evaluation. Started again with the same --workdir, a run goes on where it was; a finished one does nothing.
+"""
+import functools
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from evaluation import adapt
+from input_pipeline import images, pipeline
+from input_pipeline.store import DataError, FrameStore
+from vivi_jax import checkpoint, preemption
+from vivi_jax.build import build, call
+from vivi_jax.errors import CheckpointError, ConfigError, choose
+from vivi_jax.train import Hook, NotFinite, train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with variants: configs/vito.py:demo",
+                                         lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
+
+
+def main(_) -> None:
+    start = time.time()
+    config = CONFIG.value
+    workdir = WORKDIR.value or f"runs/{config.name}"
+    parts = build(config)
+    batches = choose("config.data.source", config.data.source, SOURCES)(config)
+    hooks = online_evaluation(config, parts.method)
+    claim_workdir(workdir, config)
+
+    state = train(parts, batches, workdir, seed=config.seed, batch_size=config.batch_size,
+                  micro_batches=config.micro_batches, hooks=hooks, **config.run)
+
+    if jax.process_index() == 0:
+        summary = {"config": config.name, "step": int(state.step), "seconds_this_start": round(time.time() - start, 1),
+                   "checkpoint": f"{workdir}/checkpoints/{int(state.step)}",
+                   "state_sha256": checkpoint.state_sha256(state)}
+        pathlib.Path(workdir, "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        logging.info("done: %s", json.dumps(summary))
+
+
+def video_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of clips' views from a frame store."""
+    store = FrameStore(config.data.path)
+    options = {name: value for name, value in config.data.items() if name not in ("source", "path")}
+    return functools.partial(call, "data", pipeline.clip_views, store, **share(config), **options)
+
+
+def image_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of views of single images."""
+    labelled = images.load_labelled(config.data.path, "train")
+    options = {name: config.data[name] for name in ("views", "image_size", "min_crop_area")}
+    return functools.partial(call, "data", pipeline.image_views, labelled, **share(config), **options)
+
+
+SOURCES = {"video": video_batches, "images": image_batches}
+
+
+def share(config) -> dict:
+    """This process's share of every global batch."""
+    return dict(seed=config.seed, batch_size=config.batch_size, process_index=jax.process_index(),
+                process_count=jax.process_count())
+
+
+def online_evaluation(config, method) -> list[Hook]:
+    """k-NN and linear probe of the online encoder on labelled images, as a hook of the loop."""
+    options = config.evaluation.to_dict()
+    if not options["dataset"]:
+        return []
+    evaluate = call("evaluation", adapt.make_hook, method.network.encoder, **options)
+    return [lambda step, state: evaluate(checkpoint.encoder_variables(state.params, state.model_state))]
+
+
+def claim_workdir(workdir: str, config) -> None:
+    """Writes config.json into a new run directory; refuses one that was started with another config.
+
+    `config.run` may change between starts: it says how often to log and save, not what to compute.
+    """
+    path = pathlib.Path(workdir, "config.json")
+    new = json.loads(config.to_json())
+    if path.exists():
+        old = checkpoint.load_config(workdir)
+        differences = [f"{key}: {was!r} there, {now!r} here" for key, was, now in differing(old, new)
+                       if not key.startswith("run.")]
+        if differences:
+            raise ConfigError(f"{workdir} was started with another config ({'; '.join(differences)}); use another "
+                              "--workdir, or the values it was started with")
+    elif jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_text(json.dumps(new, indent=1) + "\n")
+        unfinished.rename(path)
+
+
+def differing(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, object, object]]:
+    """Yields (dotted key, old value, new value) wherever two nested dicts differ; None where a key is absent."""
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from differing(was, now, f"{prefix}{key}.")
+        elif was != now:
+            yield f"{prefix}{key}", was, now
+
+
+def run() -> None:
+    """Parses flags and runs main; what is the user's to mend ends with one line, everything else with a traceback."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
+        sys.exit(f"error: {error}")
+    except preemption.Preempted:
+        logging.flush()
+        os._exit(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    try:
+        remaining = flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, flags.Error) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if CONFIG.value is None:
+        raise ConfigError("--config is missing; for example --config=configs/vito.py:demo")
+    return remaining
+
+
+if __name__ == "__main__":
+    run()

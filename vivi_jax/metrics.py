@@ -1,0 +1,88 @@
+"""Scalars out of a run: metrics.jsonl, TensorBoard and the console."""
+import json
+import pathlib
+import sys
+import time
+
+import jax
+
+
+class MetricWriter:
+    """Writes scalars of one run. Only process 0 writes; on the others every call does nothing.
+
+    Args:
+      workdir: gets metrics.jsonl (one {"step": ..., name: value, ...} a line) and TensorBoard events.
+      first_step: lines after this step are dropped, so that a resumed run's file reads like a straight run's.
+    """
+
+    def __init__(self, workdir: str, first_step: int):
+        self._writer = jax.process_index() == 0
+        if not self._writer:
+            return
+        path = pathlib.Path(workdir) / "metrics.jsonl"
+        _truncate(path, first_step)
+        self._jsonl = open(path, "a", buffering=1)
+        # Imported here: clu's writers need TensorFlow, which the core must not load.
+        from clu import metric_writers
+        self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if self._writer:
+            self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._tensorboard.write_scalars(step, scalars)
+
+    def close(self) -> None:
+        if self._writer:
+            self._jsonl.close()
+            self._tensorboard.close()
+
+
+def _truncate(path: pathlib.Path, last_step: int) -> None:
+    """Keeps the whole lines up to `last_step`; a kill may have cut the last line or left lines past the checkpoint."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+            break
+        kept.append(line)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text("".join(kept))
+    unfinished.rename(path)
+
+
+class Progress:
+    """The console line: how far, how fast, how long still, and the share of time spent waiting for data."""
+
+    def __init__(self, first_step: int, total_steps: int, batch_size: int):
+        self._total_steps, self._batch_size = total_steps, batch_size
+        self._step, self._time, self._waited = first_step, time.perf_counter(), 0.0
+
+    def rates(self, step: int, wait_seconds: float) -> dict[str, float]:
+        """Rates since the last call; `wait_seconds` counts from the start of the run."""
+        now = time.perf_counter()
+        seconds, steps_done = max(now - self._time, 1e-9), step - self._step
+        waited = wait_seconds - self._waited
+        self._step, self._time, self._waited = step, now, wait_seconds
+        return {"examples_per_second": steps_done * self._batch_size / seconds,
+                "data_wait_share": min(1.0, waited / seconds)}
+
+    def show(self, step: int, scalars: dict[str, float]) -> None:
+        if jax.process_index() != 0:
+            return
+        left = (self._total_steps - step) * self._batch_size / max(scalars["examples_per_second"], 1e-9)
+        done = step / self._total_steps
+        text = (f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars['loss']:.3f}  "
+                f"lr {scalars['learning_rate']:.3g}  {scalars['examples_per_second']:.1f} examples/s  "
+                f"data wait {scalars['data_wait_share']:.0%}  ETA {duration(left)}")
+        terminal = sys.stderr.isatty()
+        print(f"\r\033[K{text}" if terminal else text, end="" if terminal and step < self._total_steps else "\n",
+              file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """90061 -> "1 d 1 h"; 3725 -> "1 h 2 min"; 42 -> "42 s"."""
+    for size, unit, smaller, smaller_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {smaller_unit}"
+    return f"{int(seconds)} s"

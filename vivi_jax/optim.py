@@ -1,0 +1,68 @@
+"""Optimizers, learning-rate and momentum schedules, parameter masks. All updates are optax's."""
+import jax
+import jax.numpy as jnp
+import optax
+
+from vivi_jax.errors import ConfigError
+
+# Which parameters weight decay and the LARS trust ratio apply to, by leaf name. BYOL's code, whose details VITO A.2
+# adopts, excludes biases and all normalisation parameters. A name that is not here is an error, never a guess.
+DECAYED = {"kernel": True, "bias": False, "scale": False}
+
+
+def decay_mask(params) -> dict:
+    """Tree of bools with the structure of `params`: True where weight decay and the trust ratio apply."""
+    def decayed(path, leaf) -> bool:
+        name = path[-1].key
+        if name not in DECAYED:
+            raise ValueError(f"parameter {jax.tree_util.keystr(path)}: no rule for leaves named {name!r}; add it to "
+                             "vivi_jax.optim.DECAYED")
+        return DECAYED[name]
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def learning_rate(*, base_lr: float, batch_size: int, warmup_steps: int, total_steps: int) -> optax.Schedule:
+    """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at `total_steps` (VITO A.2, BYOL)."""
+    if not 0 <= warmup_steps < total_steps:
+        raise ConfigError(f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
+                          "lower config.schedule.warmup_epochs or raise config.schedule.epochs")
+    return optax.warmup_cosine_decay_schedule(
+        0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps)
+
+
+def ema_decay(step: jax.Array, *, base: float, total_steps: int) -> jax.Array:
+    """Decay of the target's moving average: `base` at step 0, 1 at the end, along a cosine (BYOL)."""
+    return 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
+
+
+def lars(schedule: optax.Schedule, *, weight_decay: float, momentum: float,
+         trust_coefficient: float) -> optax.GradientTransformation:
+    """LARS as in BYOL's code: decay, trust ratio, momentum, and the learning rate last.
+
+    `optax.lars` multiplies by the learning rate before the momentum; that differs whenever the rate changes, so the
+    four transforms are chained here in the published order.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), decay_mask),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def sgd(schedule: optax.Schedule, *, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+    """SGD with heavy-ball momentum; weight decay as L2 in the loss (added to the gradient), kernels only."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, decay_mask),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def adam(schedule: optax.Schedule, *, weight_decay: float, b1: float, b2: float) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay on kernels."""
+    return optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask)
+
+
+OPTIMIZERS = {"lars": lars, "sgd": sgd, "adam": adam}
