@@ -2,6 +2,9 @@
 
 A CLI's `main` catches exactly these and exits with the line; every other exception is a bug and keeps its traceback.
 """
+import difflib
+from collections.abc import Mapping
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -10,3 +13,11 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """Stored weights that are missing, damaged, or do not fit the model they are loaded into."""
+
+
+def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    """Returns table[name]; a name it does not have is a ConfigError that suggests the nearest one it has."""
+    if name in table:
+        return table[name]
+    nearest = difflib.get_close_matches(str(name), table, n=1, cutoff=0.0)[0]
+    raise ConfigError(f"{what}={name!r} is unknown; did you mean {nearest!r}? Known: {', '.join(sorted(table))}")

@@ -4,11 +4,9 @@ An encoder is a Flax module with `apply(variables, images, train=bool) -> (poole
 [B, H, W, 3] in [0, 1], pooled float32 [B, C], intermediates a dict of named feature maps [B, h, w, c].
 """
 
-import difflib
-
 from flax import linen as nn
 
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import choose
 from vivi_jax.models.resnet import ResNet
 
 ENCODERS = {"resnet": ResNet}
@@ -23,7 +21,5 @@ def build_encoder(name: str, **kwargs) -> nn.Module:
       ConfigError: no encoder has this name, or a value is impossible for it.
       TypeError: an argument the encoder does not have.
     """
-    if name not in ENCODERS:
-        near = difflib.get_close_matches(name, ENCODERS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown encoder {name!r}: did you mean {near!r}? Known: {', '.join(sorted(ENCODERS))}")
-    return ENCODERS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
+    return choose("config.encoder.name", name, ENCODERS)(**arguments)
