@@ -1,0 +1,194 @@
+"""Labelled images for evaluation: class folders, prepared videos, or a TFDS name, all read in one way."""
+import collections
+import concurrent.futures
+import dataclasses
+import difflib
+import hashlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from input_pipeline.pipeline import crop_and_resize, image_height_width
+from input_pipeline.store import META, DataError, FrameStore
+
+_LOG = logging.getLogger(__name__)
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
+_TEST_FOLDERS = ("test", "val", "validation")
+_HELD_OUT = 5  # one image in five, where a source does not come in two parts
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledImages:
+    """Encoded images, read one by one, and their labels."""
+    source: str  # where they come from, for messages
+    labels: np.ndarray  # int32[N], index into class_names
+    class_names: list[str]
+    read: Callable[[int], bytes]  # index -> contents of an image file; safe to call from many threads
+    name: Callable[[int], str]  # index -> what to call the image in a message
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "LabelledImages":
+        """The images of the given indices, in that order."""
+        return dataclasses.replace(self, labels=self.labels[indices], read=lambda i: self.read(int(indices[i])),
+                                   name=lambda i: self.name(int(indices[i])))
+
+
+def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> LabelledImages:
+    """Labelled images from a folder or a TFDS name.
+
+    Args:
+      source: one of
+        a folder with train/ and test/ (or val/ or validation/), each with one folder of images per class, or each
+        a frame store that input_pipeline.prepare wrote with labels: the middle frame of every labelled video;
+        one such folder or store alone: one image in five, chosen by a hash of its name, is held out for "test";
+        the name of a TFDS data set with an image and a label, e.g. "cifar10"; it is downloaded if needed, and its
+        encoded images are kept in memory.
+      split: "train" or "test".
+      data_dir: where TFDS keeps its data; None = its default.
+
+    Raises:
+      DataError: source is none of these, or holds no labelled images.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"no split {split!r}: use 'train' or 'test'")
+    root = pathlib.Path(source)
+    if not root.is_dir():
+        return _load_tfds(source, split, data_dir)
+    if not (root / "train").is_dir():
+        return _hold_out(load_folder(root), split)
+    train = load_folder(root / "train")
+    if split == "train":
+        return train
+    folders = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
+    if not folders:
+        raise DataError(f"{root} has train/ but none of {', '.join(f'{name}/' for name in _TEST_FOLDERS)}: add one")
+    return _with_classes_of(train, load_folder(folders[0]))
+
+
+def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All images once, in order, as BYOL evaluates: the central square of 7/8 (224/256) of the short side, resized.
+
+    Yields:
+      {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b]}, b = batch_size, the last one smaller.
+
+    Raises:
+      DataError: an image does not decode.
+    """
+    def load(i: int) -> np.ndarray:
+        data = images.read(i)
+        try:
+            height, width = image_height_width(data)
+            side = max(min(height, width) * 7 // 8, 1)
+            box = np.array([(height - side + 1) // 2, (width - side + 1) // 2, side, side], np.int32)
+            return crop_and_resize(data, box, image_size)
+        except tf.errors.InvalidArgumentError as e:
+            raise DataError(f"{images.name(i)} does not decode; replace or remove it") from e
+
+    starts = range(0, len(images), batch_size)
+    ahead = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in [*starts, None]:  # one batch is decoded while the caller works on the one before
+            if start is not None:
+                rows = range(start, min(start + batch_size, len(images)))
+                ahead.append((images.labels[rows.start:rows.stop], pool.map(load, rows)))
+            if len(ahead) > 1 or start is None:
+                labels, decoded = ahead.popleft()
+                yield {"image": np.stack(list(decoded)), "label": labels}
+
+
+def load_folder(root: str | os.PathLike) -> LabelledImages:
+    """All labelled images of a frame store, or of a folder with one folder per class (at any depth below it).
+
+    Raises:
+      DataError: there are none.
+    """
+    root = pathlib.Path(root)
+    if (root / META).is_file():
+        return _middle_frames(FrameStore(root))
+    class_names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files, labels, others = [], [], []
+    for label, class_name in enumerate(class_names):
+        for path in sorted(p for p in (root / class_name).rglob("*") if p.is_file()):
+            if path.suffix.lower() in _SUFFIXES:
+                files.append(path)
+                labels.append(label)
+            else:
+                others.append(path)
+    if not files:
+        raise DataError(f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
+                        f"class with {', '.join(sorted(_SUFFIXES))} files")
+    if others:
+        _LOG.warning("%d files of %s are no images and not used (%s)", len(others), root, others[0])
+    return LabelledImages(str(root), np.array(labels, np.int32), class_names, read=lambda i: files[i].read_bytes(),
+                          name=lambda i: str(files[i]))
+
+
+def _middle_frames(store: FrameStore) -> LabelledImages:
+    videos = np.flatnonzero(store.label >= 0)
+    if not len(videos):
+        raise DataError(f"no video of {store.directory} has a label; prepare them again with --labels=CSV")
+    if len(videos) < len(store):
+        _LOG.warning("%d of %d videos of %s have no label and are not used", len(store) - len(videos), len(store),
+                     store.directory)
+    records = store.first_record[videos] + store.num_frames[videos] // 2
+    return LabelledImages(
+        store.directory, store.label[videos].astype(np.int32), store.class_names,
+        read=lambda i: store.read(records[i]).item(),
+        name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}")
+
+
+def _with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImages:
+    """The test images, labelled by the class numbers of the training images."""
+    unknown = sorted(set(test.class_names) - set(train.class_names))
+    if unknown:
+        raise DataError(f"{test.source} has classes that {train.source} lacks: {', '.join(unknown[:5])}")
+    number = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
+    return dataclasses.replace(test, labels=number[test.labels], class_names=train.class_names)
+
+
+def _hold_out(images: LabelledImages, split: str) -> LabelledImages:
+    """The part of the images that belongs to a split; an image stays in its part when others come or go."""
+    def is_test(i: int) -> bool:
+        name = os.path.relpath(images.name(i), images.source)
+        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _HELD_OUT == 0
+
+    chosen = np.flatnonzero([is_test(i) == (split == "test") for i in range(len(images))])
+    if not len(chosen):
+        raise DataError(f"none of the {len(images)} images of {images.source} falls into {split!r}: give train/ and "
+                        "test/ folders")
+    _LOG.info("%s has no train/ and test/: %s is %d of its %d images, by a hash of their names", images.source, split,
+              len(chosen), len(images))
+    return images.take(chosen)
+
+
+def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
+    import tensorflow_datasets as tfds  # seconds to import, and only needed here
+
+    names = tfds.list_builders(with_community_datasets=False)
+    if source.split(":")[0].split("/")[0] not in names:
+        folder = pathlib.Path(source).parent
+        siblings = [str(folder / p.name) for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+        near = difflib.get_close_matches(source, [*siblings, *names], n=3, cutoff=0.6)
+        raise DataError(f"{source!r} is neither a folder nor a TFDS data set"
+                        + (f"; nearest: {', '.join(near)}" if near else ""))
+    try:
+        builder = tfds.builder(source, data_dir=data_dir)
+        features = dict(builder.info.features)
+        image_key, label_key = builder.info.supervised_keys or (None, None)
+        if not (isinstance(features.get(image_key), tfds.features.Image)
+                and isinstance(features.get(label_key), tfds.features.ClassLabel)):
+            raise DataError(f"it has no image with a class label but {', '.join(features)}")
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split=split, shuffle_files=False,
+                                     decoders={image_key: tfds.decode.SkipDecoding()})
+        examples = [(example[image_key], example[label_key]) for example in dataset.as_numpy_iterator()]
+    except Exception as e:  # TFDS raises whatever its downloads, checksums, versions and splits raise
+        raise DataError(f"TFDS cannot provide {split!r} of {source!r}: {' '.join(str(e).split())[:300]}") from e
+    return LabelledImages(source, np.array([label for _, label in examples], np.int32), features[label_key].names,
+                          read=lambda i: examples[i][0], name=lambda i: f"image {i} of {source}, {split}")

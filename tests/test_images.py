@@ -1,0 +1,191 @@
+"""Labelled images: every source gives the same pixels and labels, in a fixed order; what is damaged is named."""
+import io
+import logging
+import pathlib
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import images
+from input_pipeline.store import DataError, shard_name, write_index, write_shard
+
+
+def png(rgb: np.ndarray) -> bytes:
+    return cv2.imencode(".png", rgb[..., ::-1])[1].tobytes()
+
+
+def write_tree(root: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def flat(colour: tuple[int, int, int], size: int = 8) -> bytes:
+    return png(np.full((size, size, 3), colour, np.uint8))
+
+
+def batches(labelled, batch_size=4, image_size=8) -> tuple[np.ndarray, np.ndarray]:
+    parts = list(images.eval_batches(labelled, batch_size=batch_size, image_size=image_size))
+    return np.concatenate([p["image"] for p in parts]), np.concatenate([p["label"] for p in parts])
+
+
+def test_real_class_folders(sample_data):
+    train = images.load_labelled(str(sample_data / "cifar10_mini"), "train")
+    test = images.load_labelled(str(sample_data / "cifar10_mini"), "test")
+    assert (len(train), len(test)) == (400, 100)
+    assert train.class_names == test.class_names == sorted(
+        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    assert np.bincount(test.labels).tolist() == [10] * 10
+    parts = list(images.eval_batches(test, batch_size=48, image_size=32))
+    assert [p["image"].shape for p in parts] == [(48, 32, 32, 3), (48, 32, 32, 3), (4, 32, 32, 3)]
+    assert parts[0]["image"].dtype == np.uint8 and parts[0]["label"].dtype == np.int32
+    assert np.concatenate([p["label"] for p in parts]).tolist() == np.sort(test.labels).tolist()
+    for p in parts:
+        assert p["image"].std() > 30  # pictures
+
+
+def test_folders_without_parts_are_split_by_name_and_stay_split(sample_data, tmp_path, caplog):
+    source = str(sample_data / "dtd_mini")
+    with caplog.at_level(logging.INFO, logger="input_pipeline"):
+        train, test = (images.load_labelled(source, split) for split in ("train", "test"))
+    total = sum(p.suffix == ".jpg" for p in (sample_data / "dtd_mini").rglob("*"))
+    assert f"test is {len(test)} of its {total} images" in caplog.text
+    names = [{labelled.name(i) for i in range(len(labelled))} for labelled in (train, test)]
+    assert not names[0] & names[1] and len(names[0] | names[1]) == total
+    assert 0.1 * total <= len(test) <= 0.35 * total
+    # Elsewhere, and with an image taken away, all others stay where they were.
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    gone = sorted(names[0])[0]
+    (copy / pathlib.Path(gone).relative_to(source)).unlink()
+    again = images.load_labelled(str(copy), "train")
+    assert {again.name(i).replace(str(copy), source) for i in range(len(again))} == names[0] - {gone}
+    assert {again.class_names[label] for label in again.labels} == {train.class_names[label] for label in train.labels}
+
+
+def test_the_central_square_is_seven_eighths_of_the_short_side(tmp_path):
+    rgb = np.zeros((80, 160, 3), np.uint8)
+    rgb[5:75, 45:115] = 255  # 70 = 7/8 of 80, centred
+    labelled = images.load_folder(write_tree(tmp_path, {"c/wide.png": png(rgb)}))
+    assert (batches(labelled, image_size=70)[0] == 255).all()
+    rgb[5, 45] = 0  # its corner pixel
+    labelled = images.load_folder(write_tree(tmp_path, {"c/wide.png": png(rgb)}))
+    assert batches(labelled, image_size=70)[0][0, 0, 0].tolist() == [0, 0, 0]
+    assert (batches(labelled, image_size=70)[0] == 0).sum() == 3
+
+
+def pil(mode: str, colour, form: str) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (24, 16), colour).save(out, form)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("mode,colour,form,rgb", [
+    ("RGB", (200, 30, 90), "JPEG", (200, 30, 90)),
+    ("L", 120, "JPEG", (120, 120, 120)),
+    ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
+    ("RGB", (200, 30, 90), "PNG", (200, 30, 90)),
+    ("L", 120, "PNG", (120, 120, 120)),
+    ("LA", (120, 7), "PNG", (120, 120, 120)),
+    ("RGBA", (200, 30, 90, 128), "PNG", (200, 30, 90)),  # opacity is dropped
+    ("P", 5, "PNG", None),
+    ("RGB", (200, 30, 90), "BMP", (200, 30, 90)),
+    ("P", 5, "GIF", None),
+])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, form, rgb):
+    data = pil(mode, colour, form)
+    rgb = rgb or Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0))
+    labelled = images.load_folder(write_tree(tmp_path, {f"c/x.{form.lower()}": data}))
+    [image], labels = batches(labelled)
+    assert image.shape == (8, 8, 3) and labels.tolist() == [0]
+    assert np.abs(image.astype(int) - rgb).max() <= 3
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all", flat((1, 2, 3), 64)[:90],
+                                  cv2.imencode(".jpg", np.random.default_rng(0).integers(
+                                      0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:900]])
+def test_a_damaged_image_is_named(tmp_path, data):
+    tree = write_tree(tmp_path, {"a/1.png": flat((0, 0, 0)), "a/2.jpg": data, "b/3.png": flat((0, 0, 0))})
+    with pytest.raises(DataError, match=r"a/2\.jpg does not decode") as e:
+        batches(images.load_folder(tree))
+    assert "\n" not in str(e.value)
+
+
+def test_test_labels_use_the_training_classes(tmp_path):
+    files = {f"train/{c}/0.png": flat((i, 0, 0)) for i, c in enumerate(["ant", "bee", "cow"])}
+    tree = write_tree(tmp_path, files | {"val/cow/0.png": flat((2, 0, 0)), "val/bee/0.png": flat((1, 0, 0))})
+    pixels, labels = batches(images.load_labelled(str(tree), "test"))
+    assert labels.tolist() == pixels[:, 0, 0, 0].tolist() == [1, 2]
+    write_tree(tree, {"val/dog/0.png": flat((3, 0, 0))})
+    with pytest.raises(DataError, match="classes that .* lacks: dog"):
+        images.load_labelled(str(tree), "test")
+
+
+def write_store(directory: pathlib.Path, labels: list[int]) -> pathlib.Path:
+    """Video v has v + 3 frames of colour (40 v, 20 frame, 0)."""
+    directory.mkdir(parents=True)
+    lengths = [v + 3 for v in range(len(labels))]
+    frames = [cv2.imencode(".jpg", np.full((16, 16, 3), (0, 20 * k, 40 * v), np.uint8))[1].tobytes()
+              for v, n in enumerate(lengths) for k in range(n)]
+    path = directory / shard_name(0, 1)
+    write_shard(path, frames)
+    rows = [{"input": f"v{v}.mp4", "status": "ok", "reason": "", "frames": n, "fps": 25, "height": 16, "width": 16,
+             "shot_starts": [0], "label": label} for v, (n, label) in enumerate(zip(lengths, labels, strict=True))]
+    write_index(directory, settings={}, rows=rows, class_names=["left", "right"],
+                shards=[{"file": path.name, "records": len(frames), "bytes": path.stat().st_size}])
+    return directory
+
+
+def test_prepared_videos_give_their_middle_frames(tmp_path, caplog):
+    write_store(tmp_path / "train", [1, -1, 0, 1])
+    write_store(tmp_path / "test", [0, 1])
+    pixels, labels = batches(images.load_labelled(str(tmp_path), "train"))
+    assert labels.tolist() == [1, 0, 1]
+    assert "1 of 4 videos" in caplog.text and "no label" in caplog.text
+    expected = [(40 * v, 20 * ((v + 3) // 2), 0) for v in (0, 2, 3)]
+    assert np.abs(pixels[:, 0, 0].astype(int) - expected).max() <= 3
+    assert batches(images.load_labelled(str(tmp_path), "test"))[1].tolist() == [0, 1]
+    write_store(tmp_path / "unlabelled", [-1, -1])
+    with pytest.raises(DataError, match="no video of .* has a label; prepare them again with --labels"):
+        images.load_labelled(str(tmp_path / "unlabelled"), "train")
+
+
+def test_other_files_are_counted_not_hidden(tmp_path, caplog):
+    tree = write_tree(tmp_path, {"a/1.png": flat((0, 0, 0)), "a/notes.txt": b"hello"})
+    assert len(images.load_folder(tree)) == 1
+    assert "1 files of" in caplog.text and "notes.txt" in caplog.text
+
+
+def test_what_is_no_source_gets_one_line(tmp_path):
+    (tmp_path / "flowers").mkdir()
+    for source, message in [
+            ("cifer10", "'cifer10' is neither a folder nor a TFDS data set; nearest: .*cifar10"),
+            (str(tmp_path / "flowrs"), f"nearest: {tmp_path}/flowers"),
+            (str(tmp_path / "flowers"), "no images in .*flowers: it must be")]:
+        with pytest.raises(DataError, match=message) as e:
+            images.load_labelled(source, "train")
+        assert "\n" not in str(e.value)
+    with pytest.raises(DataError, match="no split 'valid'"):
+        images.load_labelled(str(tmp_path), "valid")
+    write_tree(tmp_path, {"train/a/1.png": flat((0, 0, 0))})
+    with pytest.raises(DataError, match="has train/ but none of test/, val/, validation/"):
+        images.load_labelled(str(tmp_path), "test")
+
+
+def test_tfds_by_name(tmp_path):
+    import tensorflow_datasets as tfds
+
+    with tfds.testing.mock_data(num_examples=9):
+        labelled = images.load_labelled("cifar10", "train", data_dir=str(tmp_path))
+        assert len(labelled) == 9 and len(labelled.class_names) == 10
+        pixels, labels = batches(labelled, batch_size=5, image_size=28)
+        expected = list(tfds.as_numpy(tfds.load("cifar10", split="train", data_dir=str(tmp_path))))
+    assert labels.tolist() == [e["label"] for e in expected]
+    # 28 = 7/8 of 32: the central square of the decoded image, unchanged.
+    np.testing.assert_array_equal(pixels, np.stack([e["image"][2:30, 2:30] for e in expected]))
+    with tfds.testing.mock_data(num_examples=2), pytest.raises(DataError, match="'imdb_reviews': it has no image"):
+        images.load_labelled("imdb_reviews", "train", data_dir=str(tmp_path))
