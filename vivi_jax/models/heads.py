@@ -36,7 +36,7 @@ class MultiScalePool(nn.Module):
 
     Attributes:
       stages: names of the encoder's intermediates, in the order of concatenation; ("stage4",) is one scale.
-      pooling: "attention", or "average" (VITO's ablation; no parameters, uniform masks).
+      pooling: "attention", or "average" (VITO's ablation; no parameters, no masks).
       hidden: width of the attention MLP.
       dtype: compute type of the MLP; pooling is float32.
     """
@@ -48,7 +48,7 @@ class MultiScalePool(nn.Module):
 
     @nn.compact
     def __call__(self, intermediates: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Feature maps [B, h, w, c] by name -> pooled float32 [B, sum of c], masks {stage: float32 [B, h, w]}.
+        """Feature maps [B, h, w, c] by name -> pooled float32 [B, sum of c], masks {stage: float32 [B, h, w]} or {}.
 
         Raises:
           ConfigError: unknown pooling, or a stage the encoder does not give.
@@ -64,7 +64,6 @@ class MultiScalePool(nn.Module):
                 features, masks[stage] = AttentionPool(self.hidden, dtype=self.dtype, name=stage)(x)
             else:
                 features = x.astype(jnp.float32).mean(axis=(1, 2))
-                masks[stage] = jnp.full(x.shape[:3], 1.0 / (x.shape[1] * x.shape[2]))
             pooled.append(features)
         return jnp.concatenate(pooled, axis=-1), masks
 
