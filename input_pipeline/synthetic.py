@@ -1,0 +1,285 @@
+"""Rendered moving scenes, written as real video files, for the demo and the tests.
+
+    python -m input_pipeline.synthetic --out=DIR --videos=400 --seed=0
+
+writes OUT/{train,test}/CLASS/*.mp4 (H.264, 25 frames per second). A class is the shape of one moving object and
+nothing else: every shape has the same area, and position, size, rotation, colours, backgrounds and their motion are
+drawn from one distribution for all classes. Within a clip all of these drift and only the shape stays, so what a loss
+between frames of a clip can rely on is what the object is. Videos under test/ have scenes of their own.
+
+The pixels are a pure function of (seed, split, number of the video) and the settings. OUT/.settings.json holds the
+settings; a rendering that was broken off goes on when started again with the same ones.
+"""
+import argparse
+import concurrent.futures
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+
+import av
+import cv2
+import numpy as np
+
+from input_pipeline.store import DataError
+
+FPS = 25
+TEST_EVERY = 4  # one video in four is held out
+SETTINGS = ".settings.json"
+
+
+# --- shapes: closed contours [P, 2] with y pointing down; a second contour inside the first is a hole ---------------
+
+
+def _arc(radius, start=0.0, stop=2 * np.pi, points=48, centre=(0.0, 0.0)):
+    angle = np.linspace(start, stop, points)
+    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
+
+
+def _polar(radii):
+    """Contour through the given radii at equal angles, the first one pointing up."""
+    angle = 2 * np.pi * np.arange(len(radii)) / len(radii) - np.pi / 2
+    return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _heart():
+    t = np.linspace(0, 2 * np.pi, 64)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y], axis=1)
+
+
+def _crescent():
+    """A disc of radius 1 less a disc of radius 0.85 moved right by 0.5."""
+    outer_tip = np.arccos((1 + 0.5**2 - 0.85**2) / (2 * 0.5))
+    inner_tip = np.arccos((0.85**2 + 0.5**2 - 1) / (2 * 0.85 * 0.5))
+    outer = _arc(1.0, outer_tip, 2 * np.pi - outer_tip)
+    inner = _arc(0.85, np.pi + inner_tip, np.pi - inner_tip, centre=(0.5, 0.0))
+    return np.concatenate([outer, inner])
+
+
+SHAPES = {
+    "disc": [_arc(1.0)],
+    "ring": [_arc(1.0), _arc(0.62)[::-1]],
+    "square": [_polar([1.0] * 4)],
+    "triangle": [_polar([1.0] * 3)],
+    "star": [_polar([1.0, 0.4] * 5)],
+    "cross": [np.array([(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1),
+                        (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)], float)],
+    "crescent": [_crescent()],
+    "heart": [_heart()],
+    "arrow": [np.array([(0, -4), (3, -0.5), (1.1, -0.5), (1.1, 4), (-1.1, 4), (-1.1, -0.5), (-3, -0.5)], float)],
+    "hourglass": [np.array([(-2, -3), (2, -3), (0.35, 0), (2, 3), (-2, 3), (-0.35, 0)], float)],
+}
+
+
+def _signed_area_and_moment(contour):
+    x, y = contour.T
+    x_next, y_next = np.roll(contour, -1, axis=0).T
+    cross = x * y_next - x_next * y
+    moment = np.array([np.sum((x + x_next) * cross), np.sum((y + y_next) * cross)]) / 6
+    return cross.sum() / 2, moment
+
+
+def unit_shape(name):
+    """Contours of a shape with area 1 and its centre of mass at (0, 0): list of float64[P, 2]."""
+    areas, moments = zip(*[_signed_area_and_moment(c) for c in SHAPES[name]], strict=True)
+    area, centre = sum(areas), sum(moments) / sum(areas)
+    return [(c - centre) / np.sqrt(abs(area)) for c in SHAPES[name]]
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def _drift(rng, frames, low, high, channels=1):
+    """Smooth random path in [low, high] with a new target four times in three seconds: float64[frames, channels]."""
+    position = rng.uniform() + np.arange(frames) / FPS * 4 / 3
+    left = position.astype(int)
+    values = rng.uniform(low, high, (left[-1] + 2, channels))
+    weight = (1 - np.cos(np.pi * (position - left)))[:, None] / 2  # cosine ease: no corner in the motion
+    return (1 - weight) * values[left] + weight * values[left + 1]
+
+
+def _texture(rng, size):
+    """Random clouds of colour: float32[size, size, 3] with mean about 0 and values mostly in [-1, 1]."""
+    texture = np.zeros((size, size, 3), np.float32)
+    for cells, strength in ((3, 0.6), (8, 0.4), (24, 0.3)):
+        grid = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+        texture += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+    return texture
+
+
+def _colours(rng, frames, luminance, chroma):
+    """Colour path float64[frames, 3]: grey level `luminance` [frames, 1] plus a drifting tint of size `chroma`."""
+    tint = _drift(rng, frames, -1, 1, channels=3)
+    return luminance + chroma * (tint - tint.mean(axis=1, keepdims=True))
+
+
+def render_shot(rng, contours, *, size, frames):
+    """One camera shot of one object: uint8[frames, size, size, 3] RGB, drawn from `rng` alone.
+
+    What drifts: place, size, rotation and squeeze of the object, its colour, the light; the background pans and fades
+    from one texture to the next. The object is darker or lighter than the background, so that it survives the loss
+    of colour, and which of the two it is says nothing about its class.
+    """
+    place = size * _drift(rng, frames, 0.36, 0.64, channels=2)
+    side = size * _drift(rng, frames, 0.36, 0.52)[:, 0]  # square root of the object's area
+    angle = rng.uniform(0, 2 * np.pi) + np.cumsum(_drift(rng, frames, -3, 3)[:, 0]) / FPS
+    squeeze = np.exp(_drift(rng, frames, -0.1, 0.1)[:, 0])
+    lighter = rng.choice([-1, 1])
+    ground = 0.5 - lighter * _drift(rng, frames, 0.02, 0.30)
+    ground_rgb = _colours(rng, frames, ground, 0.25)
+    object_rgb = _colours(rng, frames, ground + lighter * _drift(rng, frames, 0.28, 0.5), 0.35)
+    roughness = _drift(rng, frames, 0.04, 0.1)[:, 0]
+
+    extent = 2 * size
+    textures = [_texture(rng, extent) for _ in range(3)]
+    skin = 0.12 * _texture(rng, extent)
+    pan = _drift(rng, frames, 0, size - 1, channels=4).astype(int)
+    fade = _drift(rng, frames, 0, len(textures) - 1)[:, 0]
+
+    video = np.empty((frames, size, size, 3), np.uint8)
+    for t in range(frames):
+        x, y, skin_x, skin_y = pan[t]
+        first = min(int(fade[t]), len(textures) - 2)
+        cut = np.s_[y:y + size, x:x + size]
+        scene = cv2.addWeighted(textures[first][cut], roughness[t] * (1 - fade[t] + first),
+                                textures[first + 1][cut], roughness[t] * (fade[t] - first), 0)
+        scene = cv2.add(scene, (*ground_rgb[t], 0))
+        surface = cv2.add(skin[skin_y:skin_y + size, skin_x:skin_x + size], (*object_rgb[t], 0))
+        mask = _object_mask(contours, size, place[t], side[t], angle[t], squeeze[t])
+        shadow = _object_mask(contours, size, place[t] + size / 32, side[t], angle[t], squeeze[t])
+        shade = 1 - 0.35 * cv2.blur(shadow, (size // 10, size // 10))
+        scene = cv2.multiply(scene, cv2.merge([shade * (1 - mask)] * 3))  # covered where the object is
+        scene = cv2.add(scene, cv2.multiply(surface, cv2.merge([mask] * 3)))
+        video[t] = cv2.convertScaleAbs(np.maximum(scene, 0, out=scene), alpha=255)  # rounds, saturates at 255
+    return video
+
+
+def _object_mask(contours, size, place, side, angle, squeeze):
+    """Anti-aliased coverage float32[size, size] in [0, 1] of the transformed contours."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    transform = side * np.array([[cos, -sin], [sin, cos]]) @ np.diag([squeeze, 1 / squeeze])
+    corners = [np.round((c @ transform.T + place) * 16).astype(np.int32) for c in contours]  # 4 fractional bits
+    mask = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(mask, corners, 255, lineType=cv2.LINE_AA, shift=4)
+    return mask.astype(np.float32) / 255
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def render_video(rng, shape, *, size, frames, shots):
+    """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB."""
+    contours = unit_shape(shape)
+    slack = np.sort(rng.integers(0, frames // 2 + 1, shots - 1))  # each shot gets at least half of an equal share
+    cuts = (np.arange(1, shots) * (frames - frames // 2)) // shots + slack
+    lengths = np.diff([0, *cuts, frames])
+    return np.concatenate([render_shot(rng, contours, size=size, frames=int(n)) for n in lengths])
+
+
+def write_video(path, video):
+    """Encodes uint8[T, H, W, 3] RGB frames to an H.264 mp4 file; one thread, so that equal frames give equal files."""
+    partial = path.with_name(f".{path.name}.partial")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    os.replace(partial, path)
+
+
+def plan_videos(videos, classes):
+    """Which video goes where: list of (split, class, number within the split); classes take turns in both splits."""
+    test = videos // TEST_EVERY
+    return [(split, classes[i % len(classes)], i) for split, count in (("train", videos - test), ("test", test))
+            for i in range(count)]
+
+
+def _write_one(job, *, out, seed, size, frames, shots):
+    split, shape, number = job
+    path = out / split / shape / f"{number:05d}.mp4"
+    if not path.exists():
+        cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
+        rng = np.random.default_rng([seed, ("train", "test").index(split), number])
+        write_video(path, render_video(rng, shape, size=size, frames=frames, shots=shots))
+
+
+def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPES), shots=1, workers=None):
+    """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
+
+    Args:
+      out: str or path of the folder to write; new, empty, or left by an interrupted call with the same settings.
+      videos: number of clips, at least four times the number of classes.
+      seed: int >= 0; another seed draws other scenes.
+      size: side of the square picture in pixels, even, at least 32.
+      seconds: length of a clip, rounded to whole frames of 1/25 s.
+      classes: names from SHAPES, at least two.
+      shots: camera shots per clip (hard cuts to another scene with an object of the same class).
+      workers: processes; None = one per processor core. The files do not depend on it.
+
+    Raises:
+      DataError: an impossible value, or OUT holds something else.
+    """
+    frames = round(seconds * FPS)
+    unknown = [name for name in classes if name not in SHAPES]
+    if unknown or len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"classes must be two or more different ones of {', '.join(SHAPES)}, not {','.join(classes)!r}")
+    if videos < TEST_EVERY * len(classes):
+        raise DataError(f"{videos} videos are too few for {len(classes)} classes in train/ and test/: give at least "
+                        f"{TEST_EVERY * len(classes)}")
+    if size < 32 or size % 2:
+        raise DataError(f"size must be even and at least 32 pixels, not {size}")
+    if shots < 1 or frames < 2 * shots:
+        raise DataError(f"{seconds:g} s are {frames} frames of 1/{FPS} s: too few for {shots} shots")
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}")
+    out = pathlib.Path(out)
+    settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots)
+    _claim(out, settings)
+    jobs = plan_videos(videos, classes)
+    for split, shape, _ in jobs:
+        (out / split / shape).mkdir(parents=True, exist_ok=True)
+    write = functools.partial(_write_one, out=out, seed=seed, size=size, frames=frames, shots=shots)
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    # "spawn": a fork would copy the locks of a caller that runs threads, as JAX and TensorFlow do.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+        for _ in pool.map(write, jobs, chunksize=4):
+            pass
+
+
+def _claim(out, settings):
+    """Makes OUT ours: writes the settings into a new or empty folder, or finds the same ones there."""
+    path = out / SETTINGS
+    if path.is_file():
+        if json.loads(path.read_text()) != settings:
+            raise DataError(f"{out} holds videos rendered with other settings ({path}); choose another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is no folder of rendered videos; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings) + "\n")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=96, help="side of the picture in pixels")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")
+    parser.add_argument("--classes", default=",".join(SHAPES), help="comma-separated")
+    parser.add_argument("--shots", type=int, default=1, help="camera shots per clip")
+    args = vars(parser.parse_args(argv))
+    try:
+        write_videos(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
+    except DataError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()
