@@ -18,8 +18,8 @@ import time
 import traceback
 from typing import NoReturn
 
-import av.subtitles.stream  # noqa: F401  PyAV loads these two late; here they are loaded once, before the forks
-import av.subtitles.subtitle  # noqa: F401
+import av.subtitles.stream
+import av.subtitles.subtitle  # noqa: F401  PyAV loads these two late; here they are loaded once, before the forks
 import cv2
 
 from input_pipeline import video
@@ -73,8 +73,10 @@ class Sandbox:
 def _serve() -> None:
     """Answers requests, one JSON line each, until the parent closes the pipe or dies."""
     cv2.setNumThreads(1)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a decoder prints must not end up among the answers
     for line in iter(sys.stdin.buffer.readline, b""):
-        print(json.dumps(_decode_in_child(**json.loads(line))), flush=True)
+        print(json.dumps(_decode_in_child(**json.loads(line))), file=answers, flush=True)
 
 
 def _decode_in_child(video: str, spool: str, settings: dict, limits: dict) -> dict:

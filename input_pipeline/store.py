@@ -63,6 +63,8 @@ class FrameStore:
                 arrays = {name: index[name] for name in index.files}
         except Exception as e:  # zipfile, zlib, NumPy and OS errors all mean the same to the user
             raise DataError(f"cannot read {root / INDEX} ({e}); delete {root} and prepare it again") from e
+        if len(arrays["videos"]) == 0:
+            raise DataError(f"{root} holds no video: none of the files could be used; {root / LEDGER} says why")
         self.videos = arrays["videos"]
         self.first_record, self.num_frames = arrays["first_record"], arrays["num_frames"]
         self.fps, self.height, self.width = arrays["fps"], arrays["height"], arrays["width"]
@@ -188,9 +190,9 @@ def write_index(directory: str | os.PathLike, *, settings: dict, shards: list[di
     Args:
       settings: JSON values `prepare` ran with; kept in meta.json.
       shards: per shard {"file": name, "records": int, "bytes": int}, in record order.
-      rows: one per input file, in record order: {"input": str, "status": "ok" | "refused", "reason": str} and, if ok,
-        "frames" int, "fps" float, "height", "width" int, "shot_starts" list of int (first 0), "label" int
-        (-1 = unlabelled).
+      rows: one per input file, in record order: {"input": str, "status": "ok" | "refused", "reason": str}, optionally
+        "bytes" int, the size of the file, and, if ok, "frames" int, "fps" float, "height", "width" int, "shot_starts"
+        list of int (first 0), "label" int (-1 = unlabelled).
       class_names: names of the labels.
     """
     root = pathlib.Path(directory)
@@ -226,4 +228,4 @@ def write_index(directory: str | os.PathLike, *, settings: dict, shards: list[di
 def _ledger_line(row: dict) -> dict:
     line = {"input": row["input"], "status": row["status"], "reason": row["reason"],
             "frames": row.get("frames", 0), "shots": len(row.get("shot_starts", []))}
-    return line | {key: row[key] for key in ("fps", "height", "width", "label") if key in row}
+    return line | {key: row[key] for key in ("bytes", "fps", "height", "width", "label") if key in row}

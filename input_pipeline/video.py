@@ -8,6 +8,7 @@ that may be absurd; sizes, rates and durations are checked against what the file
 import contextlib
 import math
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -65,6 +66,7 @@ def decode_file(video: str, spool: str, *, fps: float, short_side: int, jpeg_qua
     scaler = VideoReformatter()  # kept: setting one up costs as much as scaling a picture
     lengths, distances = [], []
     shown = histogram = None
+    pathlib.Path(spool).unlink(missing_ok=True)  # whoever still writes to it does not write into ours
     with open(spool, "wb") as out:
         for frame in _on_grid(_pictures(video, info), info):
             if frame is shown:  # still on display: the same JPEG again
@@ -112,6 +114,8 @@ def _open(video: str) -> tuple[Any, Any]:
         raise Refused("not a video: no container format fits, or its header is damaged") from e
     except OSError as e:
         raise Refused(f"unreadable: {e.strerror}") from e
+    except UnicodeEncodeError as e:
+        raise Refused("unreadable: its name is not UTF-8, which PyAV insists on; rename it") from e
     covers = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:
@@ -119,6 +123,8 @@ def _open(video: str) -> tuple[Any, Any]:
     stream = streams[0]
     if stream.codec_context is None:
         raise Refused("unknown codec")
+    if stream.width == 0 or stream.height == 0:
+        raise Refused("absurd size: the header gives none, or one that no decoder accepts")
     _check_size(stream.width, stream.height)
     stream.codec_context.thread_count = 1  # files run in parallel, not threads of one
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -207,9 +213,10 @@ def _pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]
 
 def _on_grid(pictures: Iterable[tuple[Fraction, Fraction, Any]], info: Info) -> Iterator[Any]:
     """For k = 0, 1, ...: the picture on display k / rate seconds after the first one, until the last one ends."""
-    # Time stamps are rounded to ticks: without slack, a grid of the native rate would repeat and drop pictures.
-    slack = min(info.tick, 1 / (4 * info.rate))
     step = 1 / info.rate
+    # Time stamps are rounded to ticks: without slack, a grid of the native rate would repeat and drop pictures. Ticks
+    # above 2 ms are whole frames, and exact.
+    slack = min(info.tick, Fraction(2, 1000), step / 4)
     due = shown = end = None
     for time, duration, picture in pictures:
         if due is None:

@@ -1,0 +1,362 @@
+"""Decoding: which picture lands where on the grid, how it is scaled and turned, and what is refused and why."""
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+import pytest
+from video_files import loop_video, number, numbered, scenes, write_video
+
+from input_pipeline import video
+from input_pipeline.sandbox import Sandbox
+
+SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto", "min_shot_frames": 8}
+SLOW = SETTINGS | {"short_side": 720}
+LIMITS = {"memory_mb": 2048, "cpu_s": 60, "wall_s": 120}
+
+
+def decode(path, spool=None, **settings):
+    """(row, RGB frames) of one file."""
+    spool = spool or pathlib.Path(str(path) + ".jpegs")
+    row = video.decode_file(str(path), str(spool), **SETTINGS | settings)
+    data, frames, start = spool.read_bytes(), [], 0
+    for length in row["jpeg_bytes"]:
+        frames.append(cv2.imdecode(np.frombuffer(data[start:start + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+        start += length
+    assert start == len(data) and len(frames) == row["frames"]
+    assert all(frame.shape == (row["height"], row["width"], 3) for frame in frames)
+    return row, frames
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("container, codec, pix_fmt", [
+    ("mp4", "libx264", "yuv444p"), ("mkv", "ffv1", "bgr0"), ("avi", "ffv1", "bgr0"), ("avi", "libx264", "yuv444p"),
+    ("webm", "libvpx-vp9", "yuv420p"), ("ts", "libx264", "yuv444p")])
+@pytest.mark.parametrize("native, fps", [(25, 25), (24, 25), (24, 10), (Fraction(30000, 1001), 25), (10, 25)])
+def test_frame_k_is_the_picture_on_display_at_k_over_rate(tmp_path, container, codec, pix_fmt, native, fps):
+    path = write_video(tmp_path / f"v.{container}", numbered(40), fps=native, codec=codec, pix_fmt=pix_fmt)
+    row, frames = decode(path, fps=fps)
+    rate = min(Fraction(fps), Fraction(native))  # never raised
+    assert row["fps"] == pytest.approx(float(rate), rel=1e-3)
+    found = [number(frame) for frame in frames]
+    assert len(found) == -(-40 * rate // native)  # ceil(duration * rate)
+    for k, picture in enumerate(found):  # containers round time stamps to 1 ms
+        assert picture in {int((k / rate + error) * native) for error in (0, Fraction(2, 1000))}
+    if rate == native:
+        assert found == list(range(40))
+
+
+def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
+    times = [0, 40, 80, 500, 540, 1000, 1400]  # ms; the last picture is on display for 40 ms
+    path = write_video(tmp_path / "v.mp4", numbered(7), times_ms=times)
+    row, frames = decode(path)
+    assert row["fps"] == pytest.approx(7 / 1.44)  # the average rate is below 25
+    expected = [sum(t <= 1000 * k * 1.44 / 7 + 1e-6 for t in times) - 1 for k in range(7)]
+    assert [number(frame) for frame in frames] == expected == [0, 2, 2, 4, 4, 5, 5]
+
+
+def test_unordered_time_stamps(sample_data, tmp_path):
+    row, _ = decode(sample_data / "videos/codec/unordered_pts.mov", tmp_path / "spool")
+    assert row["frames"] == 4
+
+
+def test_one_picture_is_a_video_of_one_frame(tmp_path):
+    row, frames = decode(write_video(tmp_path / "v.mp4", numbered(1)))
+    assert row["shot_starts"] == [0] and number(frames[0]) == 0 and len(frames) == 1
+
+
+# --- space ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("height, width, short_side, expected", [
+    (90, 160, 45, (45, 80)), (160, 90, 45, (80, 45)),
+    (48, 64, 256, (48, 64)),  # never enlarged
+    (37, 51, 30, (30, 41)), (37, 51, 37, (37, 51))])  # odd sizes
+def test_short_side(tmp_path, height, width, short_side, expected):
+    row, _ = decode(write_video(tmp_path / "v.mp4", numbered(3, height, width)), short_side=short_side)
+    assert (row["height"], row["width"]) == expected
+
+
+def test_pixels_become_square(tmp_path):
+    path = write_video(tmp_path / "v.mp4", numbered(3, 60, 80), aspect=Fraction(4, 3))
+    row, _ = decode(path, short_side=30)
+    assert (row["height"], row["width"]) == (30, 53)  # 60 x 106.7 on display
+
+
+def test_colours_and_place_survive(tmp_path):
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :48], picture[:32, 48:], picture[32:, :48] = [220, 40, 30], [30, 200, 40], [40, 50, 210]
+    _, (frame, *_) = decode(write_video(tmp_path / "v.mp4", [picture] * 3), short_side=32)
+    for rows, columns in [((2, 14), (2, 22)), ((2, 14), (26, 46)), ((18, 30), (2, 22)), ((18, 30), (26, 46))]:
+        part = frame[slice(*rows), slice(*columns)].reshape(-1, 3).astype(int)
+        assert np.abs(part - picture[2 * rows[0], 2 * columns[0]]).max() < 12
+
+
+TURNS = {  # (a, b, c, d) of the display matrix: a point (x, y), y down, goes to (a x + c y, b x + d y)
+    (1, 0, 0, 1): lambda p: p, (0, 1, -1, 0): lambda p: np.rot90(p, -1), (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
+    (0, -1, 1, 0): np.rot90, (-1, 0, 0, 1): np.fliplr, (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda p: p.transpose(1, 0, 2), (0, -1, -1, 0): lambda p: np.rot90(p.transpose(1, 0, 2), 2)}
+
+
+@pytest.mark.parametrize("matrix", TURNS)
+def test_orientation_tag(tmp_path, matrix):
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32], picture[:24, 32:], picture[24:, :32] = 230, 150, 80
+    path = write_video(tmp_path / "v.mp4", [picture] * 2)
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (value << 16 for value in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    _, (frame, _) = decode(path)
+    expected = TURNS[matrix](picture)
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("degrees, clockwise", [(0, 0), (90, 1), (180, 2), (270, 3)])
+def test_rotation_of_real_recordings(sample_data, tmp_path, degrees, clockwise):
+    path = sample_data / f"videos/codec/rot_{degrees}.mov"
+    with av.open(str(path)) as container:
+        stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    _, (frame, *_) = decode(path, tmp_path / "spool", short_side=320)
+    assert np.abs(frame.astype(int) - np.rot90(stored, -clockwise)).mean() < 4
+
+
+# --- the same again, and in little memory -----------------------------------------------------------------------------
+
+def test_same_bytes_every_time(tmp_path):
+    path = write_video(tmp_path / "v.mp4", scenes([20, 20]))
+    decode(path, tmp_path / "a")
+    decode(path, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_memory_does_not_grow_with_length(tmp_path):
+    peak = {}
+    short = write_video(tmp_path / "short.mp4", numbered(10, 240, 320), gop=1)
+    for count in (4, 40):  # 400 pictures of 320 x 240 are 92 MB
+        path = loop_video(tmp_path / f"{count}.mp4", short, count)
+        code = ("import pathlib; from input_pipeline import video; video.decode_file("
+                f"{str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r});"
+                "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])")
+        peak[count] = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
+    assert peak[40] - peak[4] < 20_000  # KiB
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+def text(folder):
+    path = folder / "notes.mp4"
+    path.write_text("these are notes, line after line\n" * 200)
+    return path
+
+
+def playlist(folder):
+    write_video(folder / "real.ts", numbered(10))
+    path = folder / "list.m3u8"
+    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nreal.ts\n#EXT-X-ENDLIST\n")
+    return path
+
+
+def concatenation(folder):
+    write_video(folder / "real.mp4", numbered(10))
+    path = folder / "list.mp4"
+    path.write_text("ffconcat version 1.0\nfile real.mp4\n")
+    return path
+
+
+def picture(folder):
+    path = folder / "picture.mp4"
+    path.write_bytes(cv2.imencode(".png", numbered(1)[0])[1].tobytes())
+    return path
+
+
+def empty(folder):
+    path = folder / "empty.mp4"
+    path.touch()
+    return path
+
+
+def sound(folder):
+    path = folder / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def cover_only(folder):
+    path = sound(folder)
+    with av.open(str(path)) as song, av.open(str(folder / "cover.mp4"), "w") as container:
+        audio = container.add_stream_from_template(song.streams.audio[0])
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")))
+        container.mux(cover.encode())
+        for packet in song.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = audio
+                container.mux(packet)
+    return folder / "cover.mp4"
+
+
+def claims(side):
+    """A motion-JPEG file, all headers of which say side x side."""
+    def make(folder):
+        path = write_video(folder / "huge.avi", numbered(5), codec="mjpeg", pix_fmt="yuvj420p")
+        data = path.read_bytes().replace(struct.pack(">BHH", 8, 48, 64), struct.pack(">BHH", 8, side, side))
+        path.write_bytes(data.replace(struct.pack("<II", 64, 48), struct.pack("<II", side, side)))
+        return path
+    return make
+
+
+def million_fps(folder):
+    path = folder / "fast.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1_000_000)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for shown in numbered(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def ten_hours(folder):
+    path = write_video(folder / "long.mkv", numbered(20))
+    where = path.read_bytes().index(b"\x44\x89\x88") + 3
+    data = bytearray(path.read_bytes())
+    struct.pack_into(">d", data, where, 36_000_000.0)
+    path.write_bytes(data)
+    return path
+
+
+def cut_short(container, codec="libx264"):
+    def make(folder):
+        path = write_video(folder / f"cut.{container}", scenes([60], height=96, width=128), codec=codec,
+                           pix_fmt="yuv420p", container_options={"movflags": "faststart"} if container == "mp4" else {})
+        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        return path
+    return make
+
+
+def overwritten(folder):
+    path = write_video(folder / "hole.mp4", scenes([60]))
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle:middle + 2000] = bytes(2000)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("make, reason", [
+    (empty, "empty file"), (text, "not a video"), (playlist, "not a video"), (concatenation, "not a video"),
+    (picture, "not a video"), (sound, "no video stream"), (cover_only, "no video stream"),
+    (claims(65535), "absurd size"), (claims(12000), "absurd size: 12000 x 12000"), (million_fps, "absurd frame rate"),
+    (ten_hours, "truncated: its header says 36000.0 s, it ends after 0.8 s"), (overwritten, "truncated or damaged"),
+    (cut_short("mp4"), "truncated or damaged"), (cut_short("mkv"), "truncated"), (cut_short("ts"), "truncated"),
+    (cut_short("avi", "mpeg4"), "truncated"), (cut_short("flv", "flv1"), "truncated"),
+    (lambda folder: folder / "none.mp4", "unreadable: No such file"),
+    (lambda folder: folder, "unreadable: Is a directory")])
+def test_refused_with_the_reason(tmp_path, make, reason):
+    with pytest.raises(video.Refused, match=f"^{reason}"):
+        video.decode_file(str(make(tmp_path)), str(tmp_path / "spool"), **SETTINGS)
+
+
+def test_damaged_recording_is_not_half_kept(sample_data, tmp_path):
+    with pytest.raises(video.Refused, match="^truncated or damaged"):
+        decode(sample_data / "videos/codec/corrupted.mp4", tmp_path / "spool")
+
+
+def test_names_are_never_protocols(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("a.ts", numbered(5))
+    with pytest.raises(video.Refused, match="unreadable"):
+        video.decode_file("concat:a.ts|a.ts", "spool", **SETTINGS)
+    pathlib.Path("concat:a.ts|a.ts").write_bytes(pathlib.Path("a.ts").read_bytes())
+    assert decode("concat:a.ts|a.ts", pathlib.Path("spool"))[0]["frames"] == 5
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def long_video(tmp_path_factory):
+    """Takes several seconds to decode with SLOW settings, but not to make."""
+    folder = tmp_path_factory.mktemp("long")
+    short = write_video(folder / "short.mp4", numbered(8, 720, 1280), pix_fmt="yuv420p", gop=1)
+    return loop_video(folder / "v.mp4", short, 100)
+
+
+@pytest.mark.parametrize("limits, reason", [
+    ({"memory_mb": 64}, "too large: more than 64 MiB of memory"), ({"cpu_s": 1}, "too slow: more than 1 s of CPU time"),
+    ({"wall_s": 0.3}, "too slow: more than 0.3 s")])
+def test_a_limit_refuses_the_file_and_not_the_next_one(long_video, tmp_path, limits, reason):
+    sandbox = Sandbox(**LIMITS | limits)
+    row = sandbox.decode(str(long_video), str(tmp_path / "spool"), **SLOW)
+    assert row == {"status": "refused", "reason": reason}
+    if "memory_mb" not in limits:
+        short = write_video(tmp_path / "v.mp4", numbered(3))
+        assert sandbox.decode(str(short), str(tmp_path / "spool"), **SETTINGS)["status"] == "ok"
+    sandbox.close()
+
+
+def children(pid):
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_crash_of_the_decoder_refuses_one_file(long_video, tmp_path):
+    sandbox = Sandbox(**LIMITS)
+    rows = []
+    arguments = str(long_video), str(tmp_path / "spool")
+    thread = threading.Thread(target=lambda: rows.append(sandbox.decode(*arguments, **SLOW)))
+    thread.start()
+    while not (tmp_path / "spool").exists():  # then the child is decoding
+        time.sleep(0.01)
+    os.kill(children(sandbox._server.pid)[0], signal.SIGSEGV)
+    thread.join()
+    assert rows == [{"status": "refused", "reason": "crashed the decoder: SIGSEGV"}]
+    short = write_video(tmp_path / "v.mp4", numbered(3))
+    row = sandbox.decode(str(short), str(tmp_path / "spool"), **SETTINGS)
+    assert row["status"] == "ok" and row["frames"] == 3
+    sandbox.close()
+
+
+def test_closing_ends_the_file_in_work(long_video, tmp_path):
+    sandbox = Sandbox(**LIMITS)
+    arguments = str(long_video), str(tmp_path / "spool")
+
+    def decode_until_closed():
+        with pytest.raises(RuntimeError, match="decoder process ended"):
+            sandbox.decode(*arguments, **SLOW)
+
+    thread = threading.Thread(target=decode_until_closed)
+    thread.start()
+    while not (tmp_path / "spool").exists():
+        time.sleep(0.01)
+    child = children(sandbox._server.pid)[0]
+    sandbox.close()
+    thread.join()
+    deadline = time.monotonic() + 5
+    while pathlib.Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not pathlib.Path(f"/proc/{child}").exists()
+
+
+def test_full_disk_is_no_fault_of_the_video(tmp_path):
+    path = write_video(tmp_path / "v.mp4", scenes([40]))
+    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+            "from input_pipeline.sandbox import Sandbox;"
+            f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r})")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "OSError: [Errno 27] File too large" in run.stderr
