@@ -114,8 +114,6 @@ def _open(video: str) -> tuple[Any, Any]:
         raise Refused("not a video: no container format fits, or its header is damaged") from e
     except OSError as e:
         raise Refused(f"unreadable: {e.strerror}") from e
-    except UnicodeEncodeError as e:
-        raise Refused("unreadable: its name is not UTF-8, which PyAV insists on; rename it") from e
     covers = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not streams:

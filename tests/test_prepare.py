@@ -1,0 +1,334 @@
+"""Preparing a directory: every file accounted for, the same bytes for any workers and kills, clear words when not."""
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from video_files import numbered, scenes, write_video
+
+from input_pipeline import inputs, prepare, store
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = prepare.Settings(videos_per_shard=3)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Ten files: seven videos, three that are none; and two hidden ones, which do not count."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name in ("cats", "dogs", "cats/.cache"):
+        (folder / name).mkdir()
+    write_video(folder / "cats/a.mp4", scenes([15, 20], seed=1))
+    write_video(folder / "cats/b.mkv", numbered(20))
+    write_video(folder / "dogs/a.mp4", scenes([30], seed=2), fps=10)
+    write_video(folder / "dogs/c.avi", numbered(12), codec="mjpeg", pix_fmt="yuvj420p")
+    write_video(folder / "tall.webm", numbered(25, 90, 50), codec="libvpx-vp9", pix_fmt="yuv420p")
+    write_video(folder / "ü, 文.ts", scenes([12, 12, 12], seed=3))
+    write_video(folder / "z.mp4", numbered(40))
+    (folder / "empty.mp4").touch()
+    (folder / "notes.txt").write_text("no video\n")
+    (folder / "dogs/cut.mp4").write_bytes((folder / "dogs/a.mp4").read_bytes()[:2000])
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "cats/.cache/x.mp4").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(videos, tmp_path_factory):
+    """The store made by one worker without interruption."""
+    out = tmp_path_factory.mktemp("reference") / "store"
+    assert prepare.prepare(str(videos), str(out), SMALL, workers=1)
+    return out
+
+
+def digests(folder):
+    """SHA-256 of every file below a folder."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+def run_cli(*flags, **options):
+    return subprocess.run([sys.executable, "-m", "input_pipeline.prepare", *map(str, flags)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120, **options)
+
+
+def ledger(out):
+    return [json.loads(line) for line in (out / store.LEDGER).read_text().splitlines()]
+
+
+# --- the result -----------------------------------------------------------------------------------------------------
+
+def test_every_input_is_accounted_for(videos, reference):
+    rows = ledger(reference)
+    assert [row["input"] for row in rows] == sorted(row["input"] for row in rows)
+    reasons = {row["input"]: row["reason"] for row in rows if row["status"] == "refused"}
+    assert set(reasons) == {"empty.mp4", "notes.txt", "dogs/cut.mp4"} and all(reasons.values())
+    assert {row["input"]: row["frames"] for row in rows if row["status"] == "ok"} == {
+        "cats/a.mp4": 35, "cats/b.mkv": 20, "dogs/a.mp4": 30, "dogs/c.avi": 12, "tall.webm": 25, "z.mp4": 40,
+        "ü, 文.ts": 36}
+    meta = json.loads((reference / store.META).read_text())
+    assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 198, 15)
+    assert sorted(digests(reference)) == [
+        "frames-00000-of-00004.array_record", "frames-00001-of-00004.array_record",
+        "frames-00002-of-00004.array_record", "frames-00003-of-00004.array_record",
+        "index.npz", "ledger.jsonl", "meta.json"]
+
+
+def test_the_store_holds_the_frames(reference):
+    frames = store.FrameStore(reference)
+    video = frames.videos.tolist().index("z.mp4")
+    for k, jpeg in enumerate(frames.read(frames.first_record[video] + np.arange(40))):
+        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert picture.shape == (48, 64, 3) and abs(picture.mean() - (10 + 6 * k)) < 3
+    assert frames.fps.tolist() == [25, 25, 10, 25, 25, 25, 25]
+    tall = frames.videos.tolist().index("tall.webm")
+    assert (frames.height[tall], frames.width[tall]) == (90, 50)
+    assert frames.shots(0).tolist() == [[0, 15], [15, 35]]
+    assert frames.shots(6).tolist() == [[0, 12], [12, 24], [24, 36]]
+    assert frames.shots(video).tolist() == [[0, 9], [9, 20], [20, 31], [31, 40]]  # grey level 64, 128, 192: other bins
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_same_bytes_for_any_number_of_workers(videos, reference, tmp_path, workers):
+    prepare.prepare(str(videos), str(tmp_path / "store"), SMALL, workers=workers)
+    assert digests(tmp_path / "store") == digests(reference)
+
+
+def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}", f"--out={out}", "--workers=2",
+               "--videos_per_shard=3"]
+    rng, kills = random.Random(0), 0
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = files_done(out) + rng.choice([1, 2, 3])
+        while process.poll() is None and files_done(out) < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        servers = children(process.pid)
+        process.kill()
+        process.wait()
+        kills += 1
+        assert gone(servers)  # no decoder outlives its preparation
+    assert kills >= 2
+    assert digests(out) == digests(reference)
+
+
+def files_done(out):
+    """Input files of an unfinished preparation whose rows are written."""
+    names = [path.name for path in (out / store.PARTIAL).glob("*.json")]
+    packed = [int(name[5:10]) for name in names if name.startswith("rows-")]
+    single = [int(name[:8]) for name in names if name[0].isdigit() and int(name[:8]) // 3 not in packed]
+    return len(single) + sum(min(3, 10 - 3 * shard) for shard in packed)
+
+
+def children(pid):
+    return [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()]
+
+
+def gone(pids):
+    deadline = time.monotonic() + 10
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_full_disk_keeps_what_is_done(videos, reference, tmp_path):
+    out = tmp_path / "store"
+    largest = max(path.stat().st_size for path in reference.iterdir())
+    flags = f"--videos={videos}", f"--out={out}", "--videos_per_shard=3", "--workers=1"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest - 1, largest - 1))
+
+    run = run_cli(*flags, preexec_fn=limit)  # the largest shard cannot be written
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(f"error: cannot write to {out}") and "File too large" in run.stderr
+    assert "what is done is kept" in run.stderr and "Traceback" not in run.stderr
+    assert list((out / store.PARTIAL).glob("*.json"))
+    assert run_cli(*flags).returncode == 0
+    assert digests(out) == digests(reference)
+
+
+# --- again, or otherwise ----------------------------------------------------------------------------------------------
+
+def test_complete_store_is_left_alone(videos, reference):
+    before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
+    assert not prepare.prepare(str(videos), str(reference), SMALL)
+    assert {path: path.stat().st_mtime_ns for path in reference.iterdir()} == before
+    with pytest.raises(store.DataError, match="was begun with fps=25.0, this run has fps=12.0"):
+        prepare.prepare(str(videos), str(reference), prepare.Settings(videos_per_shard=3, fps=12.0))
+    with pytest.raises(store.DataError, match="was begun with labels=, this run has labels="):
+        prepare.prepare(str(videos), str(reference), SMALL, labels="folder")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_changed_inputs_are_noticed(tmp_path, complete):
+    source, out = tmp_path / "videos", tmp_path / "store"
+    source.mkdir()
+    for name in "abc":
+        write_video(source / f"{name}.mp4", numbered(5))
+    prepare.prepare(str(source), str(out), SMALL)
+    if not complete:  # as if killed before the last step
+        (out / store.META).unlink()
+        (out / store.PARTIAL).mkdir()
+        files = [[file.name, file.bytes] for file in inputs.find(str(source), str(out))]
+        plan = {"settings": prepare.dataclasses.asdict(SMALL) | {"labels": ""}, "software": prepare._software(),
+                "inputs": files}
+        (out / store.PARTIAL / "plan.json").write_text(json.dumps(plan))
+    (source / "a.mp4").unlink()
+    write_video(source / "b.mp4", numbered(9))
+    write_video(source / "d.mp4", numbered(5))
+    with pytest.raises(store.DataError, match=r"1 new, 1 gone, 1 of another size \(such as d.mp4\)"):
+        prepare.prepare(str(source), str(out), SMALL)
+
+
+def test_foreign_directory_is_not_written_to(videos, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(store.DataError, match="neither empty nor a frame store"):
+        prepare.prepare(str(videos), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_at_once(videos, tmp_path):
+    (tmp_path / store.PARTIAL).mkdir()
+    with open(tmp_path / store.PARTIAL / "lock", "w") as lock:  # as the other preparation holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(store.DataError, match="another preparation is writing"):
+            prepare.prepare(str(videos), str(tmp_path))
+
+
+def test_ctrl_c(videos, tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}",
+                                f"--out={tmp_path / 'store'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "store" / store.PARTIAL / "plan.json").exists():
+        time.sleep(0.01)
+    servers = children(process.pid)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and "interrupted; run the same command again" in errors
+    assert "Traceback" not in errors and gone(servers)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+def test_find_inputs(videos, tmp_path, monkeypatch):
+    def names(pattern, out="/nowhere"):
+        return [file.name for file in inputs.find(str(pattern), str(out))]
+
+    everything = names(videos)
+    assert len(everything) == 10 and names(videos / "**/*") == everything
+    assert names(videos / "*.mp4") == ["empty.mp4", "z.mp4"]
+    assert names(videos / "*/a.mp4") == ["cats/a.mp4", "dogs/a.mp4"] and names(videos / "z.mp4") == ["z.mp4"]
+    assert names(videos / "c*") == ["cats/a.mp4", "cats/b.mkv"]  # a folder that matches is searched
+    assert names(videos, videos / "cats") == [name for name in everything if not name.startswith("cats/")]
+    assert names(videos / "**/*", videos / "cats") == names(videos, videos / "cats")
+    monkeypatch.chdir(videos)
+    assert names("*.mp4") == ["empty.mp4", "z.mp4"] and names(".") == everything
+    (tmp_path / "link").symlink_to(videos)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "broken.mp4").symlink_to(tmp_path / "none")
+    assert names(tmp_path) == ["broken.mp4", *(f"link/{name}" for name in everything)]
+
+
+def test_odd_names_and_files_that_are_no_files(tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    write_video(source / "good.mp4", numbered(3))
+    os.rename(write_video(source / "x.mp4", numbered(3)), os.fsencode(source) + b"/\xff.mp4")
+    (source / "broken.mp4").symlink_to(source / "none")
+    os.mkfifo(source / "pipe.mp4")
+    prepare.prepare(str(source), str(tmp_path / "store"), SMALL)
+    assert [(row["status"], row["reason"][:30]) for row in ledger(tmp_path / "store")] == [
+        ("refused", "unreadable: No such file or di"), ("ok", ""), ("refused", "empty file"), ("ok", "")]
+    names = store.FrameStore(tmp_path / "store").videos.tolist()
+    assert [os.fsencode(name) for name in names] == [b"good.mp4", b"\xff.mp4"]
+
+
+def labelled(videos, tmp_path, text):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return inputs.read_labels(str(path), [file.name for file in inputs.find(str(videos), "")])
+
+
+def test_labels_reach_the_index(videos, tmp_path, capsys):
+    path = tmp_path / "labels.csv"
+    path.write_text("video,label\nz.mp4,zebra\ncats/a.mp4,cat\ndogs/a.mp4,dog\nb.mkv,cat\ngone.mp4,cat\n")
+    prepare.prepare(str(videos / "**/*.m*"), str(tmp_path / "store"), SMALL, labels=str(path))
+    frames = store.FrameStore(tmp_path / "store")
+    assert frames.class_names == ["cat", "dog", "zebra"]
+    assert dict(zip(frames.videos.tolist(), frames.label.tolist(), strict=True)) == {
+        "cats/a.mp4": 0, "cats/b.mkv": 0, "dogs/a.mp4": 1, "z.mp4": 2}
+    printed = capsys.readouterr().out
+    assert "4 of 6 files have one of 3 classes, 2 have none" in printed
+    assert "1 of 5 lines" in printed and "gone.mp4" in printed
+
+
+def test_labels_by_folder(videos):
+    names = ["cats/a.mp4", "x/cats/b.mp4", "dogs/c.mp4", "top.mp4"]
+    assert inputs.read_labels("folder", names)[:2] == ([0, 0, 1, -1], ["cats", "dogs"])
+    assert inputs.read_labels("", names) == ([-1] * 4, [], "")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("file,label\nz.mp4,x\n", "must name the columns video,label"), ("", "must name the columns"),
+    ("video,label\na.mp4,x\n", "may be cats/a.mp4 or dogs/a.mp4"),
+    ("video,label\nz.mp4,x\nz.mp4,y\n", "z.mp4 has two labels, x and y"),
+    ("video,label\nz.mp4,\n", "z.mp4 has an empty label"), ("video,label\nq.mp4,x\n", "none of its 1 lines names")])
+def test_bad_labels(videos, tmp_path, text, message):
+    with pytest.raises(store.DataError, match=message):
+        labelled(videos, tmp_path, text)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+def test_command_line(videos, reference, tmp_path):
+    run = run_cli(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3", "--contact_sheet")
+    assert run.returncode == 0
+    for line in ("10 inputs", "7 ok", "1 refused: empty file", "198 frames, 10 s of video", "15 shots"):
+        assert line in run.stdout
+    sheet = np.asarray(Image.open(tmp_path / "store/contact_sheet.png"))
+    assert sheet.shape[1] == 1680 and sheet.shape[0] > 7 * 100 and 100 < sheet.mean() < 254
+    (tmp_path / "store/contact_sheet.png").unlink()
+    assert digests(tmp_path / "store") == digests(reference)
+    again = run_cli(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3")
+    assert again.returncode == 0 and "was complete already; nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--videos={tmp}/none"], "no such directory: {tmp}/none"), (["--videos={tmp}/hollow"], "no files in {tmp}/hollow"),
+    (["--videos={tmp}/texts"], "holds no video: none of the files could be used"),
+    (["--videos={tmp}/texts", "--fps=0"], "fps=0.0: give a positive number"),
+    (["--videos={tmp}/texts", "more"], "unexpected argument more")])
+def test_one_clear_line(tmp_path, flags, message):
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.mp4").write_text("no video")
+    run = run_cli(*(flag.format(tmp=tmp_path) for flag in flags), f"--out={tmp_path / 'store'}")
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message.format(tmp=tmp_path) in last and "Traceback" not in run.stderr
+
+
+@pytest.mark.slow
+def test_sample_videos(sample_data, tmp_path):
+    source = sample_data / "videos"
+    prepare.prepare(str(source), str(tmp_path / "store"))
+    rows = {row["input"]: row["status"] for row in ledger(tmp_path / "store")}
+    assert set(rows) == {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    assert {name for name, status in rows.items() if status == "refused"} == {"shots.json", "codec/corrupted.mp4"}
