@@ -1,6 +1,4 @@
 """Labelled images for evaluation: class folders, prepared videos, or a TFDS name, all read in one way."""
-import collections
-import concurrent.futures
 import dataclasses
 import difflib
 import hashlib
@@ -10,9 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import tensorflow as tf
 
-from input_pipeline.pipeline import crop_and_resize, image_height_width
+from input_pipeline.decode import Example, decode_any, decoded, image_height_width
 from input_pipeline.store import META, DataError, FrameStore
 
 _LOG = logging.getLogger(__name__)
@@ -80,26 +77,18 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
     Raises:
       DataError: an image does not decode.
     """
-    def load(i: int) -> np.ndarray:
-        data = images.read(i)
-        try:
-            height, width = image_height_width(data)
-            side = max(min(height, width) * 7 // 8, 1)
-            box = np.array([(height - side + 1) // 2, (width - side + 1) // 2, side, side], np.int32)
-            return crop_and_resize(data, box, image_size)
-        except tf.errors.InvalidArgumentError as e:
-            raise DataError(f"{images.name(i)} does not decode; replace or remove it") from e
+    def example(i: int) -> Example:
+        data, name = images.read(i), images.name(i)
+        height, width = image_height_width(data, name)
+        side = max(min(height, width) * 7 // 8, 1)
+        box = [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
+        return Example([data], np.array([box], np.int32), np.array([False]), [name])
 
-    starts = range(0, len(images), batch_size)
-    ahead = collections.deque()
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for start in [*starts, None]:  # one batch is decoded while the caller works on the one before
-            if start is not None:
-                rows = range(start, min(start + batch_size, len(images)))
-                ahead.append((images.labels[rows.start:rows.stop], pool.map(load, rows)))
-            if len(ahead) > 1 or start is None:
-                labels, decoded = ahead.popleft()
-                yield {"image": np.stack(list(decoded)), "label": labels}
+    start = 0
+    for pixels in decoded(example, 0, len(images), rows=batch_size, views=1, image_size=image_size, decode=decode_any,
+                          threads=None):
+        yield {"image": pixels[:, 0], "label": images.labels[start:start + len(pixels)]}
+        start += len(pixels)
 
 
 def load_folder(root: str | os.PathLike) -> LabelledImages:

@@ -1,35 +1,21 @@
-"""Batches for training: index -> plan -> JPEG bytes -> decode and crop -> resize -> flip -> batch -> prefetch.
+"""Views for training: index -> plan -> JPEG bytes here, then decode -> crop -> resize -> flip -> batch in decode.py.
 
 Example i = step * batch_size + row is a pure function of (seed, i), see sampling.py: a run resumes by starting at
 another step, and its data do not depend on the number of processes or threads. Colour and blur are left to the
 accelerator.
 """
-import atexit
 import difflib
 import logging
-import os
-import struct
-import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-import cv2
 import numpy as np
-import tensorflow as tf
 
 from input_pipeline import sampling
+from input_pipeline.decode import Example, decode_any, decode_jpeg, decoded, image_height_width
+from input_pipeline.images import LabelledImages
 from input_pipeline.store import DataError, FrameStore
 
-if TYPE_CHECKING:
-    from input_pipeline.images import LabelledImages
-
-# Accelerators belong to JAX: TensorFlow would reserve their memory at its first operation.
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
-cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
-
 _LOG = logging.getLogger(__name__)
-_PREFETCH_BATCHES = 2
 
 
 def clip_views(store: FrameStore, start_step: int = 0, *, seed: int, batch_size: int, views: int, sampler: str,
@@ -68,26 +54,26 @@ def clip_views(store: FrameStore, start_step: int = 0, *, seed: int, batch_size:
     videos, clip_frames, delay = _usable_videos(store, sampler, views, clip_seconds, delay_seconds)
     _check_enough(len(videos), batch_size, f"usable videos in {store.directory}", "prepare more videos")
 
-    def load(i: int) -> np.ndarray:
+    def example(n: int) -> Example:
+        i = _example_number(n, batch_size, process_index, process_count)
         video = videos[sampling.pick(seed, i, len(videos))]
         plan = sampling.plan_views(
-            sampling.example_rng(seed, i), num_frames=store.num_frames[video], clip_frames=clip_frames[video],
-            height=store.height[video], width=store.width[video], views=views, sampler=sampler,
-            delay=delay[video], min_crop_area=min_crop_area)
+            sampling.example_rng(seed, i), num_frames=int(store.num_frames[video]),
+            clip_frames=int(clip_frames[video]), height=int(store.height[video]), width=int(store.width[video]),
+            views=views, sampler=sampler, delay=int(delay[video]), min_crop_area=min_crop_area)
         frames, which = np.unique(plan.frames, return_inverse=True)  # no record is read twice
         data = store.read(store.first_record[video] + frames)[which]
-        try:
-            return _cut_views(data, plan, image_size)
-        except tf.errors.InvalidArgumentError as e:
-            raise DataError(f"{store.directory}: a frame of {store.videos[video]} among {frames.tolist()} does not "
-                            f"decode; delete the directory and prepare it again") from e
+        names = [f"{store.directory}: frame {frame} of {store.videos[video]}" for frame in plan.frames]
+        return Example(data, plan.boxes, plan.flips, names)
 
-    return _closed_at_exit(_batches(
-        load, (views, image_size, image_size, 3), batch_size=batch_size, start_step=start_step, num_steps=num_steps,
-        process_index=process_index, process_count=process_count, threads=threads))
+    rows = batch_size // process_count
+    stop = None if num_steps is None else (start_step + num_steps) * rows
+    batches = decoded(example, start_step * rows, stop, rows=rows, views=views, image_size=image_size,
+                      decode=decode_jpeg, threads=threads)
+    return ({"views": pixels} for pixels in batches)
 
 
-def image_views(images: "LabelledImages", start_step: int = 0, *, seed: int, batch_size: int, views: int,
+def image_views(images: LabelledImages, start_step: int = 0, *, seed: int, batch_size: int, views: int,
                 image_size: int, min_crop_area: float, num_steps: int | None = None, process_index: int = 0,
                 process_count: int = 1, threads: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Views of still images (MoCLR): V crops of one image, every image once per epoch; labels are not used.
@@ -98,21 +84,28 @@ def image_views(images: "LabelledImages", start_step: int = 0, *, seed: int, bat
                   min_crop_area=min_crop_area, process_count=process_count)
     _check_enough(len(images), batch_size, f"images in {images.source}", "add images")
 
-    def load(i: int) -> np.ndarray:
+    def example(n: int) -> Example:
+        i = _example_number(n, batch_size, process_index, process_count)
         image = sampling.pick(seed, i, len(images))
-        data = images.read(image)
-        try:
-            height, width = image_height_width(data)
-            plan = sampling.plan_views(
-                sampling.example_rng(seed, i), num_frames=1, clip_frames=1, height=height, width=width,
-                views=views, sampler="single", delay=0, min_crop_area=min_crop_area)
-            return _cut_views([data] * views, plan, image_size)
-        except tf.errors.InvalidArgumentError as e:
-            raise DataError(f"{images.name(image)} does not decode; replace or remove it") from e
+        data, name = images.read(image), images.name(image)
+        height, width = image_height_width(data, name)
+        plan = sampling.plan_views(
+            sampling.example_rng(seed, i), num_frames=1, clip_frames=1, height=height, width=width, views=views,
+            sampler="single", delay=0, min_crop_area=min_crop_area)
+        return Example([data] * views, plan.boxes, plan.flips, [name] * views)
 
-    return _closed_at_exit(_batches(
-        load, (views, image_size, image_size, 3), batch_size=batch_size, start_step=start_step, num_steps=num_steps,
-        process_index=process_index, process_count=process_count, threads=threads))
+    rows = batch_size // process_count
+    stop = None if num_steps is None else (start_step + num_steps) * rows
+    batches = decoded(example, start_step * rows, stop, rows=rows, views=views, image_size=image_size,
+                      decode=decode_any, threads=threads)
+    return ({"views": pixels} for pixels in batches)
+
+
+def _example_number(n: int, batch_size: int, process_index: int, process_count: int) -> int:
+    """The n-th example of this process -> its number in the global order."""
+    rows = batch_size // process_count
+    step, row = divmod(n, rows)
+    return step * batch_size + process_index * rows + row
 
 
 def _check_values(*, seed: int, batch_size: int, views: int, sampler: str, image_size: int, min_crop_area: float,
@@ -167,110 +160,3 @@ def _usable_videos(store: FrameStore, sampler: str, views: int, clip_seconds: fl
                             f"{clip_seconds} of {store.videos[v]} has {clip_frames[v]}: raise clip_seconds, or lower "
                             f"views or delay_seconds={delay_seconds}")
     return videos, clip_frames, delay
-
-
-def _batches(load: Callable[[int], np.ndarray], shape: tuple[int, ...], *, batch_size: int, start_step: int,
-             num_steps: int | None, process_index: int, process_count: int, threads: int | None
-             ) -> Iterator[dict[str, np.ndarray]]:
-    """Calls load(i) for this process's rows of each step, many at a time; yields the results in order."""
-    rows = batch_size // process_count
-    failures = []
-
-    def example(n: np.int64) -> np.ndarray:
-        step, row = divmod(int(n), rows)
-        try:
-            return load(step * batch_size + process_index * rows + row)
-        except Exception as e:  # TensorFlow would turn it into an error of its own: keep it, to raise it below
-            failures.append(e)
-            raise
-
-    stop = start_step + num_steps if num_steps is not None else np.iinfo(np.int64).max // rows
-    threads = threads or len(os.sched_getaffinity(0))
-    ds = tf.data.Dataset.range(start_step * rows, stop * rows)
-    ds = ds.map(lambda n: tf.ensure_shape(tf.numpy_function(example, [n], tf.uint8), shape),
-                num_parallel_calls=threads, deterministic=True)
-    ds = ds.batch(rows, drop_remainder=True).prefetch(_PREFETCH_BATCHES)
-    options = tf.data.Options()
-    options.autotune.enabled = False  # it would grow buffers and threads beyond what is set here
-    options.threading.private_threadpool_size = threads
-    options.threading.max_intra_op_parallelism = 1
-    try:
-        for views in ds.with_options(options).as_numpy_iterator():
-            yield {"views": views}
-    except tf.errors.OpError:
-        if failures:
-            raise failures[0]  # noqa: B904 - it is the cause of the one caught, not its effect
-        raise
-
-
-_OPEN = weakref.WeakSet()
-
-
-def _closed_at_exit(batches: Iterator) -> Iterator:
-    """TensorFlow's threads call Python; one that does so while the interpreter shuts down aborts the process."""
-    _OPEN.add(batches)
-    return batches
-
-
-@atexit.register
-def _close_all() -> None:
-    for batches in list(_OPEN):
-        batches.close()
-
-
-def _cut_views(data: list[bytes], plan: sampling.ViewPlan, image_size: int) -> np.ndarray:
-    """Decodes, crops, resizes and flips: V encoded images -> uint8[V, image_size, image_size, 3]."""
-    views = np.empty((len(data), image_size, image_size, 3), np.uint8)
-    for view, frame, box, flip in zip(views, data, plan.boxes, plan.flips, strict=True):
-        crop = crop_and_resize(frame, box, image_size)
-        view[:] = crop[:, ::-1] if flip else crop
-    return views
-
-
-def crop_and_resize(data: bytes, box: np.ndarray, image_size: int) -> np.ndarray:
-    """Decodes only the box of an encoded image and resizes it.
-
-    Two things differ from BYOL, whose augmentation VITO adopts: the bicubic kernel has a = -0.75, and results are
-    rounded to uint8. BYOL's (tf.image.resize) has a = -0.5 and gives floats, but costs as much as decoding does. On
-    video frames the two differ by half a grey level on average. As in BYOL, nothing is smoothed before shrinking.
-
-    Args:
-      data: a JPEG, PNG, BMP or GIF file.
-      box: int[4], (y, x, height, width) in pixels.
-
-    Returns:
-      uint8[image_size, image_size, 3], RGB.
-
-    Raises:
-      tf.errors.InvalidArgumentError: the data do not decode.
-    """
-    if _is_jpeg(data):
-        # TensorFlow's defaults, as in BYOL: the fast DCT and smooth ("fancy") upsampling of the colour planes.
-        crop = tf.io.decode_and_crop_jpeg(data, box, channels=3).numpy()
-    else:
-        y, x, height, width = box
-        crop = _decode_whole(data)[y:y + height, x:x + width]
-    return cv2.resize(crop, (image_size, image_size), interpolation=cv2.INTER_CUBIC)
-
-
-def image_height_width(data: bytes) -> tuple[int, int]:
-    """Size of an encoded image in pixels, from its header where it is a JPEG or PNG file.
-
-    Raises:
-      tf.errors.InvalidArgumentError: the data do not decode.
-    """
-    if _is_jpeg(data):
-        height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
-        return height, width
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
-    return _decode_whole(data).shape[:2]
-
-
-def _is_jpeg(data: bytes) -> bool:
-    return data[:3] == b"\xff\xd8\xff"
-
-
-def _decode_whole(data: bytes) -> np.ndarray:
-    return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()

@@ -4,6 +4,7 @@ Resuming is starting at another i, and P processes that take different i never o
 the counter-based generator Philox: the key holds (seed, number), the top word of the counter says what for.
 """
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +89,12 @@ def random_resized_crop(rng: np.random.Generator, height: int, width: int, min_a
     below the minimum area.
     """
     area = height * width * rng.uniform(min_area, max_area)
-    ratio = np.exp(rng.uniform(*np.log(aspect)))
-    crop_height = min(max(round(np.sqrt(area / ratio)), 1), height)
-    crop_width = min(max(round(np.sqrt(area * ratio)), 1), width)
-    y, x = rng.integers([height - crop_height + 1, width - crop_width + 1])
-    return int(y), int(x), crop_height, crop_width
+    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    crop_height = min(max(round(math.sqrt(area / ratio)), 1), height)
+    crop_width = min(max(round(math.sqrt(area * ratio)), 1), width)
+    y = int(rng.integers(height - crop_height + 1))
+    x = int(rng.integers(width - crop_width + 1))
+    return y, x, crop_height, crop_width
 
 
 def plan_views(rng: np.random.Generator, *, num_frames: int, clip_frames: int, height: int, width: int,

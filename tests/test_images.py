@@ -110,7 +110,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, form, rgb):
                                       0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:900]])
 def test_a_damaged_image_is_named(tmp_path, data):
     tree = write_tree(tmp_path, {"a/1.png": flat((0, 0, 0)), "a/2.jpg": data, "b/3.png": flat((0, 0, 0))})
-    with pytest.raises(DataError, match=r"a/2\.jpg does not decode") as e:
+    with pytest.raises(DataError, match=r"a/2\.jpg is (no image|damaged)") as e:
         batches(images.load_folder(tree))
     assert "\n" not in str(e.value)
 

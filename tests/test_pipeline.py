@@ -5,12 +5,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
 
-from input_pipeline import images, pipeline, sampling
+from input_pipeline import decode, images, pipeline, sampling
 from input_pipeline.store import DataError, FrameStore, shard_name, write_index, write_shard
 
 SIZE = 32
@@ -123,6 +124,25 @@ def test_shares_of_processes_join_to_the_batch_of_one(store, processes, threads)
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), one)
 
 
+def test_shares_of_processes_resume_too(store):
+    run = collect(views(store, batch_size=4, num_steps=3))
+    share = collect(views(store, batch_size=4, start_step=2, num_steps=1, process_index=1, process_count=2))
+    np.testing.assert_array_equal(share[0], run[2, 2:])
+
+
+def test_a_slow_read_changes_nothing(tmp_path, store):
+    slow = FrameStore(store.directory)
+    started = []
+
+    def read(records):
+        started.append(len(started))
+        time.sleep(0.5 if started[-1] == 0 else 0)  # the first example is overtaken by the others
+        return FrameStore.read(slow, records)
+
+    slow.read = read
+    np.testing.assert_array_equal(collect(views(slow, threads=4)), collect(views(store)))
+
+
 def test_the_seed_changes_everything(store):
     a, b = collect(views(store)), collect(views(store, seed=4))
     assert not any(np.array_equal(x, y) for x, y in zip(a.reshape(10, -1), b.reshape(10, -1), strict=True))
@@ -171,7 +191,7 @@ def test_impossible_requests_are_refused_before_the_first_batch(store, changes, 
 
 def test_a_damaged_frame_is_named(tmp_path):
     store = write_store(tmp_path / "store", damaged=1)
-    with pytest.raises(DataError, match=r"a frame of v1\.mp4 .* does not decode") as e:
+    with pytest.raises(DataError, match=r"store: frame \d+ of v1\.mp4 is damaged and does not decode") as e:
         collect(views(store))
     assert "\n" not in str(e.value)
 
@@ -185,8 +205,7 @@ def test_resizing_uses_the_stated_kernel_and_rounds():
 
     edge = np.zeros((8, 8, 3), np.uint8)
     edge[:, 4:] = 200
-    png = cv2.imencode(".png", edge)[1].tobytes()
-    row = pipeline.crop_and_resize(png, np.array([0, 0, 8, 8]), 16)[5, :, 0]
+    row = decode.resize_and_flip([edge], [False], 16)[0, 5, :, 0]
     bright = [sum(kernel(abs((c + 0.5) / 2 - 0.5 - x)) for x in range(4, 9)) * 200 for c in range(4, 12)]
     np.testing.assert_array_equal(row[4:12], np.clip(np.rint(bright), 0, 255))
 
@@ -220,7 +239,7 @@ def test_image_views_are_crops_of_one_image(tmp_path):
 def test_a_damaged_image_is_named(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "odd" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-    with pytest.raises(DataError, match=r"odd/5\.png does not decode"):
+    with pytest.raises(DataError, match=r"odd/5\.png is damaged and does not decode"):
         collect(pipeline.image_views(images.load_folder(folder), seed=0, batch_size=6, views=2, image_size=SIZE,
                                      min_crop_area=0.08, num_steps=1))
     with pytest.raises(DataError, match="6 images in .*, fewer than a batch of 8"):
@@ -230,10 +249,14 @@ def test_a_damaged_image_is_named(tmp_path):
 
 def test_a_process_that_stops_in_the_middle_exits_cleanly(store):
     program = f"""
+import time
 from input_pipeline import pipeline
 from input_pipeline.store import FrameStore
-batches = pipeline.clip_views(FrameStore({store.directory!r}), seed=0, batch_size=4, views=3, sampler="marginal",
-                              clip_seconds=2.56, delay_seconds=0, image_size=128, min_crop_area=0.4)
+store = FrameStore({store.directory!r})
+read = store.read
+store.read = lambda records: (time.sleep(0.2), read(records))[1]  # so that threads are at work when the program ends
+batches = pipeline.clip_views(store, seed=0, batch_size=4, views=3, sampler="marginal", clip_seconds=2.56,
+                              delay_seconds=0, image_size=64, min_crop_area=0.4, threads=4)
 next(batches)
 print("one batch", flush=True)
 """

@@ -74,7 +74,8 @@ def test_crops_have_the_stated_area_and_aspect():
     np.testing.assert_allclose(np.quantile(log_aspect[inside], [0.25, 0.75]), np.log(4 / 3) * np.array([-0.5, 0.5]),
                                atol=0.02)
     # The position is uniform over all that fit: mean relative offset one half.
-    np.testing.assert_allclose((y[inside] / (height - h[inside])).mean(), 0.5, atol=0.02)
+    for offset, side, full in ((y, h, height), (x, w, width)):
+        np.testing.assert_allclose(np.mean(offset[inside] / (full - side[inside])), 0.5, atol=0.02)
 
 
 def test_crops_of_a_wide_image_are_clamped_not_redrawn():

@@ -1,0 +1,119 @@
+"""Writes the measured figures into README.md and docs/*.md.
+
+    python -m benchmarks.tables            # rewrite the files
+    python -m benchmarks.tables --check    # exit 1 if a file would change
+
+Between <!-- table:NAME --> and <!-- /table:NAME --> stands what TABLES[NAME] makes of docs/results; the markers may
+stand within a line, for a single figure.
+"""
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from benchmarks.results import ROOT
+
+_MARKED = re.compile(r"(<!-- table:(\S+) -->)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
+_OPENING = re.compile(r"<!-- /?table:(\S+) -->")
+
+
+class TableError(ValueError):
+    """A marker without a table or a table without its measurement; the message is one line that says what to do."""
+
+
+def input_table(result: dict) -> str:
+    """benchmarks/input.py: rates per core and peak memory."""
+    rows = [(row["what"], f"{row['views_per_core_second']:.0f}", f"{row['peak_memory_mb']:.0f} MB")
+            for row in result["values"]["rows"]]
+    return _table(("", "views per second and core", "peak memory"), rows) + "\n\n" + _source(result)
+
+
+# marker -> (file in docs/results, its contents -> Markdown)
+TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
+    "input": ("input", input_table),
+    "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
+    "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
+}
+
+
+def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _source(result: dict) -> str:
+    """Where the figures above come from."""
+    machine = result["machine"]
+    return f"`{result['command']}`, {result['date']}, {machine['cores']} cores of {machine['cpu']}."
+
+
+def fill(text: str, results: pathlib.Path) -> str:
+    """Replaces what stands between the markers of a Markdown text by what the folder of results says.
+
+    Raises:
+      TableError: an unknown name, an unmatched marker, or a missing or unreadable measurement.
+    """
+    def replacement(match: re.Match) -> str:
+        start, name, old, end = match.groups()
+        new = _contents(name, results)
+        return f"{start}\n{new}\n{end}" if "\n" in old or "\n" in new else start + new + end
+
+    unmatched = _OPENING.search(_MARKED.sub("", text))
+    if unmatched:
+        raise TableError(f"{unmatched[0]} has no partner: markers are <!-- table:NAME --> and <!-- /table:NAME -->")
+    return _MARKED.sub(replacement, text)
+
+
+def _contents(name: str, results: pathlib.Path) -> str:
+    if name not in TABLES:
+        raise TableError(f"no table {name!r}; benchmarks/tables.py has {', '.join(sorted(TABLES))}")
+    file, format_result = TABLES[name]
+    path = results / f"{file}.json"
+    try:
+        return format_result(json.loads(path.read_text()))
+    except FileNotFoundError as e:
+        raise TableError(f"table {name!r} needs {path}: measure it first") from e
+    except (ValueError, KeyError) as e:
+        raise TableError(f"table {name!r} cannot be made from {path} ({e!r}): measure it again") from e
+
+
+def update(root: pathlib.Path, *, check: bool) -> list[str]:
+    """Fills README.md and docs/*.md below root; with `check` writes nothing.
+
+    Returns:
+      Names of the files that were out of date.
+
+    Raises:
+      TableError: as fill does, with the file named.
+    """
+    stale = []
+    for path in sorted([*root.glob("README.md"), *root.glob("docs/*.md")]):
+        name, old = str(path.relative_to(root)), path.read_text()
+        try:
+            new = fill(old, root / "docs" / "results")
+        except TableError as e:
+            raise TableError(f"{name}: {e}") from e
+        if new != old:
+            stale.append(name)
+            if not check:
+                path.write_text(new)
+    return stale
+
+
+def main(argv: list[str] | None = None, root: pathlib.Path = ROOT) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file is out of date")
+    check = parser.parse_args(argv).check
+    try:
+        stale = update(root, check=check)
+    except TableError as e:
+        sys.exit(f"error: {e}")
+    if check and stale:
+        sys.exit(f"error: out of date: {', '.join(stale)}; run python -m benchmarks.tables")
+    print("\n".join(f"wrote {name}" for name in stale) or "nothing to change")
+
+
+if __name__ == "__main__":
+    main()
