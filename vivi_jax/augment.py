@@ -16,7 +16,7 @@ BYOL_VIEWS = (BYOL_A1, BYOL_A2, BYOL_A1)
 
 
 def byol_views(views_BxVxHxWx3: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Augments V = 2 or 3 views of each example with A1, A2 (, A1).
+    """Augments V views of each example, at most 3, with A1, A2, A1.
 
     Args:
       views_BxVxHxWx3: uint8, cropped and flipped.
@@ -25,12 +25,13 @@ def byol_views(views_BxVxHxWx3: jax.Array, keys_B: jax.Array) -> jax.Array:
     Returns:
       float32[B, V, H, W, 3] in [0, 1].
     """
-    def augment_view(view: int) -> jax.Array:
-        images = views_BxVxHxWx3[:, view].astype(jnp.float32) / 255
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, view))(keys_B)
-        return jax.vmap(lambda image, key: byol(image, key, **BYOL_VIEWS[view]))(images, keys)
-
-    return jnp.stack([augment_view(v) for v in range(views_BxVxHxWx3.shape[1])], axis=1)
+    batch, views = views_BxVxHxWx3.shape[:2]
+    table_V = {name: jnp.array([row[name] for row in BYOL_VIEWS[:views]]) for name in BYOL_A1}
+    keys_BxV = jax.vmap(lambda key: jax.random.split(key, views))(keys_B)
+    # One traced copy of the pipeline for all views: the table's rows are data, which keeps the compiled step small.
+    over_views = jax.vmap(lambda image, key, row: byol(image, key, **row))
+    over_batch = jax.vmap(over_views, in_axes=(0, 0, None))
+    return over_batch(views_BxVxHxWx3.astype(jnp.float32) / 255, keys_BxV, table_V)
 
 
 def byol(image: jax.Array, key: jax.Array, *, jitter_prob: float, brightness: float, contrast: float,
@@ -57,20 +58,27 @@ def color_jitter(image: jax.Array, key: jax.Array, brightness: float, contrast: 
     magnitudes only).
     """
     order_key, *keys = jax.random.split(key, 5)
-    shift = jax.random.uniform(keys[0], minval=-brightness, maxval=brightness)
-    factor = jax.random.uniform(keys[1], minval=1 - contrast, maxval=1 + contrast)
-    saturate = jax.random.uniform(keys[2], minval=1 - saturation, maxval=1 + saturation)
-    turn = jax.random.uniform(keys[3], minval=-hue, maxval=hue)
-    operations = [
-        lambda x: x + shift,
-        lambda x: adjust_contrast(x, factor),
-        lambda x: adjust_hsv(x, saturate, 0.0),
-        lambda x: adjust_hsv(x, 1.0, turn),
-    ]
-    order = jax.random.permutation(order_key, 4)
-    for position in range(4):
-        image = jnp.clip(jax.lax.switch(order[position], operations, image), 0.0, 1.0)
-    return image
+    return jitter_in_order(
+        image, jax.random.permutation(order_key, 4),
+        shift=jax.random.uniform(keys[0], minval=-brightness, maxval=brightness),
+        contrast_factor=jax.random.uniform(keys[1], minval=1 - contrast, maxval=1 + contrast),
+        saturation_factor=jax.random.uniform(keys[2], minval=1 - saturation, maxval=1 + saturation),
+        hue_shift=jax.random.uniform(keys[3], minval=-hue, maxval=hue))
+
+
+def jitter_in_order(image: jax.Array, order: jax.Array, *, shift: jax.Array, contrast_factor: jax.Array,
+                    saturation_factor: jax.Array, hue_shift: jax.Array) -> jax.Array:
+    """Brightness (0), contrast (1), saturation (2) and hue (3) in the given order, int[4], clipping after each."""
+    def apply(position: int, image: jax.Array) -> jax.Array:
+        # All four run with identity parameters but for the one whose turn it is: cheaper than four branches each time,
+        # which a batch with an order per image would all take.
+        turn = order[position]
+        image = jnp.clip(image + jnp.where(turn == 0, shift, 0.0), 0.0, 1.0)
+        image = jnp.clip(adjust_contrast(image, jnp.where(turn == 1, contrast_factor, 1.0)), 0.0, 1.0)
+        return jnp.clip(adjust_hsv(image, jnp.where(turn == 2, saturation_factor, 1.0),
+                                   jnp.where(turn == 3, hue_shift, 0.0)), 0.0, 1.0)
+
+    return jax.lax.fori_loop(0, 4, apply, image)
 
 
 def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:

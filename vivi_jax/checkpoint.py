@@ -5,6 +5,7 @@ itself does not look: a flipped bit in its tensor files loads without a word. A 
 """
 import hashlib
 import json
+import logging
 import pathlib
 import shutil
 import threading
@@ -12,12 +13,12 @@ import threading
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from vivi_jax import sharding
 from vivi_jax.errors import CheckpointError
 
+_LOG = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
 
 
@@ -106,7 +107,7 @@ def newest_good_step(directory: pathlib.Path) -> int | None:
         problem = verify(directory / str(step))
         if problem is None:
             return step
-        logging.warning("checkpoint %s is not used: %s", directory / str(step), problem)
+        _LOG.warning("checkpoint %s is not used: %s", directory / str(step), problem)
         if (directory / str(step) / MANIFEST).exists():
             damaged.append(f"{step} ({problem})")
     if damaged:

@@ -5,6 +5,7 @@ evaluation. Started again with the same --workdir, a run goes on where it was; a
 """
 import functools
 import json
+import logging
 import os
 import pathlib
 import sys
@@ -12,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from evaluation import adapt
@@ -23,6 +25,7 @@ from vivi_jax.build import build, call
 from vivi_jax.errors import CheckpointError, ConfigError, choose
 from vivi_jax.train import Hook, NotFinite, train
 
+_LOG = logging.getLogger("vivi_jax.main")
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with variants: configs/vito.py:demo",
                                          lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
@@ -34,6 +37,7 @@ def main(_) -> None:
     workdir = WORKDIR.value or f"runs/{config.name}"
     parts = build(config)
     batches = choose("config.data.source", config.data.source, SOURCES)(config)
+    batches(0)  # raises what is wrong with the data now, before anything is written
     hooks = online_evaluation(config, parts.method)
     claim_workdir(workdir, config)
 
@@ -45,7 +49,7 @@ def main(_) -> None:
                    "checkpoint": f"{workdir}/checkpoints/{int(state.step)}",
                    "state_sha256": checkpoint.state_sha256(state)}
         pathlib.Path(workdir, "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        logging.info("done: %s", json.dumps(summary))
+        _LOG.info("done: step %d, checkpoint %s", summary["step"], summary["checkpoint"])
 
 
 def video_batches(config) -> Callable[[int], Iterator[dict]]:
@@ -111,28 +115,26 @@ def differing(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, obj
             yield f"{prefix}{key}", was, now
 
 
-def run() -> None:
-    """Parses flags and runs main; what is the user's to mend ends with one line, everything else with a traceback."""
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        logging.flush()
-        os._exit(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
-
-
 def parse_flags(argv: list[str]) -> list[str]:
-    logging.use_absl_handler()
-    logging.set_verbosity(logging.INFO)
+    """absl's parsing, with what is wrong in a flag or a config key said in one line."""
     try:
         remaining = flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError, flags.Error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if CONFIG.value is None:
         raise ConfigError("--config is missing; for example --config=configs/vito.py:demo")
+    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
+    logging.basicConfig(format="%(message)s", force=True)
+    for package in ("vivi_jax", "input_pipeline", "evaluation"):
+        logging.getLogger(package).setLevel(logging.INFO)
     return remaining
 
 
 if __name__ == "__main__":
-    run()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
+        sys.exit(f"error: {error}")  # the user's to mend: one line; everything else keeps its traceback
+    except preemption.Preempted:
+        sys.stderr.flush()
+        os._exit(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread

@@ -1,10 +1,10 @@
 """The one training loop. It knows no method, no dataset and no evaluation: main.py hands those in."""
 import concurrent.futures
+import logging
 import math
 from collections.abc import Callable, Iterator
 
 import jax
-from absl import logging
 from clu import parameter_overview
 
 from vivi_jax import metrics as metrics_lib
@@ -14,6 +14,7 @@ from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.feed import Feed
 from vivi_jax.train_step import TrainState, create
 
+_LOG = logging.getLogger(__name__)
 Hook = Callable[[int, TrainState], dict[str, float]]
 
 
@@ -49,11 +50,12 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
     restored = checkpoints.restore(jax.eval_shape(init), mesh)
     first_step, state = restored if restored else (0, init())
     if first_step:
-        logging.info("going on from step %d of %s", first_step, checkpoints.directory)
+        _LOG.info("going on from step %d of %s", first_step, checkpoints.directory)
     else:
-        parameter_overview.log_parameter_overview(state.params, include_stats=False, msg="Parameters")
+        _LOG.info("parameters of the online network:\n%s", parameter_overview.get_parameter_overview(
+            state.params, include_stats=False))
     if first_step >= parts.total_steps:
-        logging.info("nothing to do: %s is at step %d of %d", workdir, first_step, parts.total_steps)
+        _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, parts.total_steps)
         checkpoints.close()
         stop.close()
         return state
@@ -114,7 +116,7 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
         step = int(state.step)
         if step > saved:
             checkpoints.save(step, state)
-        logging.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", step,
+        _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", step,
                         parts.total_steps)
         raise
     finally:

@@ -1,0 +1,26 @@
+"""Packaging of vivi_jax. Tested versions are pinned in constraints.txt; here stand only the lower bounds."""
+import setuptools
+
+setuptools.setup(
+    name="vivi_jax",
+    version="0.1.0",
+    description="Image representations learned from video in JAX: VITO and MoCLR, from video files to exported weights",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),
+    install_requires=[
+        "absl-py", "array-record>=0.8", "av>=18", "chex", "clu>=0.0.12", "flax>=0.12", "jax>=0.10.2",
+        "ml-collections>=1.1", "numpy", "opencv-python-headless", "optax>=0.2.8", "orbax-checkpoint>=0.12",
+        "safetensors", "tensorboard", "tqdm",
+        # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
+        "tensorflow-cpu>=2.21; platform_system == 'Linux'", "tensorflow>=2.21; platform_system != 'Linux'",
+        "tensorflow-datasets>=4.9.10", "matplotlib", "scikit-learn",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "evaluation": ["pycocotools"],
+        "development": ["pytest", "pytest-xdist", "ruff", "psutil"],
+        "torch": ["torch"],  # parity tests and the step benchmark
+    },
+)

@@ -1,0 +1,137 @@
+"""The step: micro-batches equal the whole batch, one device equals many, the target is a moving average."""
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from vivi_jax import optim, sharding
+from vivi_jax.errors import ConfigError
+from vivi_jax.methods.vito import Vito
+from vivi_jax.models.resnet import Conv, make_norm
+from vivi_jax.train_step import create, make_train_step
+
+BATCH, VIEWS, SIZE, TOTAL_STEPS = 16, 2, 16, 100
+
+
+class TinyEncoder(nn.Module):
+    """Two convolutions with the norms of the real encoder: all that these properties hang on, and quick to compile."""
+    norm: str
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        stages = {}
+        x = images
+        for i in (3, 4):
+            x = Conv(8, 3, stride=2, name=f"conv{i}")(x)
+            x = stages[f"stage{i}"] = nn.relu(make_norm(self.norm, name=f"norm{i}")(x, train))
+        return x.mean((1, 2)), stages
+
+
+def tiny(norm: str, micro_batches: int = 1):
+    """(method, optimizer, train_step) of a two-scale VITO."""
+    method = Vito(TinyEncoder(norm), stages=("stage3", "stage4"), pooling="attention", attention_hidden=8,
+                  projector_hidden=16, projector_out=8, temperature=0.1, ema_base=0.99)
+    schedule = optim.learning_rate(base_lr=1.0, batch_size=256, warmup_steps=0, total_steps=TOTAL_STEPS)
+    optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
+    step = make_train_step(method, optimizer, schedule, seed=0, total_steps=TOTAL_STEPS, micro_batches=micro_batches)
+    return method, optimizer, step
+
+
+def initial_state(method, optimizer):
+    return create(method, optimizer, method.batch_spec(BATCH, views=VIEWS, image_size=SIZE), seed=0)
+
+
+def batch() -> dict:
+    return {"views": np.random.default_rng(0).integers(0, 256, (BATCH, VIEWS, SIZE, SIZE, 3), dtype=np.uint8)}
+
+
+def one_step(norm: str, micro_batches: int = 1, devices: int = 1):
+    """State and metrics after one step on `devices` devices, fetched."""
+    method, optimizer, step = tiny(norm, micro_batches)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    state = jax.device_put(initial_state(method, optimizer), sharding.replicated(mesh))
+    data = jax.device_put(batch(), sharding.over_batch(mesh))
+    return jax.device_get(jax.jit(step)(state, data))
+
+
+@pytest.fixture(scope="module")
+def group_norm_step():
+    return one_step("group")
+
+
+def assert_states_close(left, right, atol):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_micro_batches_equal_the_whole_batch_with_group_norm(group_norm_step, devices):
+    state, metrics = one_step("group", 2, devices)
+    np.testing.assert_allclose(metrics["loss"], group_norm_step[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], group_norm_step[1]["gradient_norm"], rtol=1e-4)
+    assert_states_close(state, group_norm_step[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_batch_norm_sees_the_global_batch(devices):
+    one, many = one_step("batch"), one_step("batch", devices=devices)
+    np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-5)
+    assert_states_close(many[0].model_state, one[0].model_state, atol=1e-5)
+    assert_states_close(many[0].params, one[0].params, atol=1e-4)
+
+
+def test_batch_norm_per_micro_batch_differs_as_stated():
+    whole, split = one_step("batch"), one_step("batch", micro_batches=2)
+    assert abs(whole[1]["loss"] - split[1]["loss"]) > 1e-4
+
+
+def test_the_target_is_the_moving_average_and_starts_elsewhere():
+    method, optimizer, step = tiny("group")
+    before = initial_state(method, optimizer)
+    kernel, target_kernel = (tree["projector"]["dense2"]["kernel"] for tree in (before.params, before.target["params"]))
+    assert np.abs(kernel - target_kernel).max() > 0.01
+    after, metrics = jax.jit(step)(before, batch())
+    decay = optim.ema_decay(0, base=0.99, total_steps=TOTAL_STEPS)
+    np.testing.assert_allclose(metrics["ema_decay"], decay)
+    jax.tree.map(lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
+                 before.target["params"], after.params, after.target["params"])
+
+
+def test_online_and_target_keep_their_own_statistics():
+    state, _ = one_step("batch")
+    online, target = (tree["batch_stats"]["encoder"]["norm3"]["mean"]
+                      for tree in (state.model_state, state.target["model_state"]))
+    assert np.abs(online).max() > 0 and np.abs(target).max() > 0 and np.abs(online - target).max() > 1e-3
+
+
+def test_projections_have_norm_one_over_root_temperature():
+    method, optimizer, _ = tiny("batch")
+    state = initial_state(method, optimizer)
+    z, _ = method.project(state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1 / np.sqrt(0.1), rtol=1e-5)
+
+
+def test_the_loss_falls_when_views_share_what_other_examples_lack():
+    """Every example a colour pattern of its own, in both views: 60 steps must beat chance, 2 log B, by far."""
+    method, optimizer, step = tiny("batch")
+    state, step = initial_state(method, optimizer), jax.jit(step)
+    patterns = np.random.default_rng(1).integers(0, 256, (BATCH, 1, 2, 2, 3), dtype=np.uint8)
+    views = {"views": np.broadcast_to(patterns.repeat(SIZE // 2, 2).repeat(SIZE // 2, 3), batch()["views"].shape)}
+    for _ in range(60):
+        state, metrics = step(state, views)
+    assert metrics["loss"] < 0.5 * 2 * np.log(BATCH)
+
+
+def test_the_step_is_traced_once():
+    method, optimizer, step = tiny("group")
+    step = jax.jit(chex.assert_max_traces(step, n=1))
+    state = initial_state(method, optimizer)
+    for _ in range(3):
+        state, _ = step(state, batch())
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
+    with pytest.raises(ConfigError, match="nearest that does is 96"):
+        sharding.check_batch_size(100, 2, sharding.make_mesh(jax.devices()[:8]))
