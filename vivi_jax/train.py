@@ -29,7 +29,8 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
 
     Args:
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
-      hooks: called every `hook_every` steps (0: never) and at the end, for scalars that go to the metrics.
+      hooks: called before the first step, every `hook_every` steps (0: not) and at the end, for scalars that go to
+        the metrics.
       watchdog_seconds: a step that takes longer ends the process, with all stacks on stderr (0: never).
 
     Returns:
@@ -91,6 +92,9 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
     try:
         with stop.interruptible():  # compiled in a thread, because a signal cannot interrupt the compiler
             compiled = in_thread(lambda: step_fn.lower(state, parts.batch_spec).compile())
+        if hooks and first_step == 0:  # the untrained network, to compare with
+            with stop.interruptible():
+                writer.write(0, call_hooks(hooks, 0, state))
         for step in range(first_step + 1, parts.total_steps + 1):
             preemption.rearm_watchdog(watchdog_seconds)
             with stop.interruptible():
@@ -108,7 +112,7 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
                 flush()
                 preemption.stop_watchdog()
                 with stop.interruptible():
-                    writer.write(step, {name: value for hook in hooks for name, value in hook(step, state).items()})
+                    writer.write(step, call_hooks(hooks, step, state))
             if stop.requested and not last:
                 raise preemption.Preempted
     except preemption.Preempted:
@@ -126,6 +130,12 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
         writer.close()
         stop.close()
     return state
+
+
+def call_hooks(hooks: list[Hook], step: int, state: TrainState) -> dict[str, float]:
+    scalars = {name: value for hook in hooks for name, value in hook(step, state).items()}
+    _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+    return scalars
 
 
 def in_thread(function: Callable):
