@@ -1,4 +1,5 @@
 """Preparing a directory: every file accounted for, the same bytes for any workers and kills, clear words when not."""
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -101,8 +102,10 @@ def test_the_store_holds_the_frames(reference):
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_same_bytes_for_any_number_of_workers(videos, reference, tmp_path, workers):
+    before = set(children(os.getpid()))
     prepare.prepare(str(videos), str(tmp_path / "store"), SMALL, workers=workers)
     assert digests(tmp_path / "store") == digests(reference)
+    assert set(children(os.getpid())) <= before  # no decoder is left
 
 
 def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
@@ -137,8 +140,11 @@ def files_done(out):
 
 
 def children(pid):
-    return [int(child) for task in pathlib.Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()]
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def gone(pids):
@@ -160,9 +166,11 @@ def test_full_disk_keeps_what_is_done(videos, reference, tmp_path):
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(f"error: cannot write to {out}") and "File too large" in run.stderr
     assert "what is done is kept" in run.stderr and "Traceback" not in run.stderr
-    assert list((out / store.PARTIAL).glob("*.json"))
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    assert kept
     assert run_cli(*flags).returncode == 0
     assert digests(out) == digests(reference)
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())  # not made again
 
 
 # --- again, or otherwise ----------------------------------------------------------------------------------------------

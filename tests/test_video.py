@@ -64,6 +64,13 @@ def test_variable_frame_rate_goes_by_time_stamps(tmp_path):
     assert [number(frame) for frame in frames] == expected == [0, 2, 2, 4, 4, 5, 5]
 
 
+@pytest.mark.parametrize("container", ["avi", "mp4", "mkv"])
+def test_b_frames(tmp_path, container):  # AVI does not store when to show them
+    pictures = np.concatenate([numbered(40)[::2], numbered(40)[1::2]])
+    _, frames = decode(write_video(tmp_path / f"v.{container}", pictures, bframes=3, gop=40))
+    assert [number(frame) for frame in frames] == [*range(0, 40, 2), *range(1, 40, 2)]
+
+
 def test_unordered_time_stamps(sample_data, tmp_path):
     row, _ = decode(sample_data / "videos/codec/unordered_pts.mov", tmp_path / "spool")
     assert row["frames"] == 4
@@ -359,4 +366,4 @@ def test_full_disk_is_no_fault_of_the_video(tmp_path):
             "from input_pipeline.sandbox import Sandbox;"
             f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r})")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "OSError: [Errno 27] File too large" in run.stderr
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")

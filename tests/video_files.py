@@ -6,7 +6,7 @@ import numpy as np
 
 
 def write_video(path, pictures, *, fps=25, times_ms=None, codec="libx264", pix_fmt="yuv444p", aspect=None, gop=12,
-                container_options=None):
+                bframes=0, container_options=None):
     """Encodes uint8 RGB pictures [T, H, W, 3] with little loss; `times_ms` gives each its time stamp."""
     pictures = np.asarray(pictures)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -14,7 +14,7 @@ def write_video(path, pictures, *, fps=25, times_ms=None, codec="libx264", pix_f
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt, stream.gop_size = pix_fmt, gop
         if codec == "libx264":
-            stream.options = {"qp": "1", "preset": "ultrafast"}
+            stream.options = {"qp": "1", "preset": "ultrafast", "bf": str(bframes)}
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         if times_ms is not None:
