@@ -299,10 +299,10 @@ def test_names_are_never_protocols(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory):
-    """Takes several seconds to decode with SLOW settings, but not to make."""
+    """Takes many seconds to decode with SLOW settings, but not to make."""
     folder = tmp_path_factory.mktemp("long")
     short = write_video(folder / "short.mp4", numbered(8, 720, 1280), pix_fmt="yuv420p", gop=1)
-    return loop_video(folder / "v.mp4", short, 100)
+    return loop_video(folder / "v.mp4", short, 400)
 
 
 @pytest.mark.parametrize("limits, reason", [
@@ -353,11 +353,11 @@ def test_closing_ends_the_file_in_work(long_video, tmp_path):
         time.sleep(0.01)
     child = children(sandbox._server.pid)[0]
     sandbox.close()
-    thread.join()
     deadline = time.monotonic() + 5
     while pathlib.Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not pathlib.Path(f"/proc/{child}").exists()
+    thread.join()
 
 
 def test_full_disk_is_no_fault_of_the_video(tmp_path):
