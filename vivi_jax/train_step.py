@@ -51,7 +51,7 @@ def make_train_step(method, optimizer: optax.GradientTransformation, schedule: o
             metrics["ema_decay"] = decay
 
         metrics["learning_rate"] = schedule(state.step)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, model_state, target, opt_state), metrics
 
     return train_step
