@@ -48,7 +48,7 @@ def test_peak_rule():
     assert starts(quiet(60, t20=0.4, t28=0.17)) == [0]
     assert starts(quiet(60, t20=0.4, t29=0.4)) == [0, 20, 29]  # beyond the window
     assert starts(np.linspace(0, 0.9, 60)) == [0]  # motion sets in
-    assert starts([0.9] + [0.01] * 30) == [0]  # the first frame has no frame before it
+    assert starts(quiet(60, t0=0.9, t8=0.3)) == [0, 8]  # the first frame has no frame before it
 
 
 def test_minimum_length():

@@ -352,11 +352,13 @@ def test_closing_ends_the_file_in_work(long_video, tmp_path):
     while not (tmp_path / "spool").exists():
         time.sleep(0.01)
     child = children(sandbox._server.pid)[0]
-    sandbox.close()
+    closing = threading.Thread(target=sandbox.close)
+    closing.start()
     deadline = time.monotonic() + 5
     while pathlib.Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not pathlib.Path(f"/proc/{child}").exists()
+    closing.join()
     thread.join()
 
 
