@@ -276,8 +276,11 @@ def summary(root: pathlib.Path) -> str:
     lines = [f"{len(rows):>9,} inputs", f"{len(ok):>9,} ok"]
     lines += [f"{count:>9,} refused: {reason}" for reason, count in reasons.most_common()]
     lines += [f"{sum(row['frames'] for row in ok):>9,} frames, {seconds:,.0f} s of video",
-              f"{sum(row['shots'] for row in ok):>9,} shots",
-              f"{sum(row['label'] >= 0 for row in ok):>9,} videos with a label"]
+              f"{sum(row['shots'] for row in ok):>9,} shots"]
+    if any(row["label"] >= 0 for row in ok):
+        lines.append(f"{sum(row['label'] >= 0 for row in ok):>9,} videos with a label")
+    if reasons:
+        lines.append(f"why each file was refused: {root / store.LEDGER}")
     return "\n".join(lines)
 
 

@@ -112,7 +112,9 @@ def _open(video: str) -> tuple[Any, Any]:
         raise Refused("not a video: pictures, texts, playlists and unknown containers are not opened") from e
     except (av.error.InvalidDataError, av.error.EOFError) as e:
         raise Refused("not a video: no container format fits, or its header is damaged") from e
-    except OSError as e:
+    except MemoryError:
+        raise
+    except (OSError, av.error.FFmpegError) as e:
         raise Refused(f"unreadable: {e.strerror}") from e
     covers = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & covers]
