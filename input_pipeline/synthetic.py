@@ -22,6 +22,7 @@ import sys
 import av
 import cv2
 import numpy as np
+import tqdm
 
 from input_pipeline.store import DataError
 
@@ -199,13 +200,15 @@ def plan_videos(videos, classes):
             for i in range(count)]
 
 
+def video_name(split, shape, number):
+    return f"{split}/{shape}/{number:05d}.mp4"
+
+
 def _write_one(job, *, out, seed, size, frames, shots):
     split, shape, number = job
-    path = out / split / shape / f"{number:05d}.mp4"
-    if not path.exists():
-        cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
-        rng = np.random.default_rng([seed, ("train", "test").index(split), number])
-        write_video(path, render_video(rng, shape, size=size, frames=frames, shots=shots))
+    cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
+    rng = np.random.default_rng([seed, ("train", "test").index(split), number])
+    write_video(out / video_name(*job), render_video(rng, shape, size=size, frames=frames, shots=shots))
 
 
 def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPES), shots=1, workers=None):
@@ -240,7 +243,9 @@ def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPE
     out = pathlib.Path(out)
     settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots)
     _claim(out, settings)
-    jobs = plan_videos(videos, classes)
+    jobs = [job for job in plan_videos(videos, classes) if not (out / video_name(*job)).exists()]
+    if not jobs:
+        return
     for split, shape, _ in jobs:
         (out / split / shape).mkdir(parents=True, exist_ok=True)
     write = functools.partial(_write_one, out=out, seed=seed, size=size, frames=frames, shots=shots)
@@ -248,7 +253,7 @@ def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPE
     # "spawn": a fork would copy the locks of a caller that runs threads, as JAX and TensorFlow do.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-        for _ in pool.map(write, jobs, chunksize=4):
+        for _ in tqdm.tqdm(pool.map(write, jobs, chunksize=4), total=len(jobs), unit="video", disable=None):
             pass
 
 

@@ -1,0 +1,160 @@
+"""Where a trained method looks: frames with their attention masks laid over (VITO Figure A.1).
+
+    python -m evaluation.attention --checkpoint=RUN --images=DIR --out=PNG [--count=8]
+
+DIR is a frame store, of which pairs of frames of several clips are shown, or a folder of images. The masks come from
+the online network, each frame by itself. The paper draws the coarsest scale; all scales are drawn here, coarsest first.
+"""
+import argparse
+import os
+import pathlib
+import sys
+from typing import BinaryIO
+
+import cv2
+import jax
+import ml_collections
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from input_pipeline.store import META, DataError, FrameStore
+from vivi_jax import checkpoint
+from vivi_jax.build import build
+from vivi_jax.errors import CheckpointError, ConfigError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
+PAIR_SECONDS = 0.76  # between the two frames of a clip: the median of VITO's training pairs (VITO §4.2)
+HEAT = 0.55  # opacity of the mask over the frame
+
+
+def load_images(source: str, *, count: int, size: int) -> tuple[np.ndarray, list[str]]:
+    """Returns (uint8[N, size, size, 3] central squares, N captions), N <= count, evenly spaced over a folder or store.
+
+    A frame store gives two frames of each clip, next to each other; of a folder every image, also in folders below,
+    may be chosen.
+
+    Raises:
+      DataError: no images, or one that does not decode.
+    """
+    root = pathlib.Path(source)
+    if (root / META).is_file():
+        encoded = _clip_pairs(FrameStore(source), count // 2)
+    else:
+        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"{source} is neither a frame store nor a folder with {', '.join(sorted(IMAGE_SUFFIXES))}")
+        encoded = [(files[i].read_bytes(), files[i].stem, str(files[i])) for i in spread(len(files), count)]
+    return np.stack([_central_square(data, size, name) for data, _, name in encoded]), [c for _, c, _ in encoded]
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """At most `count` different indices, evenly spaced from 0 to total - 1."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+
+
+def _clip_pairs(store: FrameStore, clips: int) -> list[tuple[bytes, str, str]]:
+    """(JPEG, caption, name for messages) of two frames around the middle of each of `clips` videos."""
+    pairs = []
+    for v in spread(len(store), clips):
+        middle, half = store.num_frames[v] // 2, round(PAIR_SECONDS / 2 * float(store.fps[v]))
+        for frame in np.clip([middle - half, middle + half], 0, store.num_frames[v] - 1):
+            name = pathlib.Path(store.videos[v]).stem
+            pairs.append((store.read(store.first_record[v] + frame).item(), f"{name}, {frame / store.fps[v]:.2f} s",
+                          f"frame {frame} of {store.videos[v]}"))
+    return pairs
+
+
+def _central_square(data: bytes, size: int, name: str) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise DataError(f"{name} does not decode; replace or remove it")
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    square = image[top:top + side, left:left + side]
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size < side else cv2.INTER_CUBIC)
+
+
+def load_masks(run: str, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Attention masks of a run's online network: stage -> float32[N, h, w], each summing to 1.
+
+    Args:
+      run: run directory.
+      images: uint8[N, H, W, 3].
+
+    Raises:
+      CheckpointError: no run there, or nothing good in it.
+      ConfigError: its method has no attention.
+    """
+    method = build(ml_collections.ConfigDict(checkpoint.load_config(run))).method
+    state = checkpoint.load_state(run)
+    masks = jax.jit(method.attention_masks)(state["params"], state["model_state"], images.astype(np.float32) / 255)
+    if not masks:
+        raise ConfigError(f"{run} pools by averaging (config.method.pooling): it has no attention to show")
+    return {stage: np.asarray(mask) for stage, mask in masks.items()}
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, peak: float) -> np.ndarray:
+    """A frame in grey under its mask in colour.
+
+    Args:
+      image: uint8[H, W, 3].
+      mask: float[h, w], sums to 1.
+      peak: attention, in multiples of the uniform 1 / (h w), that gets the strongest colour.
+
+    Returns:
+      float[H, W, 3] in [0, 1].
+    """
+    heat = cv2.resize(mask * mask.size / peak, image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] / 255
+    return (1 - HEAT) * grey + HEAT * colormaps["inferno"](heat)[..., :3]
+
+
+def attention_figure(images: np.ndarray, masks: dict[str, np.ndarray], captions: list[str],
+                     out: str | os.PathLike | BinaryIO) -> None:
+    """Draws a column per frame; rows: the frame, then it under the mask of each scale, the coarsest first.
+
+    Colours of a row have one scale, from no attention to the row's maximum, which is written beside it in multiples of
+    uniform attention: at 1x the mask picks nothing out.
+
+    Args:
+      images: uint8[N, H, W, 3]; masks: stage -> float[N, h, w]; captions: N strings.
+      out: PNG file, by name or open.
+    """
+    scales = sorted(masks.items(), key=lambda item: item[1][0].size)
+    figure = Figure(figsize=(0.9 + 1.35 * len(images), 0.3 + 1.4 * (1 + len(scales))), dpi=150, layout="constrained")
+    axes = figure.subplots(1 + len(scales), len(images), squeeze=False)
+    for image, caption, axis in zip(images, captions, axes[0], strict=True):
+        axis.imshow(image)
+        axis.set_title(caption, fontsize=7)
+    axes[0, 0].set_ylabel("frame", fontsize=8)
+    for (stage, mask_NxHxW), row in zip(scales, axes[1:], strict=True):
+        height, width = mask_NxHxW.shape[1:]
+        peak = float(mask_NxHxW.max()) * height * width
+        for image, mask, axis in zip(images, mask_NxHxW, row, strict=True):
+            axis.imshow(overlay(image, mask, peak))
+        row[0].set_ylabel(f"{stage}, {height} x {width}\nup to {peak:.1f}x uniform", fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    figure.savefig(out, format="png")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.attention", description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="run directory")
+    parser.add_argument("--images", required=True, help="frame store, or folder of images")
+    parser.add_argument("--out", required=True, help="PNG file to write")
+    parser.add_argument("--count", type=int, default=8, help="frames to show, at least 2")
+    args = parser.parse_args(argv)
+    try:
+        size = checkpoint.load_config(args.checkpoint)["data"]["image_size"]
+        images, captions = load_images(args.images, count=max(args.count, 2), size=size)
+        attention_figure(images, load_masks(args.checkpoint, images), captions, args.out)
+    except (CheckpointError, ConfigError, DataError) as e:
+        sys.exit(f"error: {e}")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
