@@ -25,10 +25,10 @@ _PREFETCH_BATCHES = 2
 
 class Example(NamedTuple):
     """V views to cut out of encoded images."""
-    data: Sequence[bytes]  # V image files
+    data: np.ndarray  # bytes[V] (dtype object), image files
     boxes: np.ndarray  # int32[V, 4], crop (y, x, height, width) in pixels
     flips: np.ndarray  # bool[V], mirror left-right
-    names: Sequence[str]  # V, what to call the images in a message
+    name: Callable[[int], str]  # view -> what to call its image in a message
 
 
 def decode_jpeg(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -56,8 +56,9 @@ def resize_and_flip(crops: Sequence[np.ndarray], flips: np.ndarray, image_size: 
     """
     views = np.empty((len(crops), image_size, image_size, 3), np.uint8)
     for view, crop, flip in zip(views, crops, flips, strict=True):
-        resized = cv2.resize(crop, (image_size, image_size), interpolation=cv2.INTER_CUBIC)
-        view[:] = cv2.flip(resized, 1) if flip else resized  # NumPy's [:, ::-1] takes longer than the resize
+        cv2.resize(crop, (image_size, image_size), dst=view, interpolation=cv2.INTER_CUBIC)
+        if flip:
+            cv2.flip(view, 1, dst=view)  # NumPy's [:, ::-1] takes longer than the resize
     return views
 
 
@@ -91,18 +92,21 @@ def _decoded(example, start, stop, rows, views, image_size, decode, threads) -> 
 
     def read(n: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         try:
-            data, boxes, flips, _ = example(int(n))
-            return np.array(data, object), boxes, flips
+            return example(int(n))[:3]
         except Exception as e:  # TensorFlow would turn it into an error of its own: keep it, to raise it below
             failures.append(e)
             raise
 
+    def resize(flips: np.ndarray, *crops: np.ndarray) -> np.ndarray:
+        return resize_and_flip(crops, flips, image_size)
+
+    @tf.autograph.experimental.do_not_convert
     def cut(n: tf.Tensor) -> tf.Tensor:
         data, boxes, flips = tf.numpy_function(read, [n], (tf.string, tf.int32, tf.bool))
-        data, boxes = tf.ensure_shape(data, (views,)), tf.ensure_shape(boxes, (views, 4))
-        crops = [decode(data[view], boxes[view]) for view in range(views)]
-        pixels = tf.numpy_function(lambda flips, *crops: resize_and_flip(crops, flips, image_size), [flips, *crops],
-                                   tf.uint8)
+        data = tf.unstack(tf.ensure_shape(data, (views,)))
+        boxes = tf.unstack(tf.ensure_shape(boxes, (views, 4)))
+        crops = [decode(image, box) for image, box in zip(data, boxes, strict=True)]
+        pixels = tf.numpy_function(resize, [flips, *crops], tf.uint8)
         return tf.ensure_shape(pixels, (views, image_size, image_size, 3))
 
     ds = tf.data.Dataset.range(start, stop).map(cut, num_parallel_calls=threads, deterministic=True)
@@ -125,12 +129,12 @@ def _decoded(example, start, stop, rows, views, image_size, decode, threads) -> 
 def _find_damage(example: Callable[[int], Example], numbers: range, decode: Callable) -> DataError | None:
     """Names the first image that does not decode; TensorFlow's own error does not say which it was."""
     for n in numbers:
-        data, boxes, _, names = example(n)
-        for image, box, name in zip(data, boxes, names, strict=True):
+        data, boxes, _, name = example(n)
+        for view, (image, box) in enumerate(zip(data, boxes, strict=True)):
             try:
                 decode(tf.constant(image), tf.constant(box))
             except tf.errors.OpError:
-                return DataError(f"{name} is damaged and does not decode; replace it or prepare it again")
+                return DataError(f"{name(view)} is damaged and does not decode; replace it or prepare it again")
     return None
 
 

@@ -82,7 +82,7 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
         height, width = image_height_width(data, name)
         side = max(min(height, width) * 7 // 8, 1)
         box = [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
-        return Example([data], np.array([box], np.int32), np.array([False]), [name])
+        return Example(np.array([data], object), np.array([box], np.int32), np.array([False]), lambda view: name)
 
     start = 0
     for pixels in decoded(example, 0, len(images), rows=batch_size, views=1, image_size=image_size, decode=decode_any,

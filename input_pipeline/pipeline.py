@@ -61,10 +61,9 @@ def clip_views(store: FrameStore, start_step: int = 0, *, seed: int, batch_size:
             sampling.example_rng(seed, i), num_frames=int(store.num_frames[video]),
             clip_frames=int(clip_frames[video]), height=int(store.height[video]), width=int(store.width[video]),
             views=views, sampler=sampler, delay=int(delay[video]), min_crop_area=min_crop_area)
-        frames, which = np.unique(plan.frames, return_inverse=True)  # no record is read twice
-        data = store.read(store.first_record[video] + frames)[which]
-        names = [f"{store.directory}: frame {frame} of {store.videos[video]}" for frame in plan.frames]
-        return Example(data, plan.boxes, plan.flips, names)
+        data = store.read(store.first_record[video] + plan.frames)
+        return Example(data, plan.boxes, plan.flips,
+                       lambda view: f"{store.directory}: frame {plan.frames[view]} of {store.videos[video]}")
 
     rows = batch_size // process_count
     stop = None if num_steps is None else (start_step + num_steps) * rows
@@ -92,7 +91,7 @@ def image_views(images: LabelledImages, start_step: int = 0, *, seed: int, batch
         plan = sampling.plan_views(
             sampling.example_rng(seed, i), num_frames=1, clip_frames=1, height=height, width=width, views=views,
             sampler="single", delay=0, min_crop_area=min_crop_area)
-        return Example([data] * views, plan.boxes, plan.flips, [name] * views)
+        return Example(np.array([data] * views, object), plan.boxes, plan.flips, lambda view: name)
 
     rows = batch_size // process_count
     stop = None if num_steps is None else (start_step + num_steps) * rows

@@ -88,12 +88,13 @@ def random_resized_crop(rng: np.random.Generator, height: int, width: int, min_a
     `aspect`. Sides are rounded and clamped to the image; nothing is drawn again, so that crops of a wide image can fall
     below the minimum area.
     """
-    area = height * width * rng.uniform(min_area, max_area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    u_area, u_ratio, u_y, u_x = rng.random(4).tolist()  # one call: this runs for every view
+    area = height * width * (min_area + (max_area - min_area) * u_area)
+    ratio = aspect[0] * (aspect[1] / aspect[0]) ** u_ratio
     crop_height = min(max(round(math.sqrt(area / ratio)), 1), height)
     crop_width = min(max(round(math.sqrt(area * ratio)), 1), width)
-    y = int(rng.integers(height - crop_height + 1))
-    x = int(rng.integers(width - crop_width + 1))
+    y = int(u_y * (height - crop_height + 1))
+    x = int(u_x * (width - crop_width + 1))
     return y, x, crop_height, crop_width
 
 
