@@ -102,9 +102,9 @@ def demo(config: ml_collections.ConfigDict) -> None:
     """
     config.batch_size = 64
     config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
-    config.method.update(dict(attention_hidden=64, projector_hidden=256, projector_out=64, ema_base=0.9))
+    config.method.update(dict(attention_hidden=64, projector_hidden=256, projector_out=64, ema_base=0.8))
     config.data.image_size = 64
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
-    config.schedule.update(dict(base_lr=0.016, epochs=30.0, warmup_epochs=2.0, examples_per_epoch=640))
+    config.schedule.update(dict(base_lr=0.032, epochs=20.0, warmup_epochs=2.0, examples_per_epoch=640))
     config.evaluation.update(dict(image_size=64, batch_size=120))
     config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -94,5 +94,7 @@ class Vito:
 
     def attention_masks(self, params, model_state, images_BxHxWx3: jax.Array) -> dict[str, jax.Array]:
         """Masks of the online network, stage -> float32[B, h, w] summing to 1; {} with average pooling (Fig. A.1)."""
-        (_, masks) = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
+        if self.network.pool.pooling == "average":
+            return {}
+        _, masks = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
         return masks

@@ -1,0 +1,60 @@
+"""What pretraining on the demo's videos is worth: VITO and MoCLR from three seeds, against the untrained network.
+
+    python -m benchmarks.learning [--seeds=0,1,2] [--out=runs/learning]
+
+Both train the same network for the same steps on the same rendered videos and differ only in what the papers differ in:
+frames, pooling, scales and crops (configs/vito.py:demo and configs/vito.py:demo,moclr). Top-1 accuracy on held-out
+videos, whose labels no training sees. Writes docs/results/learning.json.
+"""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+from benchmarks.results import record
+
+METHODS = {"VITO": "configs/vito.py:demo", "MoCLR": "configs/vito.py:demo,moclr"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", default="runs/learning", help="folder for videos and runs")
+    arguments = parser.parse_args()
+    out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
+    if not (out / "videos").exists():
+        python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
+    for split in ("train", "test"):
+        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
+               "--short_side=96", "--labels=folder")
+
+    rows = []
+    for method, config in METHODS.items():
+        runs = [train(out, method, config, seed) for seed in seeds]
+        for name in ("knn_top1", "linear_top1"):
+            for when, line in (("untrained", 0), ("trained", -1)):
+                values = [run[line][name] for run in runs]
+                rows.append({"method": method, "measure": name, "when": when, "median": statistics.median(values),
+                             "min": min(values), "max": max(values)})
+    path = record("learning", {"rows": rows, "steps": runs[0][-1]["step"]}, seeds=seeds,
+                  command=f"python -m benchmarks.learning --seeds={arguments.seeds}")
+    print(json.dumps(rows, indent=1), f"\nwrote {path}")
+
+
+def train(out: pathlib.Path, method: str, config: str, seed: int) -> list[dict]:
+    """Lines of the run's metrics that have an accuracy: untrained first, trained last."""
+    run = out / f"{method.lower()}-{seed}"
+    python("vivi_jax.main", f"--config={config}", f"--workdir={run}", f"--config.seed={seed}",
+           f"--config.data.path={out / 'store' / 'train'}", f"--config.evaluation.dataset={out / 'store'}")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "knn_top1" in line]
+
+
+def python(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()

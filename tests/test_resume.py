@@ -1,0 +1,125 @@
+"""Real runs in real processes: killed, terminated, resumed; the end must be that of a straight run, bit for bit."""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from video_files import write_video
+
+from input_pipeline import prepare
+from vivi_jax import checkpoint
+
+STEPS, CHECKPOINT_EVERY = 120, 7
+SMALL = ["--config.batch_size=8", "--config.data.image_size=32", "--config.encoder.width=0.125",
+         "--config.method.projector_hidden=16", "--config.method.attention_hidden=8", "--config.run.log_every=1",
+         f"--config.run.checkpoint_every={CHECKPOINT_EVERY}", "--config.schedule.examples_per_epoch=8",
+         f"--config.schedule.epochs={STEPS}.0"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> pathlib.Path:
+    """Twelve prepared videos of noise that drifts."""
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(12):
+        texture = np.random.default_rng(i).integers(0, 256, (6, 20, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+        write_video(folder / f"{i:02}.mp4", [texture[:, t:t + 64] for t in range(70)])
+    out = tmp_path_factory.mktemp("prepared") / "store"
+    prepare.prepare(str(folder), str(out), workers=2)
+    return out
+
+
+def start(workdir, store, *flags: str) -> subprocess.Popen:
+    # One device, whatever the tests use; the log goes to a file so that a full pipe never stops the run.
+    environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "vivi_jax.main", "--config=configs/vito.py:demo,views=2", f"--workdir={workdir}",
+               f"--config.data.path={store}", *SMALL, *flags]
+    with open(f"{workdir}.log", "a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def finish(workdir, store) -> dict:
+    """Runs to the end; returns summary.json."""
+    assert start(workdir, store).wait(timeout=300) == 0, pathlib.Path(f"{workdir}.log").read_text()
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def logged_steps(workdir) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def wait_for_a_new_step(process, workdir) -> None:
+    """Returns once this start of the run has done a step (a resumed run first cuts the log back, then grows it)."""
+    known, deadline = set(logged_steps(workdir)), time.monotonic() + 200
+    while True:
+        steps = logged_steps(workdir)
+        if set(steps) - known:
+            return
+        known &= set(steps)
+        assert process.poll() is None and time.monotonic() < deadline, pathlib.Path(f"{workdir}.log").read_text()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def straight(store, tmp_path_factory) -> dict:
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    return {"workdir": workdir, **finish(workdir, store)}
+
+
+def assert_equal_to(straight, workdir, summary) -> None:
+    assert summary["step"] == straight["step"] == STEPS
+    assert summary["state_sha256"] == straight["state_sha256"]
+    assert logged_steps(workdir) == list(range(1, STEPS + 1))  # nothing missing, nothing twice
+
+
+def test_sigterm_saves_leaves_and_goes_on_bit_for_bit(straight, store, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, store)
+    wait_for_a_new_step(process, workdir)
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert time.monotonic() - sent < 10
+    saved = checkpoint.newest_good_step(workdir / "checkpoints")
+    assert saved == logged_steps(workdir)[-1] < STEPS  # the very step it was at, not the last regular save
+    assert_equal_to(straight, workdir, finish(workdir, store))
+
+
+def test_sigterm_while_starting_ends_at_once(store, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, store)
+    while not (workdir / "config.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(2)  # initialising or compiling
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) in (128 + signal.SIGTERM, -signal.SIGTERM)  # the latter before the handler is set
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(straight, store, tmp_path):
+    workdir, moments = tmp_path / "run", random.Random(0)
+    for _ in range(10):
+        process = start(workdir, store)
+        wait_for_a_new_step(process, workdir)
+        time.sleep(moments.uniform(0, 0.6))  # also in the middle of saving, every seventh step
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
+    assert_equal_to(straight, workdir, finish(workdir, store))
+
+
+def test_a_finished_run_does_nothing(straight, store):
+    assert finish(straight["workdir"], store)["state_sha256"] == straight["state_sha256"]
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(straight, store):
+    assert start(straight["workdir"], store, "--config.optimizer.weight_decay=0.5").wait(timeout=100) == 1
+    last = pathlib.Path(f"{straight['workdir']}.log").read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "optimizer.weight_decay: 0.0001 there, 0.5 here" in last
