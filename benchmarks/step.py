@@ -1,0 +1,163 @@
+"""Measures one VITO training step, ours against the same step in PyTorch, and what it takes to get there.
+
+    python -m benchmarks.step
+
+The paper's model (ResNet-50, two-scale attention, three views, online and target, LARS, moving average) in float32 at
+112 px on the CPU. Each framework runs in its own process, one at a time, in turns (A B A B ...), so that whatever else
+the machine does meets both; the figure is the median over rounds of the ratio within a round. Our step includes the
+colour augmentation, PyTorch's does not; its share is measured beside it.
+"""
+import argparse
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+CORE_IMPORT = "import vivi_jax.train"
+BASELINE_IMPORT = "import jax, jax.numpy, flax.linen, optax"
+VIEWS = 3
+
+
+class Worker:
+    """A child process that holds one framework's step and runs it on request."""
+
+    def __init__(self, framework: str, batch: int, size: int):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "benchmarks.step", f"--worker={framework}", f"--batch={batch}",
+                   f"--size={size}"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.setup = self._read()  # after the first step
+        self.first_step_seconds = time.perf_counter() - start
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"worker ended with status {self._process.wait()} before its answer")
+        return json.loads(line)
+
+    def step(self) -> float:
+        """Runs one step; returns its seconds."""
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> float:
+        """Ends the process; returns its peak memory in MB."""
+        self._process.stdin.close()
+        peak = self._read()
+        self._process.wait()
+        return peak
+
+
+def serve(step, setup: dict) -> None:
+    """The worker's side: one line out when ready, one per step, and the peak memory at the end."""
+    print(json.dumps(setup), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(json.dumps(time.perf_counter() - start), flush=True)
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), flush=True)
+
+
+def jax_worker(batch: int, size: int) -> None:
+    import jax
+    import numpy as np
+
+    from configs import vito
+    from vivi_jax import augment, train_step
+    from vivi_jax.build import build
+    config = vito.get_config()
+    config.batch_size = batch
+    config.encoder.dtype = "float32"
+    config.data.image_size = size
+    parts = build(config)
+    views = np.random.default_rng(0).integers(256, size=(batch, VIEWS, size, size, 3), dtype=np.uint8)
+
+    times = [time.perf_counter()]
+    state = jax.block_until_ready(jax.jit(
+        lambda: train_step.create(parts.method, parts.optimizer, parts.batch_spec, config.seed))())
+    times.append(time.perf_counter())
+    compiled = jax.jit(parts.train_step, donate_argnums=0).lower(state, {"views": views}).compile()
+    times.append(time.perf_counter())
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, {"views": views})
+        jax.block_until_ready((state, metrics))
+
+    step()
+    keys = train_step.example_keys(0, 0, {"views": views})
+    byol_views = jax.jit(augment.byol_views)
+    augmentation = []
+    for _ in range(4):
+        start = time.perf_counter()
+        jax.block_until_ready(byol_views(views, keys))
+        augmentation.append(time.perf_counter() - start)
+    serve(step, {"init_seconds": times[1] - times[0], "compile_seconds": times[2] - times[1],
+                 "augmentation_seconds": min(augmentation)})
+
+
+def torch_worker(batch: int, size: int) -> None:
+    import torch
+
+    from benchmarks.torch_vito import VitoStep
+    torch.manual_seed(0)
+    views, step = torch.rand(VIEWS, batch, 3, size, size), VitoStep()
+    step(views)
+    serve(lambda: step(views), {})
+
+
+WORKERS = {"jax": jax_worker, "torch": torch_worker}
+
+
+def import_seconds(statement: str, repeats: int = 5) -> float:
+    """Median wall time of a Python process that only imports, less that of one that does nothing."""
+    def run(code: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - start
+
+    run(statement)  # once for the file cache
+    return statistics.median(run(statement) - run("pass") for _ in range(repeats))
+
+
+def measure(batch: int, size: int, rounds: int) -> dict:
+    """All values of the result; without torch, ours alone."""
+    values = {"batch": batch, "image_size": size, "views": VIEWS, "rounds": rounds,
+              "core_import_seconds": import_seconds(CORE_IMPORT),
+              "jax_flax_optax_import_seconds": import_seconds(BASELINE_IMPORT)}
+    ours = Worker("jax", batch, size)
+    theirs = Worker("torch", batch, size) if importlib.util.find_spec("torch") else None
+    times = [(ours.step(), theirs.step() if theirs else None) for _ in range(rounds)]
+    values |= {f"jax_{name}": seconds for name, seconds in ours.setup.items()}
+    values |= {"jax_step_seconds": statistics.median(t for t, _ in times),
+               "jax_first_step_seconds": ours.first_step_seconds, "jax_peak_memory_mb": ours.close()}
+    if theirs:
+        values |= {"torch_step_seconds": statistics.median(t for _, t in times),
+                   "torch_first_step_seconds": theirs.first_step_seconds, "torch_peak_memory_mb": theirs.close(),
+                   "rate_ratio_jax_over_torch": statistics.median(b / a for a, b in times)}
+    return {name: round(value, 3) for name, value in values.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.split("\n")[0])
+    parser.add_argument("--batch", type=int, default=8, help="clips per step, three views each")
+    parser.add_argument("--size", type=int, default=112, help="pixels")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return WORKERS[args.worker](args.batch, args.size)
+    from benchmarks.results import record
+    values = measure(args.batch, args.size, args.rounds)
+    for name, value in values.items():
+        print(f"{name:32s} {value}")
+    command = f"python -m benchmarks.step --batch={args.batch} --size={args.size} --rounds={args.rounds}"
+    print(f"written: {record('step', values, command=command, seeds=[0])}")
+
+
+if __name__ == "__main__":
+    main()
