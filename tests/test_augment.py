@@ -93,23 +93,28 @@ def test_byol_table_has_the_published_probabilities():
 
 def test_each_step_happens_as_often_as_its_probability():
     """Counted on images where each step leaves a mark of its own; bounds are five standard deviations."""
-    n = 2000
+    n = 1000
     keys = jax.random.split(jax.random.key(2), n)
     off = dict(jitter_prob=0.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.0, grey_prob=0.0, blur_prob=0.0,
                solarize_prob=0.0)
-    image = jnp.zeros((20, 20, 3)).at[::2].set(jnp.array([0.9, 0.3, 0.2]))
+    image = jnp.zeros((224, 4, 3)).at[::2].set(jnp.array([0.9, 0.3, 0.2]))
     for name, probability, extra in (("grey_prob", 0.2, {}), ("blur_prob", 0.1, {}), ("solarize_prob", 0.2, {}),
                                      ("jitter_prob", 0.8, {"brightness": 0.4})):
         options = off | {name: probability} | extra
-        out = jax.vmap(lambda k, options=options: augment.byol(image, k, **options))(keys)
+        out = jax.jit(jax.vmap(lambda k, options=options: augment.byol(image, k, **options)))(keys)
         count = int((jnp.abs(out - image[None]).max(axis=(1, 2, 3)) > 1e-6).sum())
         assert abs(count - n * probability) < 5 * np.sqrt(n * probability * (1 - probability)), name
 
 
 def test_views_of_one_example_do_not_depend_on_the_rest_of_the_batch():
-    views = np.random.default_rng(3).integers(0, 256, (6, 3, 16, 16, 3), dtype=np.uint8)
-    keys = jax.random.split(jax.random.key(4), 6)
-    whole = augment.byol_views(views, keys)
-    part = augment.byol_views(views[2:4], keys[2:4])
-    np.testing.assert_allclose(whole[2:4], part, atol=1e-5)
-    assert whole.shape == (6, 3, 16, 16, 3) and whole.dtype == jnp.float32
+    rng = np.random.default_rng(3)
+    views = rng.integers(0, 256, (4, 3, 16, 16, 3), dtype=np.uint8)
+    others = rng.integers(0, 256, views.shape, dtype=np.uint8)
+    others[1] = views[1]
+    keys = jax.random.split(jax.random.key(4), 4)
+    augmented = jax.jit(augment.byol_views)
+    one, other = augmented(views, keys), augmented(others, keys)
+    assert one.shape == views.shape and one.dtype == jnp.float32
+    np.testing.assert_array_equal(one[1], other[1])
+    assert np.abs(one[0] - other[0]).max() > 0.1
+    assert np.abs(one[1, 0] - one[1, 2]).max() > 0.1 and (augmented(views, keys[::-1])[1] != one[1]).any()

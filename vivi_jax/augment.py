@@ -42,8 +42,10 @@ def byol(image: jax.Array, key: jax.Array, *, jitter_prob: float, brightness: fl
     jittered = color_jitter(image, jitter_key, brightness, contrast, saturation, hue)
     image = jnp.where(jax.random.bernoulli(jitter_coin, jitter_prob), jittered, image)
     image = jnp.where(jax.random.bernoulli(grey_coin, grey_prob), to_grey(image), image)
-    # Kernel 23 at 224 px, std U[0.1, 2.0] (VITO A.1); BYOL's code scales the kernel, not the std, with the image.
-    blurred = gaussian_blur(image, jax.random.uniform(blur_key, minval=0.1, maxval=2.0), radius=int(size / 10 / 2))
+    # At 224 px a kernel of 23 and std U[0.1, 2.0] (VITO A.1); at other sizes both in proportion. BYOL's code scales the
+    # kernel only, which at 64 px would blur away what a 224 px image keeps.
+    sigma = jax.random.uniform(blur_key, minval=0.1, maxval=2.0) * size / 224
+    blurred = gaussian_blur(image, sigma, radius=int(size / 10 / 2))
     image = jnp.where(jax.random.bernoulli(blur_coin, blur_prob), blurred, image)
     image = jnp.where(jax.random.bernoulli(solarize_coin, solarize_prob), solarize(image), image)
     return jnp.clip(image, 0.0, 1.0)
