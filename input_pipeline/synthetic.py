@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import av
 import cv2
@@ -34,29 +35,29 @@ SETTINGS = ".settings.json"
 # --- shapes: closed contours [P, 2] with y pointing down; a second contour inside the first is a hole ---------------
 
 
-def _arc(radius, start=0.0, stop=2 * np.pi, points=48, centre=(0.0, 0.0)):
-    angle = np.linspace(start, stop, points)
-    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + radius * np.sin(angle)], axis=1)
+def _arc(radius: float, start: float = 0.0, stop: float = 2 * np.pi, right: float = 0.0) -> np.ndarray:
+    angle = np.linspace(start, stop, 48)
+    return np.stack([right + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _polar(radii):
+def _polar(radii: list[float]) -> np.ndarray:
     """Contour through the given radii at equal angles, the first one pointing up."""
     angle = 2 * np.pi * np.arange(len(radii)) / len(radii) - np.pi / 2
     return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _heart():
+def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 64)
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([16 * np.sin(t) ** 3, -y], axis=1)
 
 
-def _crescent():
+def _crescent() -> np.ndarray:
     """A disc of radius 1 less a disc of radius 0.85 moved right by 0.5."""
     outer_tip = np.arccos((1 + 0.5**2 - 0.85**2) / (2 * 0.5))
     inner_tip = np.arccos((0.85**2 + 0.5**2 - 1) / (2 * 0.85 * 0.5))
     outer = _arc(1.0, outer_tip, 2 * np.pi - outer_tip)
-    inner = _arc(0.85, np.pi + inner_tip, np.pi - inner_tip, centre=(0.5, 0.0))
+    inner = _arc(0.85, np.pi + inner_tip, np.pi - inner_tip, right=0.5)
     return np.concatenate([outer, inner])
 
 
@@ -75,7 +76,7 @@ SHAPES = {
 }
 
 
-def _signed_area_and_moment(contour):
+def _signed_area_and_moment(contour: np.ndarray) -> tuple[float, np.ndarray]:
     x, y = contour.T
     x_next, y_next = np.roll(contour, -1, axis=0).T
     cross = x * y_next - x_next * y
@@ -83,8 +84,8 @@ def _signed_area_and_moment(contour):
     return cross.sum() / 2, moment
 
 
-def unit_shape(name):
-    """Contours of a shape with area 1 and its centre of mass at (0, 0): list of float64[P, 2]."""
+def unit_shape(name: str) -> list[np.ndarray]:
+    """Contours of SHAPES[name] with area 1 and the centre of mass at (0, 0): each float64[P, 2]."""
     areas, moments = zip(*[_signed_area_and_moment(c) for c in SHAPES[name]], strict=True)
     area, centre = sum(areas), sum(moments) / sum(areas)
     return [(c - centre) / np.sqrt(abs(area)) for c in SHAPES[name]]
@@ -93,7 +94,7 @@ def unit_shape(name):
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
-def _drift(rng, frames, low, high, channels=1):
+def _drift(rng: np.random.Generator, frames: int, low: float, high: float, channels: int = 1) -> np.ndarray:
     """Smooth random path in [low, high] with a new target four times in three seconds: float64[frames, channels]."""
     position = rng.uniform() + np.arange(frames) / FPS * 4 / 3
     left = position.astype(int)
@@ -102,7 +103,7 @@ def _drift(rng, frames, low, high, channels=1):
     return (1 - weight) * values[left] + weight * values[left + 1]
 
 
-def _texture(rng, size):
+def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """Random clouds of colour: float32[size, size, 3] with mean about 0 and values mostly in [-1, 1]."""
     texture = np.zeros((size, size, 3), np.float32)
     for cells, strength in ((3, 0.6), (8, 0.4), (24, 0.3)):
@@ -111,27 +112,27 @@ def _texture(rng, size):
     return texture
 
 
-def _colours(rng, frames, luminance, chroma):
+def _colours(rng: np.random.Generator, frames: int, luminance: np.ndarray, chroma: float) -> np.ndarray:
     """Colour path float64[frames, 3]: grey level `luminance` [frames, 1] plus a drifting tint of size `chroma`."""
     tint = _drift(rng, frames, -1, 1, channels=3)
     return luminance + chroma * (tint - tint.mean(axis=1, keepdims=True))
 
 
-def render_shot(rng, contours, *, size, frames):
+def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int) -> np.ndarray:
     """One camera shot of one object: uint8[frames, size, size, 3] RGB, drawn from `rng` alone.
 
     What drifts: place, size, rotation and squeeze of the object, its colour, the light; the background pans and fades
     from one texture to the next. The object is darker or lighter than the background, so that it survives the loss
     of colour, and which of the two it is says nothing about its class.
     """
-    place = size * _drift(rng, frames, 0.36, 0.64, channels=2)
-    side = size * _drift(rng, frames, 0.36, 0.52)[:, 0]  # square root of the object's area
-    angle = rng.uniform(0, 2 * np.pi) + np.cumsum(_drift(rng, frames, -3, 3)[:, 0]) / FPS
+    place = size * _drift(rng, frames, 0.4, 0.6, channels=2)
+    side = size * _drift(rng, frames, 0.42, 0.56)[:, 0]  # square root of the object's area
+    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, frames, -1.5, 1.5)[:, 0]) / FPS  # radians
     squeeze = np.exp(_drift(rng, frames, -0.1, 0.1)[:, 0])
     lighter = rng.choice([-1, 1])
     ground = 0.5 - lighter * _drift(rng, frames, 0.02, 0.30)
     ground_rgb = _colours(rng, frames, ground, 0.25)
-    object_rgb = _colours(rng, frames, ground + lighter * _drift(rng, frames, 0.28, 0.5), 0.35)
+    object_rgb = _colours(rng, frames, ground + lighter * _drift(rng, frames, 0.35, 0.5), 0.35)
     roughness = _drift(rng, frames, 0.04, 0.1)[:, 0]
 
     extent = 2 * size
@@ -158,7 +159,8 @@ def render_shot(rng, contours, *, size, frames):
     return video
 
 
-def _object_mask(contours, size, place, side, angle, squeeze):
+def _object_mask(contours: list[np.ndarray], size: int, place: np.ndarray, side: float, angle: float,
+                 squeeze: float) -> np.ndarray:
     """Anti-aliased coverage float32[size, size] in [0, 1] of the transformed contours."""
     cos, sin = np.cos(angle), np.sin(angle)
     transform = side * np.array([[cos, -sin], [sin, cos]]) @ np.diag([squeeze, 1 / squeeze])
@@ -171,7 +173,7 @@ def _object_mask(contours, size, place, side, angle, squeeze):
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def render_video(rng, shape, *, size, frames, shots):
+def render_video(rng: np.random.Generator, shape: str, *, size: int, frames: int, shots: int) -> np.ndarray:
     """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB."""
     contours = unit_shape(shape)
     slack = np.sort(rng.integers(0, frames // 2 + 1, shots - 1))  # each shot gets at least half of an equal share
@@ -180,7 +182,7 @@ def render_video(rng, shape, *, size, frames, shots):
     return np.concatenate([render_shot(rng, contours, size=size, frames=int(n)) for n in lengths])
 
 
-def write_video(path, video):
+def write_video(path: pathlib.Path, video: np.ndarray) -> None:
     """Encodes uint8[T, H, W, 3] RGB frames to an H.264 mp4 file; one thread, so that equal frames give equal files."""
     partial = path.with_name(f".{path.name}.partial")
     with av.open(str(partial), "w", format="mp4") as container:
@@ -193,29 +195,30 @@ def write_video(path, video):
     os.replace(partial, path)
 
 
-def plan_videos(videos, classes):
-    """Which video goes where: list of (split, class, number within the split); classes take turns in both splits."""
+def plan_videos(videos: int, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """(split, class, number within the split) of each video; in both splits the classes take turns."""
     test = videos // TEST_EVERY
     return [(split, classes[i % len(classes)], i) for split, count in (("train", videos - test), ("test", test))
             for i in range(count)]
 
 
-def video_name(split, shape, number):
+def video_name(split: str, shape: str, number: int) -> str:
     return f"{split}/{shape}/{number:05d}.mp4"
 
 
-def _write_one(job, *, out, seed, size, frames, shots):
+def _write_one(job: tuple[str, str, int], *, out: pathlib.Path, seed: int, size: int, frames: int, shots: int) -> None:
     split, shape, number = job
     cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
     rng = np.random.default_rng([seed, ("train", "test").index(split), number])
     write_video(out / video_name(*job), render_video(rng, shape, size=size, frames=frames, shots=shots))
 
 
-def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPES), shots=1, workers=None):
+def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 96, seconds: float = 3.0,
+                 classes: Sequence[str] = tuple(SHAPES), shots: int = 1, workers: int | None = None) -> None:
     """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
 
     Args:
-      out: str or path of the folder to write; new, empty, or left by an interrupted call with the same settings.
+      out: folder to write; new, empty, or left by an interrupted call with the same settings.
       videos: number of clips, at least four times the number of classes.
       seed: int >= 0; another seed draws other scenes.
       size: side of the square picture in pixels, even, at least 32.
@@ -228,21 +231,9 @@ def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPE
       DataError: an impossible value, or OUT holds something else.
     """
     frames = round(seconds * FPS)
-    unknown = [name for name in classes if name not in SHAPES]
-    if unknown or len(set(classes)) != len(classes) or len(classes) < 2:
-        raise DataError(f"classes must be two or more different ones of {', '.join(SHAPES)}, not {','.join(classes)!r}")
-    if videos < TEST_EVERY * len(classes):
-        raise DataError(f"{videos} videos are too few for {len(classes)} classes in train/ and test/: give at least "
-                        f"{TEST_EVERY * len(classes)}")
-    if size < 32 or size % 2:
-        raise DataError(f"size must be even and at least 32 pixels, not {size}")
-    if shots < 1 or frames < 2 * shots:
-        raise DataError(f"{seconds:g} s are {frames} frames of 1/{FPS} s: too few for {shots} shots")
-    if seed < 0:
-        raise DataError(f"seed must not be negative, got {seed}")
+    _check_values(videos=videos, seed=seed, size=size, frames=frames, classes=classes, shots=shots)
     out = pathlib.Path(out)
-    settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots)
-    _claim(out, settings)
+    _claim(out, dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots))
     jobs = [job for job in plan_videos(videos, classes) if not (out / video_name(*job)).exists()]
     if not jobs:
         return
@@ -257,20 +248,37 @@ def write_videos(out, *, videos, seed, size=96, seconds=3.0, classes=tuple(SHAPE
             pass
 
 
-def _claim(out, settings):
+def _check_values(*, videos: int, seed: int, size: int, frames: int, classes: Sequence[str], shots: int) -> None:
+    unknown = [name for name in classes if name not in SHAPES]
+    if unknown or len(set(classes)) != len(classes) or len(classes) < 2:
+        raise DataError(f"classes must be two or more different ones of {', '.join(SHAPES)}, not {','.join(classes)!r}")
+    if videos < TEST_EVERY * len(classes):
+        raise DataError(f"{videos} videos are too few for {len(classes)} classes in train/ and test/: give at least "
+                        f"{TEST_EVERY * len(classes)}")
+    if size < 32 or size % 2:
+        raise DataError(f"size must be even and at least 32 pixels, not {size}")
+    if shots < 1 or frames < 2 * shots:
+        raise DataError(f"{frames} frames ({frames / FPS:g} s) are too few for {shots} shots")
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}")
+
+
+def _claim(out: pathlib.Path, settings: dict) -> None:
     """Makes OUT ours: writes the settings into a new or empty folder, or finds the same ones there."""
     path = out / SETTINGS
     if path.is_file():
         if json.loads(path.read_text()) != settings:
             raise DataError(f"{out} holds videos rendered with other settings ({path}); choose another --out")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(p.name != f"{SETTINGS}.partial" for p in out.iterdir())):
         raise DataError(f"{out} exists and is no folder of rendered videos; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + "\n")
+    unfinished = out / f"{SETTINGS}.partial"
+    unfinished.write_text(json.dumps(settings) + "\n")
+    unfinished.rename(path)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
