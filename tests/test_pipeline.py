@@ -191,8 +191,11 @@ def test_impossible_requests_are_refused_before_the_first_batch(store, changes, 
 
 def test_a_damaged_frame_is_named(tmp_path):
     store = write_store(tmp_path / "store", damaged=1)
+    seed = next(seed for seed in range(100) if sampling.pick(seed, 3, len(USABLE)) == USABLE.index(1))
+    batches = views(store, seed=seed)
+    next(batches)  # examples 0 and 1; the damaged one is example 3
     with pytest.raises(DataError, match=r"store: frame \d+ of v1\.mp4 is damaged and does not decode") as e:
-        collect(views(store))
+        next(batches)
     assert "\n" not in str(e.value)
 
 
