@@ -9,7 +9,7 @@ from vivi_jax.errors import ConfigError
 
 
 def test_lars_equals_three_steps_by_hand_while_the_rate_changes():
-    """BYOL's order: g + wd w, trust ratio, momentum, then the rate. With the rate before the momentum step 2 differs."""
+    """BYOL's order: g + wd w, trust ratio, momentum, rate. With the rate before the momentum, step 2 differs."""
     rates = [0.5, 0.1, 0.7]
     optimizer = optim.lars(lambda step: jnp.asarray(rates)[step], weight_decay=0.01, momentum=0.9,
                            trust_coefficient=1e-3)
