@@ -13,13 +13,13 @@ from vivi_jax.errors import ConfigError
 from vivi_jax.train_step import create
 
 DATA_VARIANTS = ["images", "moclr,images", "sampler=fixed_delay", "sampler=uniform_chunks", "crop=0.08", "clip=1.28"]
-MODEL_VARIANTS = ["", "moclr", "views=2", "scales=2,pooling=average", "scales=1,pooling=attention"]
+MODEL_VARIANTS = ["", "moclr", "views=3", "scales=2,pooling=average", "scales=1,pooling=attention"]
 
 
 @pytest.mark.parametrize("variant", DATA_VARIANTS + MODEL_VARIANTS)
 def test_every_variant_builds(variant):
     assert build(vito.get_config(variant)).total_steps == 93835
-    assert build(vito.get_config(f"demo,{variant}".strip(","))).total_steps == 200
+    assert build(vito.get_config(f"demo,{variant}".strip(","))).total_steps == 300
 
 
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
