@@ -57,8 +57,9 @@ def _clip_pairs(store: FrameStore, clips: int) -> list[tuple[bytes, str, str]]:
     """(JPEG, caption, name for messages) of two frames around the middle of each of `clips` videos."""
     pairs = []
     for v in spread(len(store), clips):
-        middle, half = store.num_frames[v] // 2, round(PAIR_SECONDS / 2 * float(store.fps[v]))
-        for frame in np.clip([middle - half, middle + half], 0, store.num_frames[v] - 1):
+        gap = round(PAIR_SECONDS * float(store.fps[v]))
+        first = (store.num_frames[v] - gap) // 2
+        for frame in np.clip([first, first + gap], 0, store.num_frames[v] - 1):
             name = pathlib.Path(store.videos[v]).stem
             pairs.append((store.read(store.first_record[v] + frame).item(), f"{name}, {frame / store.fps[v]:.2f} s",
                           f"frame {frame} of {store.videos[v]}"))

@@ -51,8 +51,8 @@ h1 {{ font-size: 1.7rem; margin: 0; }} h2 {{ font-size: 1.15rem; margin: 0 0 .6r
 .lead, .note {{ color: #5b6875; }} .note {{ font-size: .9rem; }}
 section, .tile {{ background: #fff; border: 1px solid #e3e7eb; border-radius: 10px; padding: 1rem 1.2rem; }}
 section, .tiles {{ margin-top: 1.1rem; }}
-.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; }}
-.tile b {{ display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+.tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .8rem; }}
+.tile b {{ display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .tile span {{ color: #5b6875; font-size: .9rem; }}
 img {{ max-width: 100%; height: auto; display: block; }}
 table {{ border-collapse: collapse; font-size: .9rem; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
@@ -142,7 +142,7 @@ def curves(metrics: list[dict]) -> Figure:
     rows = -(-len(charts) // 2)
     figure = Figure(figsize=(10, 2.2 * rows), dpi=140, layout="constrained")
     axes = figure.subplots(rows, 2, squeeze=False).flat
-    for axis, (title, lines) in zip(axes, charts, strict=False):
+    for (title, lines), axis in zip(charts, axes, strict=False):  # charts first: zip takes no axis too many
         for (label, (steps, values)), colour in zip(lines.items(), (ACCENT, SECOND), strict=False):
             axis.plot(steps, values, color=colour, label=label, linewidth=1.6, marker="o" if len(steps) < 40 else "",
                       markersize=3)

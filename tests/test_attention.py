@@ -94,7 +94,7 @@ def test_store_gives_pairs_of_the_same_clip(store):
     names, times = zip(*[caption.split(", ") for caption in captions], strict=True)
     assert names[0::2] == names[1::2] and len(set(names)) == 3
     seconds = np.array([float(t.split()[0]) for t in times])
-    np.testing.assert_allclose(seconds[1::2] - seconds[0::2], 0.76, atol=0.05)
+    np.testing.assert_allclose(seconds[1::2] - seconds[0::2], 0.76, atol=0.011)
     frames = FrameStore(store / "train")
     first = frames.read(frames.first_record[0] + round(seconds[0] * 25)).item()
     expected = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR_RGB)
