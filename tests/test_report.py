@@ -99,7 +99,7 @@ def test_every_chart_that_has_values_and_no_empty_one(run):
     figure = report.curves(report.read_metrics(run))
     assert sum(axis.get_visible() for axis in figure.axes) == len(report.CHARTS)
     loss = figure.axes[0].lines[0]
-    assert (loss.get_xdata(), loss.get_ydata()) == ([2, 4, 6], [18.0, 16.0, 14.0])
+    np.testing.assert_array_equal(loss.get_xydata(), [(2, 18.0), (4, 16.0), (6, 14.0)])
 
 
 def test_missing_parts_are_named(run, tmp_path):
