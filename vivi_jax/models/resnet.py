@@ -290,5 +290,7 @@ def standardize_kernel(kernel: jax.Array) -> jax.Array:
 
 def max_pool(x: jax.Array, *, pad_value: float) -> jax.Array:
     """3x3 max-pool, stride 2, one row or column of `pad_value` on each side: [B, H, W, C] -> [B, H/2, W/2, C]."""
+    # As the maximum of shifted slices the CPU step is 2 % faster, but the TPU compiler estimates 66 % more cycles for
+    # the stem.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=pad_value)
     return nn.max_pool(x, (3, 3), strides=(2, 2))
