@@ -30,9 +30,38 @@ def input_table(result: dict) -> str:
     return _table(("", "views per second and core", "peak memory"), rows) + "\n\n" + _source(result)
 
 
+def step_table(result: dict) -> str:
+    """benchmarks/step.py: seconds and memory of a step, ours beside PyTorch's."""
+    values = result["values"]
+    rows = [(name, f"{values[f'{key}_step_seconds']:.2f}", f"{values[f'{key}_first_step_seconds']:.0f}",
+             f"{values[f'{key}_peak_memory_mb']:.0f} MB")
+            for name, key in (("vivi_jax", "jax"), ("PyTorch, channels_last", "torch")) if f"{key}_step_seconds" in values]
+    head = ("", f"seconds per step of {values['batch']} clips", "seconds to the first step", "peak memory")
+    text = f"Importing the core takes {values['core_import_seconds']:.1f} s"
+    if "rate_ratio_jax_over_torch" in values:
+        text += f"; our rate is {values['rate_ratio_jax_over_torch']:.2f} of PyTorch's (median over rounds)"
+    return _table(head, rows) + f"\n\n{text}. " + _source(result)
+
+
+def learning_table(result: dict) -> str:
+    """benchmarks/learning.py: accuracy before and after, median and range over seeds."""
+    def share(row: dict) -> str:
+        return f"{row['median']:.1%} ({row['min']:.1%} to {row['max']:.1%})"
+
+    names = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
+    found = {(row["method"], row["measure"], row["when"]): share(row) for row in result["values"]["rows"]}
+    rows = [(method, names[measure], untrained, found[method, measure, "trained"])
+            for (method, measure, when), untrained in found.items() if when == "untrained"]
+    return _table(("method", "top-1 of", "untrained", "trained"), rows) + (
+        f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}, {result['values']['steps']} steps. "
+        + _source(result))
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
+    "step": ("step", step_table),
+    "learning": ("learning", learning_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }
