@@ -24,8 +24,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/learning", help="folder for videos and runs")
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
-    if not (out / "videos").exists():
-        python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
+    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
     for split in ("train", "test"):
         python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
                "--short_side=96", "--labels=folder")

@@ -35,7 +35,8 @@ def step_table(result: dict) -> str:
     values = result["values"]
     rows = [(name, f"{values[f'{key}_step_seconds']:.2f}", f"{values[f'{key}_first_step_seconds']:.0f}",
              f"{values[f'{key}_peak_memory_mb']:.0f} MB")
-            for name, key in (("vivi_jax", "jax"), ("PyTorch, channels_last", "torch")) if f"{key}_step_seconds" in values]
+            for name, key in (("vivi_jax", "jax"), ("PyTorch, channels_last", "torch"))
+            if f"{key}_step_seconds" in values]
     head = ("", f"seconds per step of {values['batch']} clips", "seconds to the first step", "peak memory")
     text = f"Importing the core takes {values['core_import_seconds']:.1f} s"
     if "rate_ratio_jax_over_torch" in values:

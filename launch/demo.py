@@ -19,10 +19,8 @@ def main() -> None:
     run, export = out / "run", out / "encoder.safetensors"
     start = time.time()
 
-    if not (out / "videos" / "done").exists():
-        step("1/5 Rendering 480 short videos: 10 kinds of object, told apart by shape alone",
-             "input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
-        (out / "videos" / "done").touch()
+    step("1/5 Rendering 480 short videos: 10 kinds of object, told apart by shape alone", "input_pipeline.synthetic",
+         f"--out={out / 'videos'}", "--videos=480", "--seed=0")
     for split in ("train", "test"):
         step(f"2/5 Preparing the {split} videos: frames, shots, index", "input_pipeline.prepare",
              f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}", "--short_side=96",
