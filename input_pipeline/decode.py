@@ -54,12 +54,20 @@ def resize_and_flip(crops: Sequence[np.ndarray], flips: np.ndarray, image_size: 
     rounded to uint8. BYOL's (tf.image.resize) has a = -0.5 and gives floats, but costs as much as decoding does. On
     video frames the two differ by half a grey level on average. As in BYOL, nothing is smoothed before shrinking.
     """
-    views = np.empty((len(crops), image_size, image_size, 3), np.uint8)
+    views = _aligned((len(crops), image_size, image_size, 3))
     for view, crop, flip in zip(views, crops, flips, strict=True):
         cv2.resize(crop, (image_size, image_size), dst=view, interpolation=cv2.INTER_CUBIC)
         if flip:
             cv2.flip(view, 1, dst=view)  # NumPy's [:, ::-1] takes longer than the resize
     return views
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Uninitialised uint8 array at a multiple of 64 bytes, which TensorFlow takes as it is; others it copies."""
+    size = int(np.prod(shape))
+    buffer = np.empty(size + 63, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start:start + size].reshape(shape)
 
 
 def decoded(example: Callable[[int], Example], start: int, stop: int | None, *, rows: int, views: int, image_size: int,
