@@ -1,6 +1,6 @@
 """What pretraining on the demo's videos is worth: VITO and MoCLR from three seeds, against the untrained network.
 
-    python -m benchmarks.learning [--seeds=0,1,2] [--out=runs/learning]
+    python -m benchmarks.learning [--seeds=0,1,2] [--methods=VITO,MoCLR] [--out=runs/learning]
 
 Both train the same network for the same steps on the same rendered videos and differ only in what the papers differ in:
 frames, pooling, scales and crops (configs/vito.py:demo and configs/vito.py:demo,moclr). Top-1 accuracy on held-out
@@ -21,6 +21,7 @@ METHODS = {"VITO": "configs/vito.py:demo", "MoCLR": "configs/vito.py:demo,moclr"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--out", default="runs/learning", help="folder for videos and runs")
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
@@ -30,15 +31,15 @@ def main() -> None:
                "--short_side=96", "--labels=folder")
 
     rows = []
-    for method, config in METHODS.items():
-        runs = [train(out, method, config, seed) for seed in seeds]
+    for method in arguments.methods.split(","):
+        runs = [train(out, method, METHODS[method], seed) for seed in seeds]
         for name in ("knn_top1", "linear_top1"):
             for when, line in (("untrained", 0), ("trained", -1)):
                 values = [run[line][name] for run in runs]
                 rows.append({"method": method, "measure": name, "when": when, "median": statistics.median(values),
                              "min": min(values), "max": max(values)})
     path = record("learning", {"rows": rows, "steps": runs[0][-1]["step"]}, seeds=seeds,
-                  command=f"python -m benchmarks.learning --seeds={arguments.seeds}")
+                  command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods={arguments.methods}")
     print(json.dumps(rows, indent=1), f"\nwrote {path}")
 
 
