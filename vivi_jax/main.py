@@ -119,10 +119,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's parsing, with what is wrong in a flag or a config key said in one line."""
     try:
         remaining = flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        if CONFIG.value is None:
+            raise ConfigError("--config is missing; for example --config=configs/vito.py:demo")
+        CONFIG.value.name  # noqa: B018 - a file that could not be loaded says so at the first use
+    except ConfigError:
+        raise
+    except KeyError as error:
+        raise ConfigError(f"the config has no key {' '.join(str(error.args[0]).split())}") from error
+    except (AttributeError, TypeError, ValueError, OSError, flags.Error) as error:
+        while "Traceback" in str(error) and (error.__cause__ or error.__context__):
+            error = error.__cause__ or error.__context__  # the config file's own error, without absl's wrapping
         raise ConfigError(" ".join(str(error).split())) from error
-    if CONFIG.value is None:
-        raise ConfigError("--config is missing; for example --config=configs/vito.py:demo")
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
     logging.basicConfig(format="%(message)s", force=True)
     for package in ("vivi_jax", "input_pipeline", "evaluation"):
