@@ -41,7 +41,8 @@ def tiny(norm: str, micro_batches: int = 1):
 
 
 def initial_state(method, optimizer):
-    return create(method, optimizer, method.batch_spec(BATCH, views=VIEWS, image_size=SIZE), seed=0)
+    spec = method.batch_spec(BATCH, views=VIEWS, image_size=SIZE)
+    return jax.jit(lambda: create(method, optimizer, spec, seed=0))()
 
 
 def batch() -> dict:
@@ -111,17 +112,6 @@ def test_projections_have_norm_one_over_root_temperature():
     state = initial_state(method, optimizer)
     z, _ = method.project(state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1 / np.sqrt(0.1), rtol=1e-5)
-
-
-def test_the_loss_falls_when_views_share_what_other_examples_lack():
-    """Every example a colour pattern of its own, in both views: 60 steps must beat chance, 2 log B, by far."""
-    method, optimizer, step = tiny("batch")
-    state, step = initial_state(method, optimizer), jax.jit(step)
-    patterns = np.random.default_rng(1).integers(0, 256, (BATCH, 1, 2, 2, 3), dtype=np.uint8)
-    views = {"views": np.broadcast_to(patterns.repeat(SIZE // 2, 2).repeat(SIZE // 2, 3), batch()["views"].shape)}
-    for _ in range(60):
-        state, metrics = step(state, views)
-    assert metrics["loss"] < 0.5 * 2 * np.log(BATCH)
 
 
 def test_the_step_is_traced_once():

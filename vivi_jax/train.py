@@ -48,8 +48,9 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
     # ---- State: the newest good checkpoint, or step 0 -----------------------------------------------------------
     checkpoints = Checkpoints(workdir, keep=keep_checkpoints)
     init = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed), out_shardings=replicated)
-    restored = checkpoints.restore(jax.eval_shape(init), mesh)
-    first_step, state = restored if restored else (0, init())
+    with stop.interruptible():
+        restored = checkpoints.restore(jax.eval_shape(init), mesh)
+        first_step, state = restored if restored else (0, in_thread(init))
     if first_step:
         _LOG.info("going on from step %d of %s", first_step, checkpoints.directory)
     else:
@@ -90,7 +91,7 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
     # ---- Loop ---------------------------------------------------------------------------------------------------
     saved = first_step
     try:
-        with stop.interruptible():  # compiled in a thread, because a signal cannot interrupt the compiler
+        with stop.interruptible():
             compiled = in_thread(lambda: step_fn.lower(state, parts.batch_spec).compile())
         if hooks and first_step == 0:  # the untrained network, to compare with
             with stop.interruptible():
@@ -139,7 +140,7 @@ def call_hooks(hooks: list[Hook], step: int, state: TrainState) -> dict[str, flo
 
 
 def in_thread(function: Callable):
-    """Runs `function` in a thread and waits, so that signals still reach this one; on a signal it is left behind."""
+    """Runs what compiles in a thread and waits: a signal cannot interrupt the compiler, only this waiting."""
     pool = concurrent.futures.ThreadPoolExecutor(1)
     try:
         return pool.submit(function).result()
