@@ -69,6 +69,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         trust_coefficient=1e-3,  # BYOL's code
     ))
     config.schedule = ml_collections.ConfigDict(dict(
+        name="cosine",  # VITO A.2
         base_lr=0.3,  # VITO A.2, per 256 examples: 4.8 at batch 4096
         epochs=300.0,  # VITO §4.2; 200 in Table 1
         warmup_epochs=10.0,  # BYOL's code
@@ -83,10 +84,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.run = common.run_section()
 
     if variant["moclr"] == "yes":
-        config.data.sampler = "single"  # all views from one frame: VITO §4.1
-        config.method.stages = ("stage4",)
-        config.method.pooling = "average"
-        config.data.min_crop_area = 0.08  # BYOL's, MoCLR's
+        moclr(config)
     if variant["images"] == "yes":
         config.data.source = "images"
         config.data.min_crop_area = 0.08  # VITO A.1, for ImageNet
@@ -95,6 +93,14 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         if "views=" not in argument:
             config.data.views = 2  # a third would take half as long again
     return config
+
+
+def moclr(config: ml_collections.ConfigDict) -> None:
+    """The baseline on video frames (VITO §4.1)."""
+    config.data.sampler = "single"  # all views from one frame
+    config.data.min_crop_area = 0.08  # BYOL's, MoCLR's
+    config.method.stages = ("stage4",)
+    config.method.pooling = "average"
 
 
 def demo(config: ml_collections.ConfigDict) -> None:

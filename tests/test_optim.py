@@ -50,16 +50,29 @@ def test_masks_follow_names_and_refuse_unknown_ones():
 
 def test_the_papers_run_has_its_numbers():
     config = vito.get_config()
-    total, warmup = build.steps(batch_size=config.batch_size, epochs=300, warmup_epochs=10,
-                                examples_per_epoch=config.schedule.examples_per_epoch)
-    assert (total, warmup) == (93835, 3127)
-    schedule = optim.learning_rate(base_lr=0.3, batch_size=4096, warmup_steps=warmup, total_steps=total)
+    schedule, total = optim.cosine(4096, **build.rest(config.schedule))
+    warmup = 3127
+    assert total == 93835
     np.testing.assert_allclose([schedule(0), schedule(warmup), schedule(total)], [0, 4.8, 0], atol=1e-6)
+    assert schedule(warmup - 1) < schedule(warmup) > schedule(warmup + 100)
     np.testing.assert_allclose(schedule(warmup + (total - warmup) / 2), 2.4, rtol=1e-3)
     np.testing.assert_allclose([optim.ema_decay(step, base=0.99, total_steps=total) for step in (0, total / 2, total)],
                                [0.99, 0.995, 1.0], rtol=1e-6)
 
 
+def test_piecewise_rates_fall_at_their_steps_and_warm_up_in_a_line():
+    schedule, total = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=4, boundaries=(90, 110), factor=0.1)
+    assert total == 120
+    np.testing.assert_allclose([schedule(step) for step in (0, 1, 4, 89, 91, 109, 111)],
+                               [0.16, 0.32, 0.8, 0.8, 0.08, 0.08, 0.008], rtol=1e-5)
+    without_warmup, _ = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=0, boundaries=(), factor=0.1)
+    np.testing.assert_allclose([without_warmup(0), without_warmup(119)], 0.8, rtol=1e-6)
+
+
 def test_a_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(ConfigError, match="warmup_epochs"):
-        optim.learning_rate(base_lr=0.3, batch_size=256, warmup_steps=10, total_steps=10)
+    with pytest.raises(ConfigError, match="warm-up"):
+        optim.cosine(256, base_lr=0.3, epochs=10, warmup_epochs=10, examples_per_epoch=256)
+    with pytest.raises(ConfigError, match="warm-up"):
+        optim.piecewise(256, lr=0.3, total_steps=10, warmup_steps=10, boundaries=(), factor=0.1)
+    with pytest.raises(ConfigError, match="less than one batch"):
+        optim.cosine(256, base_lr=0.3, epochs=0.5, warmup_epochs=0, examples_per_epoch=256)

@@ -2,6 +2,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -34,14 +35,14 @@ def tiny(norm: str, micro_batches: int = 1):
     """(method, optimizer, train_step) of a two-scale VITO."""
     method = Vito(TinyEncoder(norm), stages=("stage3", "stage4"), pooling="attention", attention_hidden=8,
                   projector_hidden=16, projector_out=8, temperature=0.1, ema_base=0.99)
-    schedule = optim.learning_rate(base_lr=1.0, batch_size=256, warmup_steps=0, total_steps=TOTAL_STEPS)
+    schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup_epochs=0, examples_per_epoch=256)
     optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
     step = make_train_step(method, optimizer, schedule, seed=0, total_steps=TOTAL_STEPS, micro_batches=micro_batches)
     return method, optimizer, step
 
 
 def initial_state(method, optimizer):
-    spec = method.batch_spec(BATCH, views=VIEWS, image_size=SIZE)
+    spec = method.batch_spec(BATCH, ml_collections.ConfigDict({"views": VIEWS, "image_size": SIZE}))
     return jax.jit(lambda: create(method, optimizer, spec, seed=0))()
 
 
@@ -123,5 +124,6 @@ def test_the_step_is_traced_once():
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
-    with pytest.raises(ConfigError, match="nearest that does is 96"):
-        sharding.check_batch_size(100, 2, sharding.make_mesh(jax.devices()[:8]))
+    spec = {"views": jax.ShapeDtypeStruct((100, 2, 8, 8, 3), jnp.uint8)}
+    with pytest.raises(ConfigError, match="100 rows of 'views'.*nearest number that does is 96"):
+        sharding.check_batch_sizes(spec, 2, sharding.make_mesh(jax.devices()[:8]))

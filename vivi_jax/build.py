@@ -26,15 +26,13 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     """Every section of the config becomes the keyword arguments of one function, so an unknown key is an error."""
     encoder = call("encoder", build_encoder, **config.encoder)
     method = call("method", choose("config.method.name", config.method.name, METHODS), encoder, **rest(config.method))
-    total_steps, warmup_steps = call("schedule", steps, batch_size=config.batch_size, **{
-        name: config.schedule[name] for name in config.schedule if name != "base_lr"})
-    schedule = optim.learning_rate(base_lr=config.schedule.base_lr, batch_size=config.batch_size,
-                                   warmup_steps=warmup_steps, total_steps=total_steps)
+    schedule, total_steps = call("schedule", choose("config.schedule.name", config.schedule.name, optim.SCHEDULES),
+                                 config.batch_size, **rest(config.schedule))
     optimizer = call("optimizer", choose("config.optimizer.name", config.optimizer.name, optim.OPTIMIZERS), schedule,
                      **rest(config.optimizer))
     train_step = make_train_step(method, optimizer, schedule, seed=config.seed, total_steps=total_steps,
                                  micro_batches=config.micro_batches)
-    batch_spec = method.batch_spec(config.batch_size, views=config.data.views, image_size=config.data.image_size)
+    batch_spec = method.batch_spec(config.batch_size, config.data)
     return Parts(method, optimizer, train_step, batch_spec, total_steps)
 
 
@@ -51,12 +49,3 @@ def call(section: str, function, *args, **kwargs):
         if "argument" not in str(error):
             raise
         raise ConfigError(f"config.{section}: {error}") from error
-
-
-def steps(*, batch_size: int, epochs: float, warmup_epochs: float, examples_per_epoch: int) -> tuple[int, int]:
-    """Returns (steps of the run, steps of the warm-up), rounded down."""
-    total = int(epochs * examples_per_epoch / batch_size)
-    if total < 1:
-        raise ConfigError(f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
-                          f"of {batch_size}; raise epochs or lower config.batch_size")
-    return total, int(warmup_epochs * examples_per_epoch / batch_size)

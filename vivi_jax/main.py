@@ -41,8 +41,8 @@ def main(_) -> None:
     hooks = online_evaluation(config, parts.method)
     claim_workdir(workdir, config)
 
-    state = train(parts, batches, workdir, seed=config.seed, batch_size=config.batch_size,
-                  micro_batches=config.micro_batches, hooks=hooks, **config.run)
+    state = train(parts, batches, workdir, seed=config.seed, micro_batches=config.micro_batches, hooks=hooks,
+                  **config.run)
 
     if jax.process_index() == 0:
         summary = {"config": config.name, "step": int(state.step), "seconds_this_start": round(time.time() - start, 1),

@@ -22,13 +22,44 @@ def decay_mask(params) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def learning_rate(*, base_lr: float, batch_size: int, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at `total_steps` (VITO A.2, BYOL)."""
+def cosine(batch_size: int, *, base_lr: float, epochs: float, warmup_epochs: float,
+           examples_per_epoch: int) -> tuple[optax.Schedule, int]:
+    """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
+
+    Returns:
+      (learning rate by step, steps of the run); the run's and the warm-up's steps are rounded down.
+    """
+    total_steps, warmup_steps = (int(n * examples_per_epoch / batch_size) for n in (epochs, warmup_epochs))
+    if total_steps < 1:
+        raise ConfigError(f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
+                          f"of {batch_size}; raise epochs or lower config.batch_size")
+    check_warmup(warmup_steps, total_steps)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps), total_steps
+
+
+def piecewise(batch_size: int, *, lr: float, total_steps: int, warmup_steps: int, boundaries: tuple[int, ...],
+              factor: float) -> tuple[optax.Schedule, int]:
+    """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries` (steps): VIVI §4, VDIM §4.
+
+    The papers give the rate itself, so it does not follow batch_size.
+
+    Returns:
+      (learning rate by step, steps of the run).
+    """
+    del batch_size
+    check_warmup(warmup_steps, total_steps)
+    decayed = optax.piecewise_constant_schedule(lr, {step: factor for step in boundaries})
+    return (lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))), total_steps
+
+
+def check_warmup(warmup_steps: int, total_steps: int) -> None:
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
-                          "lower config.schedule.warmup_epochs or raise config.schedule.epochs")
-    return optax.warmup_cosine_decay_schedule(
-        0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps)
+                          "shorten it in config.schedule, or make the run longer")
+
+
+SCHEDULES = {"cosine": cosine, "piecewise": piecewise}
 
 
 def ema_decay(step: jax.Array, *, base: float, total_steps: int) -> jax.Array:

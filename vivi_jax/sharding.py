@@ -24,11 +24,13 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
-    """Raises ConfigError unless every device gets the same number of examples in every micro-batch."""
+def check_batch_sizes(batch_spec: dict[str, jax.ShapeDtypeStruct], micro_batches: int, mesh: Mesh) -> None:
+    """Raises ConfigError unless every device gets the same number of rows in every micro-batch."""
     share = mesh.size * micro_batches
-    if batch_size <= 0 or batch_size % share:
-        nearest = max(share, batch_size // share * share)
-        raise ConfigError(
-            f"config.batch_size={batch_size} does not divide over {mesh.size} device(s) x {micro_batches} "
-            f"micro-batch(es); the nearest that does is {nearest}")
+    for name, spec in batch_spec.items():
+        rows = spec.shape[0]
+        if rows <= 0 or rows % share:
+            nearest = max(share, rows // share * share)
+            raise ConfigError(
+                f"{rows} rows of {name!r} in a batch do not divide over {mesh.size} device(s) x {micro_batches} "
+                f"micro-batch(es); the nearest number that does is {nearest}: set the batch size in the config to it")

@@ -1,11 +1,13 @@
 """The one training loop. It knows no method, no dataset and no evaluation: main.py hands those in."""
 import concurrent.futures
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
 
 import jax
 from clu import parameter_overview
+from jax.sharding import Mesh
 
 from vivi_jax import metrics as metrics_lib
 from vivi_jax import preemption, sharding
@@ -22,9 +24,9 @@ class NotFinite(RuntimeError):
     """The loss became NaN or infinite. The checkpoints written before are good."""
 
 
-def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, *, seed: int, batch_size: int,
-          micro_batches: int, hooks: list[Hook], hook_every: int, log_every: int, checkpoint_every: int,
-          keep_checkpoints: int, watchdog_seconds: float) -> TrainState:
+def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, *, seed: int, micro_batches: int,
+          hooks: list[Hook], hook_every: int, log_every: int, checkpoint_every: int, keep_checkpoints: int,
+          watchdog_seconds: float) -> TrainState:
     """Trains to parts.total_steps, from the newest good checkpoint in `workdir` if there is one.
 
     Args:
@@ -41,101 +43,125 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
       NotFinite: the loss is NaN or infinite; nothing of that step is saved.
     """
     mesh = sharding.make_mesh()
-    sharding.check_batch_size(batch_size, micro_batches, mesh)
-    replicated, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
-    stop = preemption.Preemption()
+    sharding.check_batch_sizes(parts.batch_spec, micro_batches, mesh)
+    with contextlib.ExitStack() as cleanup:
+        stop = cleanup.enter_context(contextlib.closing(preemption.Preemption()))
+        checkpoints = cleanup.enter_context(contextlib.closing(Checkpoints(workdir, keep=keep_checkpoints)))
+        with stop.interruptible():
+            first_step, state = restore_or_init(parts, checkpoints, mesh, seed)
+        if first_step >= parts.total_steps:
+            _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, parts.total_steps)
+            return state
 
-    # ---- State: the newest good checkpoint, or step 0 -----------------------------------------------------------
-    checkpoints = Checkpoints(workdir, keep=keep_checkpoints)
-    init = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed), out_shardings=replicated)
-    with stop.interruptible():
-        restored = checkpoints.restore(jax.eval_shape(init), mesh)
-        first_step, state = restored if restored else (0, in_thread(init))
-    if first_step:
-        _LOG.info("going on from step %d of %s", first_step, checkpoints.directory)
-    else:
-        _LOG.info("parameters of the online network:\n%s", parameter_overview.get_parameter_overview(
-            state.params, include_stats=False))
-    if first_step >= parts.total_steps:
-        _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, parts.total_steps)
-        checkpoints.close()
-        stop.close()
+        feed = cleanup.enter_context(contextlib.closing(Feed(batches(first_step), mesh)))
+        log = cleanup.enter_context(contextlib.closing(
+            StepLog(workdir, parts, first_step, log_every, feed, checkpoints.directory)))
+        cleanup.callback(preemption.stop_watchdog)
+
+        # ---- Loop ---------------------------------------------------------------------------------------------------
+        with stop.interruptible():
+            train_step = compile_step(parts, state, mesh)
+        if first_step == 0:  # the untrained network, to compare with
+            with stop.interruptible():
+                log.scalars(0, call_hooks(hooks, 0, state))
+        saved = first_step
+        for step in range(first_step + 1, parts.total_steps + 1):
+            preemption.rearm_watchdog(watchdog_seconds)
+            try:
+                with stop.interruptible():
+                    batch = next(feed)
+                state, metrics = train_step(state, batch)
+                log.step(step, metrics)
+
+                last = step == parts.total_steps
+                if step % checkpoint_every == 0 or last:
+                    log.flush()  # a state whose loss is not finite must not be saved
+                    checkpoints.save(step, state)
+                    saved = step
+                if last or (hook_every and step % hook_every == 0):
+                    log.flush()
+                    preemption.stop_watchdog()
+                    with stop.interruptible():
+                        log.scalars(step, call_hooks(hooks, step, state))
+                if stop.requested and not last:
+                    raise preemption.Preempted
+            except preemption.Preempted:
+                log.flush()
+                done = int(state.step)  # step, or the one before if this one was waiting for its batch
+                if done > saved:
+                    checkpoints.save(done, state)
+                _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", done,
+                             parts.total_steps)
+                raise
         return state
 
-    # ---- Data, and the step -------------------------------------------------------------------------------------
-    feed = Feed(batches(first_step), mesh)
-    step_fn = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(replicated, over_batch),
-                      out_shardings=(replicated, replicated))
-    writer = metrics_lib.MetricWriter(workdir, first_step)
-    progress = metrics_lib.Progress(first_step, parts.total_steps, batch_size)
-    pending = None  # (step, metrics) not yet fetched: read one step late, so that the accelerator never waits for us
 
-    def check_and_log(step: int, metrics: dict[str, jax.Array]) -> None:
+def restore_or_init(parts: Parts, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
+    """Returns (steps done, state): the newest good checkpoint, or step 0."""
+    init = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed),
+                   out_shardings=sharding.replicated(mesh))
+    restored = checkpoints.restore(jax.eval_shape(init), mesh)
+    if restored:
+        _LOG.info("going on from step %d of %s", restored[0], checkpoints.directory)
+        return restored
+    state = in_thread(init)
+    _LOG.info("parameters of the online network:\n%s",
+              parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    return 0, state
+
+
+def compile_step(parts: Parts, state: TrainState, mesh: Mesh):
+    """The step as one program over the mesh: batch split, state on every device and donated."""
+    replicated = sharding.replicated(mesh)
+    step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(replicated, sharding.over_batch(mesh)),
+                   out_shardings=(replicated, replicated))
+    return in_thread(lambda: step.lower(state, parts.batch_spec).compile())
+
+
+class StepLog:
+    """The metrics of a run; each step's are read one step late, so that the accelerator never waits for us."""
+
+    def __init__(self, workdir: str, parts: Parts, first_step: int, log_every: int, feed: Feed, checkpoints: str):
+        self._writer = metrics_lib.MetricWriter(workdir, first_step)
+        batch_size = next(iter(parts.batch_spec.values())).shape[0]
+        self._progress = metrics_lib.Progress(first_step, parts.total_steps, batch_size)
+        self._total_steps, self._log_every, self._feed, self._checkpoints = (
+            parts.total_steps, log_every, feed, checkpoints)
+        self._pending = None
+
+    def scalars(self, step: int, scalars: dict[str, float]) -> None:
+        if scalars:
+            self._writer.write(step, scalars)
+
+    def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Checks and logs the step before this one."""
+        self.flush()
+        self._pending = step, metrics
+
+    def flush(self) -> None:
+        """Waits for the newest step; raises NotFinite if its loss is not finite."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
             raise NotFinite(f"the loss is {loss} at step {step}; the run stops and saves nothing of it. The last good "
-                            f"checkpoint is in {checkpoints.directory}. Try a lower config.schedule.base_lr, a longer "
-                            "warm-up, or float32 (config.encoder.dtype)")
-        if step % log_every == 0 or step == parts.total_steps:
+                            f"checkpoint is in {self._checkpoints}. Try a lower learning rate or a longer warm-up "
+                            "(config.schedule), or float32 (config.encoder.dtype)")
+        if step % self._log_every == 0 or step == self._total_steps:
             scalars = {name: float(value) for name, value in metrics.items()}
-            scalars |= progress.rates(step, feed.wait_seconds)
-            writer.write(step, scalars)
-            progress.show(step, scalars)
+            scalars |= self._progress.rates(step, self._feed.wait_seconds)
+            self.scalars(step, scalars)
+            self._progress.show(step, scalars)
 
-    def flush() -> None:
-        nonlocal pending
-        if pending:
-            check_and_log(*pending)
-        pending = None
-
-    # ---- Loop ---------------------------------------------------------------------------------------------------
-    saved = first_step
-    try:
-        with stop.interruptible():
-            compiled = in_thread(lambda: step_fn.lower(state, parts.batch_spec).compile())
-        if hooks and first_step == 0:  # the untrained network, to compare with
-            with stop.interruptible():
-                writer.write(0, call_hooks(hooks, 0, state))
-        for step in range(first_step + 1, parts.total_steps + 1):
-            preemption.rearm_watchdog(watchdog_seconds)
-            with stop.interruptible():
-                batch = next(feed)
-            state, metrics = compiled(state, batch)
-            flush()
-            pending = step, metrics
-
-            last = step == parts.total_steps
-            if step % checkpoint_every == 0 or last:
-                flush()  # a state whose loss is not finite must not be saved
-                checkpoints.save(step, state)
-                saved = step
-            if hooks and (last or (hook_every and step % hook_every == 0)):
-                flush()
-                preemption.stop_watchdog()
-                with stop.interruptible():
-                    writer.write(step, call_hooks(hooks, step, state))
-            if stop.requested and not last:
-                raise preemption.Preempted
-    except preemption.Preempted:
-        flush()
-        step = int(state.step)
-        if step > saved:
-            checkpoints.save(step, state)
-        _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", step,
-                        parts.total_steps)
-        raise
-    finally:
-        preemption.stop_watchdog()
-        feed.close()
-        checkpoints.close()
-        writer.close()
-        stop.close()
-    return state
+    def close(self) -> None:
+        self._writer.close()
 
 
 def call_hooks(hooks: list[Hook], step: int, state: TrainState) -> dict[str, float]:
     scalars = {name: value for hook in hooks for name, value in hook(step, state).items()}
-    _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+    if scalars:
+        _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
     return scalars
 
 

@@ -4,6 +4,7 @@ A method (vivi_jax/methods) gives two functions. `embed` takes examples to embed
 batch normalisation; `loss` takes the embeddings of the whole global batch to a scalar. That cut is what lets a batch of
 any size run on one device: see `micro_batched_gradients`.
 """
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -40,8 +41,8 @@ def make_train_step(method, optimizer: optax.GradientTransformation, schedule: o
     gradients = plain_gradients if micro_batches == 1 else micro_batched_gradients(micro_batches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        keys_B = example_keys(seed, state.step, batch)
-        grads, model_state, target, metrics = gradients(method, state, batch, keys_B)
+        keys = example_keys(seed, state.step, batch)
+        grads, model_state, target, metrics = gradients(method, state, batch, keys)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -57,17 +58,18 @@ def make_train_step(method, optimizer: optax.GradientTransformation, schedule: o
     return train_step
 
 
-def example_keys(seed: int, step: jax.Array, batch: Batch) -> jax.Array:
-    """One key per example of the global batch, a function of (seed, step, row) alone."""
-    rows = jnp.arange(len(next(iter(batch.values()))))
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row))(rows)
+def example_keys(seed: int, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+    """One key per row of every array of the global batch, a function of (seed, step, array, row) alone."""
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    return {name: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(step_key, i)))(jnp.arange(len(x)))
+            for i, (name, x) in enumerate(sorted(batch.items()))}
 
 
-def plain_gradients(method, state: TrainState, batch: Batch, keys_B: jax.Array) -> tuple[Tree, Tree, Tree, dict]:
+def plain_gradients(method, state: TrainState, batch: Batch, keys: Batch) -> tuple[Tree, Tree, Tree, dict]:
     """Returns (gradients, new model_state, new target, metrics) of the method's loss on the batch."""
     def loss_fn(params):
-        embeddings, model_state, target = method.embed(params, state.model_state, state.target, batch, keys_B)
-        loss, metrics = method.loss(embeddings)
+        embeddings, model_state, target = method.embed(params, state.model_state, state.target, batch, keys)
+        loss, metrics = method.loss(embeddings, batch)
         return loss, (model_state, target, {"loss": loss, **metrics})
 
     grads, (model_state, target, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -89,15 +91,16 @@ def micro_batched_gradients(micro_batches: int):
     def merge(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    def gradients(method, state: TrainState, batch: Batch, keys_B: jax.Array):
-        micro = jax.tree.map(split, (batch, keys_B))
+    def gradients(method, state: TrainState, batch: Batch, keys: Batch):
+        micro = jax.tree.map(split, (batch, keys))
 
         def embed(carry, examples):
             embeddings, *carry = method.embed(state.params, *carry, *examples)
             return carry, embeddings
 
         (model_state, target), embeddings = jax.lax.scan(embed, [state.model_state, state.target], micro)
-        (loss, metrics), cotangents = jax.value_and_grad(method.loss, has_aux=True)(jax.tree.map(merge, embeddings))
+        (loss, metrics), cotangents = jax.value_and_grad(method.loss, has_aux=True)(
+            jax.tree.map(merge, embeddings), batch)
 
         def accumulate(grads, examples_and_cotangents):
             examples, cotangents = examples_and_cotangents

@@ -45,9 +45,10 @@ class Vito:
         self.ema_base = ema_base
 
     @staticmethod
-    def batch_spec(batch_size: int, *, views: int, image_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes of the global batch: {"views": uint8[B, V, H, W, 3]}."""
-        return {"views": jax.ShapeDtypeStruct((batch_size, views, image_size, image_size, 3), jnp.uint8)}
+    def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of the global batch, from config.data: {"views": uint8[B, V, H, W, 3]}."""
+        shape = (batch_size, data.views, data.image_size, data.image_size, 3)
+        return {"views": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
         """Returns (params, model_state, target). Online and target start from different seeds, as in BYOL's code."""
@@ -60,18 +61,18 @@ class Vito:
         params = variables.pop("params")
         return params, variables
 
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys_B: jax.Array):
+    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
         """Projects all views with the online and the target network.
 
         Args:
           batch: {"views": uint8[B, V, H, W, 3]}.
-          keys_B: a key per example.
+          keys: {"views": a key per example [B]}.
 
         Returns:
           ({"online", "target"}: float32[B, V, D] of norm 1/sqrt(tau), new model_state, new target). The target network
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
         """
-        views_BxVxHxWx3 = augment.byol_views(batch["views"], keys_B)
+        views_BxVxHxWx3 = augment.byol_views(batch["views"], keys["views"])
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
             z_BxD, model_state = self.project(params, model_state, views_BxVxHxWx3[:, v])
@@ -87,7 +88,8 @@ class Vito:
             {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state))
         return z_BxD * jax.lax.rsqrt(self.temperature * jnp.square(z_BxD).sum(axis=-1, keepdims=True)), model_state
 
-    def loss(self, embeddings: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
+             ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """MoCLR's loss on the global batch, and signs of collapse (of the online network's first view)."""
         loss = losses.moclr(embeddings["online"], embeddings["target"])
         return loss, losses.collapse_indicators(jax.lax.stop_gradient(embeddings["online"][:, 0]))
