@@ -145,16 +145,18 @@ def write_whole(path: pathlib.Path, text: str) -> None:
 
 
 # ---- The whole ------------------------------------------------------------------------------------------------------
-def evaluate(config: ml_collections.ConfigDict, *, source: str, tasks: list[Task], protocol: str, data_dir: str,
-             workdir: str, shard: tuple[int, int] = (0, 1)) -> dict:
+def evaluate(config: ml_collections.ConfigDict, encoder: nn.Module, variables: dict, *, name: str, tasks: list[Task],
+             protocol: str, data_dir: str, workdir: str, shard: tuple[int, int] = (0, 1)) -> dict:
     """Does the runs of this shard that are missing, and writes the tables of all there are; returns their contents.
 
+    Args:
+      name: of the encoder, for the tables.
+
     Raises:
-      DataError, ConfigError, CheckpointError: before anything is trained, unless an image does not decode.
+      ConfigError, DataError: before anything is trained, unless an image does not decode.
     """
     rules = choose("--protocol", protocol, PROTOCOLS)
     found, absent = find_all(tasks, data_dir, config.check_sizes)
-    encoder, variables = load_encoder(source, config)
     workdir = pathlib.Path(workdir)
     claim(workdir, {"config": json.loads(config.to_json()), "protocol": protocol,
                     "encoder_sha256": checkpoint.state_sha256(variables)})
@@ -178,12 +180,12 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, tasks: list[Task
         if task.name in chosen:
             runs.do(task, load, "final", rules.final, [(chosen[task.name], r) for r in range(config.repeats)])
 
-    finals = {task: [runs.result(task, "final", chosen[task.name], r) for r in range(config.repeats)]
+    finals = {task.name: [runs.result(task, "final", chosen[task.name], r) for r in range(config.repeats)]
               for task in found if task.name in chosen}
     finished = {task: results for task, results in finals.items() if all(results)}
     return vtab_report.write(workdir, finished, trials=[r for task in found for s in settings
                                                         if (r := runs.result(task, "trial", s, 0))],
-                             absent=absent, protocol=protocol, encoder=source, official=config.check_sizes)
+                             absent=absent, protocol=protocol, encoder=name, official=config.check_sizes)
 
 
 def find_all(tasks: list[Task], data_dir: str, check_sizes: bool
@@ -275,10 +277,10 @@ def parse_flags(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[st
 
 
 def main(values: dict[str, flags.FlagHolder]) -> None:
-    report = evaluate(values["config"].value, source=values["checkpoint"].value,
-                      tasks=vtab_tasks.select(values["tasks"].value), protocol=values["protocol"].value,
-                      data_dir=values["data_dir"].value, workdir=values["workdir"].value,
-                      shard=parse_shard(values["shard"].value))
+    config, source = values["config"].value, values["checkpoint"].value
+    tasks, shard = vtab_tasks.select(values["tasks"].value), parse_shard(values["shard"].value)
+    report = evaluate(config, *load_encoder(source, config), name=source, tasks=tasks, shard=shard,
+                      **{name: values[name].value for name in ("protocol", "data_dir", "workdir")})
     print(report["summary"])
 
 

@@ -11,10 +11,12 @@ import sys
 import time
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from flax import linen as nn
 from tensorflow_datasets.testing import mocking
 
 from configs import vtab as vtab_config
@@ -22,7 +24,8 @@ from evaluation import vtab, vtab_data, vtab_published, vtab_report, vtab_tasks
 from evaluation.vtab import Setting
 from evaluation.vtab_tasks import TASKS
 from input_pipeline.store import DataError
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import ConfigError
+from vivi_jax.models.resnet import Conv, make_norm
 
 
 # ---- Labels ---------------------------------------------------------------------------------------------------------
@@ -94,16 +97,22 @@ def write_metadata(folder, task, sizes):
 
 
 @pytest.fixture(scope="module")
-def mocked(tmp_path_factory):
-    """A data_dir with all data sets in the table's sizes, filled by TFDS's own mock from the schemas."""
+def official_sizes(tmp_path_factory):
+    """A data_dir with all data sets in the table's sizes, and no examples."""
     folder = tmp_path_factory.mktemp("tfds")
     for task in TASKS.values():
         write_metadata(folder, task, tfds_sizes(task))
-    with pytest.MonkeyPatch.context() as patch, tfds.testing.mock_data(num_examples=12, data_dir=str(folder)):
-        # Ten objects in every picture: the mock's own lengths differ between the fields of one object.
-        patch.setattr(mocking, "EncodedRandomFakeGenerator",
-                      functools.partial(mocking.EncodedRandomFakeGenerator, constant_dynamic_shape=True))
-        yield str(folder)
+    return folder
+
+
+@pytest.fixture
+def mocked(official_sizes, monkeypatch):
+    """The same, with examples that TFDS's own mock invents from the schemas."""
+    # Ten objects in every picture: the mock's own lengths differ between the fields of one object.
+    monkeypatch.setattr(mocking, "EncodedRandomFakeGenerator",
+                        functools.partial(mocking.EncodedRandomFakeGenerator, constant_dynamic_shape=True))
+    with tfds.testing.mock_data(num_examples=12, data_dir=str(official_sizes)):
+        yield str(official_sizes)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -236,25 +245,38 @@ def test_the_tables_say_what_they_cover(tmp_path):
 
 
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
+class TinyEncoder(nn.Module):
+    """A convolution with BatchNorm: quick to compile, once per number of classes."""
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.relu(make_norm("batch", name="norm")(Conv(12, 3, stride=2, name="conv")(images), train))
+        return x.mean((1, 2)), {"stage1": x}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    encoder = TinyEncoder()
+    return encoder, encoder.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
+
+
 @pytest.mark.slow
-def test_all_19_tasks_run_end_to_end(mocked, tmp_path):
+def test_all_19_tasks_run_end_to_end(mocked, tiny, tmp_path):
     config = tiny_config()
     config.check_sizes = True
-    report = vtab.evaluate(config, source="none", tasks=vtab_tasks.select("all"), protocol="v2", data_dir=mocked,
-                           workdir=str(tmp_path))
+    run = functools.partial(vtab.evaluate, config, *tiny, name="tiny", tasks=vtab_tasks.select("all"), protocol="v2",
+                            data_dir=mocked, workdir=str(tmp_path))
+    report = run()
     assert report["means"]["all"]["tasks"] == 19 and len(report["tasks"]) == 19
     classes = {task.classes for task in TASKS.values()}
     assert report["cost"]["runs"] == 19 * 3 and report["cost"]["compilations"] == len(classes)
     before = (tmp_path / "vtab.json").read_bytes()
-    vtab.evaluate(config, source="none", tasks=vtab_tasks.select("all"), protocol="v2", data_dir=mocked,
-                  workdir=str(tmp_path))
+    run()
     assert (tmp_path / "vtab.json").read_bytes() == before
 
 
 def tiny_config():
     config = vtab_config.get_config("demo")
     config.update(dict(image_size=16, batch_size=16, learning_rates=(0.1,), steps=(1, 2), repeats=1))
-    config.random_encoder.update(dict(depth=18, width=0.0625, stem="small"))
     return config
 
 
@@ -319,13 +341,12 @@ def test_killed_anywhere_it_goes_on_and_changes_no_number(folders, tmp_path):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(protocol="v3"), "--protocol='v3' is unknown; did you mean 'v1'"),
-    (dict(source="/no/run"), "/no/run/config.json"),
+    (dict(protocol="v3"), "--protocol='v3' is unknown"),
     (dict(tasks=[TASKS["svhn"]]), "no task has data in .*; the first: svhn: .* run: tfds build svhn_cropped")])
-def test_mistakes_are_named_before_anything_is_written(changes, message, folders, tmp_path):
-    arguments = dict(source="none", tasks=[TASKS["dtd"]], protocol="v1", data_dir=str(folders), workdir=tmp_path / "w")
-    with pytest.raises((ConfigError, DataError, CheckpointError), match=message):
-        vtab.evaluate(tiny_config(), **(arguments | changes))
+def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, folders, tmp_path):
+    arguments = dict(name="tiny", tasks=[TASKS["dtd"]], protocol="v1", data_dir=str(folders), workdir=tmp_path / "w")
+    with pytest.raises((ConfigError, DataError), match=message):
+        vtab.evaluate(tiny_config(), *tiny, **(arguments | changes))
     assert not (tmp_path / "w").exists()
     with pytest.raises(ConfigError, match="--shard=2/2: must be i/n"):
         vtab.parse_shard("2/2")
@@ -333,6 +354,7 @@ def test_mistakes_are_named_before_anything_is_written(changes, message, folders
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag, message", [("--tasks=natrual", "did you mean 'natural'"),
+                                           ("--checkpoint=/no/run", "no /no/run/config.json"),
                                            ("--config.stepz=(1,)", "stepz")])
 def test_mistakes_on_the_command_line_are_one_line(flag, message, folders, tmp_path):
     out = subprocess.run(command(folders, tmp_path / "w", flag), capture_output=True, text=True)
