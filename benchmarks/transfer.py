@@ -27,6 +27,7 @@ from vivi_jax.models import build_encoder
 IMAGE_SIZE, BATCH_SIZE, NEIGHBOURS = 64, 64, 5  # the demo's image and batch size; k-NN among few images
 LEARNING_RATES, MOMENTUM, DECAY_AT, DECAY_FACTOR = (0.1, 0.01), 0.9, (0.3, 0.6, 0.9), 0.1  # as configs/vtab.py
 SUPERVISED_RATE = 0.1
+TRAINERS: dict[finetune.Classifier, finetune.Trainer] = {}  # the three encoders of a data set share one program
 
 
 def main() -> None:
@@ -101,10 +102,12 @@ def finetune_top1(encoder: nn.Module, variables: dict, sets: dict[str, images.La
 def train(encoder, variables, examples, classes, rate, steps, seed) -> tuple[finetune.Classifier, dict]:
     """(classifier, its variables) after `steps` on `examples`."""
     module, start = finetune.make_classifier(encoder, variables, num_classes=classes, image_size=IMAGE_SIZE)
-    trainer = finetune.compile_trainer(module, start, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, momentum=MOMENTUM)
+    if module not in TRAINERS:
+        TRAINERS[module] = finetune.compile_trainer(module, start, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE,
+                                                    momentum=MOMENTUM)
     batches = finetune.shuffled_batches(examples, batch_size=BATCH_SIZE, seed=seed)
     rates = finetune.learning_rates(rate, steps, decay_at=DECAY_AT, decay_factor=DECAY_FACTOR)
-    return module, jax.device_get(finetune.fit(trainer, start, batches, rates).variables)
+    return module, jax.device_get(finetune.fit(TRAINERS[module], start, batches, rates).variables)
 
 
 def accuracy(module: finetune.Classifier, variables: dict, examples: dict[str, np.ndarray]) -> float:

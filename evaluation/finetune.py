@@ -67,9 +67,11 @@ def compile_trainer(module: Classifier, variables: dict, *, batch_size: int, ima
     """Compiles `train_step` for all devices.
 
     Raises:
-      ConfigError: the batch does not divide over the devices.
+      ConfigError: the batch does not divide over the devices, or there are several processes.
     """
     mesh = sharding.make_mesh()
+    if jax.process_count() > 1:
+        raise ConfigError(f"fine-tuning runs in one process, not in {jax.process_count()}; give each other tasks")
     if batch_size % mesh.size:
         raise ConfigError(f"batch_size={batch_size} does not divide over {mesh.size} devices")
     whole, split = sharding.replicated(mesh), sharding.over_batch(mesh)

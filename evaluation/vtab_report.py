@@ -73,9 +73,9 @@ def summary(report: dict) -> str:
     """One line: the mean and how many tasks it covers."""
     if not report["tasks"]:
         return f"VTAB {report['protocol']}: no task is finished"
-    parts = [f"{name} {100 * m['mean']:.1f} ({m['tasks']} of {m['of']} tasks)" for name, m in report["means"].items()
-             if m["tasks"]]
-    return f"VTAB {report['protocol']}: mean over {', '.join(parts)}" + (
+    parts = [f"{'mean' if name == 'all' else name} {100 * m['mean']:.1f} ({m['tasks']} of {m['of']} tasks)"
+             for name, m in report["means"].items() if m["tasks"]]
+    return f"VTAB {report['protocol']}: {', '.join(parts)}" + (
         "" if report["official_sizes"] else "; split sizes not checked: not VTAB's score")
 
 
@@ -115,21 +115,25 @@ def table_line(name: str, values) -> str:
 def picture(report: dict) -> Figure:
     """Accuracy per task as bars, the published range of the leaderboard as a line with its supervised entry marked."""
     rows = report["tasks"]
-    figure = Figure(figsize=(2.2 + 0.5 * len(rows), 4.2), layout="constrained")
+    figure = Figure(figsize=(3.5 + 0.45 * len(rows), 4.2), layout="constrained")
     axes = figure.subplots()
     colours = dict(zip(GROUPS, ("#2e8b57", "#0b6e99", "#d9822b"), strict=True))
     supervised = LEADERBOARD.index("Sup-100%")
     for x, r in enumerate(rows):
         published = BY_TASK[r["task"]]
         axes.bar(x, 100 * r["accuracy"], color=colours[r["group"]], width=0.7)
-        axes.plot([x, x], [min(published), max(published)], color="#1d2733", lw=1)
+        axes.plot([x, x], [min(published), max(published)], color="#1d2733", lw=1,
+                  label="" if x else "lowest to highest")
         axes.plot(x, published[0], "o", ms=4, mfc="white", mec="#1d2733", label="" if x else LEADERBOARD[0])
         axes.plot(x, published[supervised], "o", ms=4, color="#1d2733", label="" if x else LEADERBOARD[supervised])
     axes.set_xticks(range(len(rows)), [r["task"] for r in rows], rotation=60, ha="right")
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(0, 100)
-    axes.set_title(report["summary"].split(";")[0], fontsize=9)
-    axes.legend(fontsize=8, title="published, V1", title_fontsize=8, loc="upper right", framealpha=0.9)
+    axes.margins(x=0.02)
+    unchecked = "" if report["official_sizes"] else ", sizes unchecked"
+    figure.suptitle(report["summary"].split(",")[0] + unchecked, fontsize=9)
+    axes.legend(fontsize=8, title="published, V1", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1),
+                frameon=False)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

@@ -231,7 +231,7 @@ def test_the_tables_say_what_they_cover(tmp_path):
     finals = {"dtd": runs("dtd", [0.5, 0.7, 0.6]), "eurosat": runs("eurosat", [0.8, 0.8, 0.1])}
     report = vtab_report.write(tmp_path, finals, trials=[], absent={"pets": "pets: get it"}, protocol="v1",
                                encoder="none", official=True)
-    assert report["summary"] == ("VTAB v1: mean over all 70.0 (2 of 19 tasks), natural 60.0 (1 of 7 tasks), "
+    assert report["summary"] == ("VTAB v1: mean 70.0 (2 of 19 tasks), natural 60.0 (1 of 7 tasks), "
                                  "specialized 80.0 (1 of 4 tasks)")
     assert report["cost"]["images_per_second"] == 64 and report["cost"]["runs"] == 6
     assert report["cost"]["share_not_in_steps"] == pytest.approx(1 - 8 / 20)
@@ -329,15 +329,29 @@ def test_killed_anywhere_it_goes_on_and_changes_no_number(folders, tmp_path):
         process.wait()
         there = {name: (killed / name).stat().st_mtime_ns for name in accuracies(killed)}
         assert stop_after <= len(there) < len(expected)
-    for shard in ("0/2", "1/2", "0/2"):  # the first waits for the second's trials, if they are not there yet
-        out = subprocess.run(command(folders, killed, f"--shard={shard}"), capture_output=True, text=True,
-                             env=environment)
-        assert out.returncode == 0, out.stderr
+    out = subprocess.run(command(folders, killed), capture_output=True, text=True, env=environment)
+    assert out.returncode == 0, out.stderr
     assert accuracies(killed) == expected and table(killed) == table(straight)
     assert {name: (killed / name).stat().st_mtime_ns for name in there} == there  # nothing finished was done again
-    out = subprocess.run(command(folders, killed, "--protocol=v2"), capture_output=True, text=True, env=environment)
-    assert out.returncode == 1
-    assert f"error: {killed} holds another evaluation (protocol: v1 there, v2 here)" in out.stderr
+
+
+@pytest.mark.slow
+def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, folders, tmp_path):
+    def run(workdir, **changes):
+        arguments = dict(name="tiny", tasks=vtab_tasks.select("natural"), protocol="v1", data_dir=str(folders))
+        return vtab.evaluate(tiny_config(), *tiny, workdir=str(tmp_path / workdir), **(arguments | changes))
+
+    whole = run("whole")
+    first = run("shards", shard=(0, 2))
+    assert first["tasks"] == [] and first["summary"] == "VTAB v1: no task is finished"  # the other's trials are missing
+    assert run("shards", shard=(1, 2))["means"]["all"]["tasks"] == 1
+    assert run("shards", shard=(0, 2))["tasks"] == whole["tasks"] and len(whole["tasks"]) == 2
+    with pytest.raises(ConfigError, match=r"shards holds another evaluation \(protocol: v1 there, v2 here\)"):
+        run("shards", protocol="v2")
+    other = jax.tree.map(lambda x: x + 1, tiny[1])
+    with pytest.raises(ConfigError, match="encoder_sha256: "):
+        vtab.evaluate(tiny_config(), tiny[0], other, name="tiny", tasks=vtab_tasks.select("dtd"), protocol="v1",
+                      data_dir=str(folders), workdir=str(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("changes, message", [
