@@ -1,11 +1,12 @@
 """What pretraining on rendered videos is worth on real images: k-NN, linear probe and fine-tuning of three encoders.
 
-    python -m benchmarks.transfer --data=DIR --datasets=cifar10,dtd [--seeds=0,1,2] [--out=runs/transfer]
+    python -m benchmarks.transfer --data=DIR --datasets=cifar10,dtd [--seeds=0,1,2] [--out=runs/learning]
 
 DIR/NAME holds class folders. The encoders share one architecture (configs/vito.py:demo): `VITO` is pretrained without
-labels on the demo's videos, `supervised` is trained for as many steps on the same videos' labels (batches of the middle
-frames), `random` is not trained. Fine-tuning tries two learning rates on a fifth of the training images, held out, then
-trains on all with the better one. Writes docs/results/transfer.json.
+labels on the demo's videos (the runs of benchmarks.learning, done here where they are not), `supervised` is trained for
+as many steps on the same videos' labels (batches of the middle frames), `random` is not trained. Fine-tuning tries two
+learning rates on a fifth of the training images, held out, then trains on all with the better one. Writes
+docs/results/transfer.json.
 """
 import argparse
 import json
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from benchmarks.learning import python
+from benchmarks import learning
 from benchmarks.results import RESULTS, record
 from evaluation import adapt, finetune
 from input_pipeline import images
@@ -35,21 +36,17 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of the data sets")
     parser.add_argument("--datasets", required=True, help="comma-separated folders in it, with one folder per class")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--videos", type=int, default=480, help="rendered videos to pretrain on")
-    parser.add_argument("--epochs", type=float, default=30.0, help="of the pretraining; the demo's are 30")
     parser.add_argument("--steps", type=int, default=300, help="of the fine-tuning")
-    parser.add_argument("--out", default="runs/transfer", help="folder for videos and runs")
+    parser.add_argument("--out", default="runs/learning", help="folder for videos and runs")
     parser.add_argument("--results", default=str(RESULTS), help="folder of transfer.json")
     args = parser.parse_args()
     out, seeds, datasets = pathlib.Path(args.out), [int(s) for s in args.seeds.split(",")], args.datasets.split(",")
-    python("input_pipeline.synthetic", f"--out={out / 'videos'}", f"--videos={args.videos}", "--seed=0")
-    python("input_pipeline.prepare", f"--videos={out / 'videos' / 'train'}", f"--out={out / 'store'}",
-           "--short_side=96", "--labels=folder")
+    learning.prepare(out)
     sets = {name: adapt.load_sets(str(pathlib.Path(args.data, name)), k=NEIGHBOURS) for name in datasets}
 
     scores: dict[tuple[str, str, str], list[float]] = {}
     for seed in seeds:
-        for kind, encoder, variables in encoders(out, seed, epochs=args.epochs):
+        for kind, encoder, variables in encoders(out, seed):
             for name in datasets:
                 top1 = adapt.evaluate(encoder, variables, sets[name], modes=("knn", "linear"), image_size=IMAGE_SIZE,
                                       batch_size=BATCH_SIZE, k=NEIGHBOURS)
@@ -63,18 +60,16 @@ def main() -> None:
     sizes = {name: {"classes": len(s["train"].class_names), **{split: len(s[split]) for split in s}}
              for name, s in sets.items()}
     command = (f"python -m benchmarks.transfer --data=DIR --datasets={args.datasets} --seeds={args.seeds} "
-               f"--videos={args.videos} --epochs={args.epochs:g} --steps={args.steps}")
+               f"--steps={args.steps}")
     path = record("transfer", {"rows": rows, "sizes": sizes, "finetune_steps": args.steps}, seeds=seeds,
                   command=command, directory=pathlib.Path(args.results))
     print(f"wrote {path}")
 
 
-def encoders(out: pathlib.Path, seed: int, *, epochs: float) -> Iterator[tuple[str, nn.Module, dict]]:
-    """(kind, encoder, variables) of the three; the pretraining goes on where an earlier call stopped."""
+def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, nn.Module, dict]]:
+    """(kind, encoder, variables) of the three."""
+    learning.train(out, "VITO", learning.METHODS["VITO"], seed)
     run = out / f"vito-{seed}"
-    python("vivi_jax.main", "--config=configs/vito.py:demo", f"--workdir={run}", f"--config.seed={seed}",
-           f"--config.data.path={out / 'store'}", f"--config.schedule.epochs={epochs}",
-           f"--config.schedule.warmup_epochs={epochs / 15}")
     arguments, pretrained = checkpoint.load_encoder(str(run))
     steps = json.loads((run / "summary.json").read_text())["step"]
     encoder = build_encoder(**arguments)
@@ -82,7 +77,7 @@ def encoders(out: pathlib.Path, seed: int, *, epochs: float) -> Iterator[tuple[s
     image = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
     random = jax.device_get(jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(seed)))
     yield "random", encoder, random
-    frames = images.load_folder(out / "store")
+    frames = images.load_folder(out / "store" / "train")
     _, variables = train(encoder, random, pixels(frames), len(frames.class_names), SUPERVISED_RATE, steps, seed)
     yield "supervised", encoder, {name: tree["encoder"] for name, tree in variables.items()}
 
