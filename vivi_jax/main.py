@@ -96,7 +96,7 @@ def labelled_batches(config) -> Callable[[int], Iterator[dict]]:
                           f"--config.method.num_classes={len(labelled.class_names)}")
     options = share(config) | dict(batch_size=config.data.labelled_batch_size, fraction=config.data.labelled_fraction,
                                    image_size=config.data.image_size, min_crop_area=config.data.min_crop_area)
-    return functools.partial(call, "data", shot_frames.labelled_images, labelled, **options)
+    return functools.partial(call, "data", pipeline.labelled_images, labelled, **options)
 
 
 def together(streams: list[Iterator[dict]]) -> Iterator[dict]:
