@@ -106,6 +106,7 @@ def test_rotation_turns_whole_views_and_changes_nothing_else(store):
         for before, after in zip(*(x[name].reshape(16, -1, SIZE, SIZE, 3) for x in (plain, rotated)), strict=True):
             turns += [k for k in range(4) if np.array_equal(np.rot90(before, k, axes=(1, 2)), after)]
     assert len(turns) == 32 and set(turns) == {0, 1, 2, 3}
+    assert turns[:16] != turns[16:]  # each view has its own
 
 
 @pytest.mark.parametrize("rotate", [False, True])
