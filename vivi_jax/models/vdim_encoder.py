@@ -53,15 +53,14 @@ TABLES = {
         ResRow(512, 3, 1, 3, 1, 3),                     # 7     512 x  3 x  3 x  3    27,  99
         ResRow(512, 3, 1, 3, 1, 0, view="global"),      # 8     512 x  1 x  1 x  1    35, 131
     ),
-    # Ours, for 16 frames of 64 x 64 and two CPU cores: the same blocks, fewer and narrower.
+    # Ours, for 8 frames of 48 x 48 and two CPU cores: the same blocks, fewer and narrower, on patches of 4 x 4.
     "small": (
-        ConvRow(16, 5, 5, 2, 2, pad=2),                 # 1      16 x  8 x 32 x 32     5,   5
-        ConvRow(16, 3, 3, 1, 1, pad=0),                 # 2      16 x  6 x 30 x 30     9,   9
-        ResRow(32, 4, 2, 1, 1, 1),                      # 3      32 x  6 x 14 x 14     9,  15
-        ResRow(64, 4, 2, 1, 1, 1),                      # 4      64 x  6 x  6 x  6     9,  27
-        ResRow(128, 2, 1, 2, 1, 1, view="local1"),      # 5     128 x  5 x  5 x  5    11,  35
-        ResRow(128, 3, 1, 3, 1, 1, view="local2"),      # 6     128 x  3 x  3 x  3    15,  51
-        ResRow(128, 3, 1, 3, 1, 0, view="global"),      # 7     128 x  1 x  1 x  1    19,  67
+        ConvRow(32, 4, 2, 4, 1, pad=0),                 # 1      32 x  7 x 12 x 12     2,   4
+        ConvRow(32, 3, 3, 1, 1, pad=0),                 # 2      32 x  5 x 10 x 10     4,  12
+        ResRow(64, 4, 2, 1, 1, 1),                      # 3      64 x  5 x  4 x  4     4,  24
+        ResRow(128, 2, 1, 2, 1, 1, view="local1"),      # 4     128 x  4 x  3 x  3     5,  32
+        ResRow(128, 2, 1, 2, 1, 1, view="local2"),      # 5     128 x  3 x  2 x  2     6,  40
+        ResRow(128, 2, 1, 3, 1, 0, view="global"),      # 6     128 x  1 x  1 x  1     8,  48
     ),
 }
 
