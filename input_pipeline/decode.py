@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+# Before TensorFlow is imported: its notes on oneDNN and CPU instructions would bury our own lines.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
 import tensorflow as tf
 
 from input_pipeline.store import DataError

@@ -91,12 +91,13 @@ def test_impossible_values_are_refused():
 
 @pytest.mark.parametrize("flags, message", [
     (["--config=configs/vito.py:demo", "--config.data.image_sise=32"], "image_size"),
-    (["--config=configs/vito.py:demo", "--config.batch_size=many"], "batch_size"),
     (["--config=configs/vito.py:dem"], "did you mean 'demo'"),
-    (["--config=configs/vitto.py"], "vitto.py"),
-    ([], "--config is missing"),
     (["--config=configs/vito.py:demo", "--config.data.path=/nonexistent/store"], "/nonexistent/store"),
-    (["--config=configs/vito.py:demo", "--config.optimizer.momentum=0.9"], "momentum"),
+    *[pytest.param(flags, message, marks=pytest.mark.slow) for flags, message in (  # each is a process of its own
+        (["--config=configs/vito.py:demo", "--config.batch_size=many"], "batch_size"),
+        (["--config=configs/vitto.py"], "vitto.py"),
+        ([], "--config is missing"),
+        (["--config=configs/vito.py:demo", "--config.optimizer.momentum=0.9"], "momentum"))],
 ])
 def test_the_command_line_answers_mistakes_with_one_line(tmp_path, flags, message):
     result = subprocess.run([sys.executable, "-m", "vivi_jax.main", f"--workdir={tmp_path / 'run'}", *flags],

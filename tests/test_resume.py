@@ -79,6 +79,7 @@ def assert_equal_to(straight, workdir, summary) -> None:
     assert logged_steps(workdir) == list(range(1, STEPS + 1))  # nothing missing, nothing twice
 
 
+@pytest.mark.slow
 def test_sigterm_saves_leaves_and_goes_on_bit_for_bit(straight, store, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, store)
@@ -115,10 +116,12 @@ def test_ten_kills_change_nothing(straight, store, tmp_path):
     assert_equal_to(straight, workdir, finish(workdir, store))
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing(straight, store):
     assert finish(straight["workdir"], store)["state_sha256"] == straight["state_sha256"]
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused_with_the_difference(straight, store):
     assert start(straight["workdir"], store, "--config.optimizer.weight_decay=0.5").wait(timeout=100) == 1
     last = pathlib.Path(f"{straight['workdir']}.log").read_text().splitlines()[-1]

@@ -1,5 +1,6 @@
 """The step: micro-batches equal the whole batch, one device equals many, the target is a moving average."""
-import chex
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -31,17 +32,20 @@ class TinyEncoder(nn.Module):
         return x.mean((1, 2)), stages
 
 
+@functools.cache
 def tiny(norm: str, micro_batches: int = 1):
-    """(method, optimizer, train_step) of a two-scale VITO."""
+    """(method, optimizer, jitted train_step) of a two-scale VITO; one compilation of each serves all tests."""
     method = Vito(TinyEncoder(norm), stages=("stage3", "stage4"), pooling="attention", attention_hidden=8,
                   projector_hidden=16, projector_out=8, temperature=0.1, ema_base=0.99)
     schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup_epochs=0, examples_per_epoch=256)
     optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
     step = make_train_step(method, optimizer, schedule, seed=0, total_steps=TOTAL_STEPS, micro_batches=micro_batches)
-    return method, optimizer, step
+    return method, optimizer, jax.jit(step)
 
 
-def initial_state(method, optimizer):
+@functools.cache
+def initial_state(norm: str):
+    method, optimizer, _ = tiny(norm)
     spec = method.batch_spec(BATCH, ml_collections.ConfigDict({"views": VIEWS, "image_size": SIZE}))
     return jax.jit(lambda: create(method, optimizer, spec, seed=0))()
 
@@ -50,33 +54,28 @@ def batch() -> dict:
     return {"views": np.random.default_rng(0).integers(0, 256, (BATCH, VIEWS, SIZE, SIZE, 3), dtype=np.uint8)}
 
 
+@functools.cache
 def one_step(norm: str, micro_batches: int = 1, devices: int = 1):
     """State and metrics after one step on `devices` devices, fetched."""
-    method, optimizer, step = tiny(norm, micro_batches)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    state = jax.device_put(initial_state(method, optimizer), sharding.replicated(mesh))
+    state = jax.device_put(initial_state(norm), sharding.replicated(mesh))
     data = jax.device_put(batch(), sharding.over_batch(mesh))
-    return jax.device_get(jax.jit(step)(state, data))
-
-
-@pytest.fixture(scope="module")
-def group_norm_step():
-    return one_step("group")
+    return jax.device_get(tiny(norm, micro_batches)[2](state, data))
 
 
 def assert_states_close(left, right, atol):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_micro_batches_equal_the_whole_batch_with_group_norm(group_norm_step, devices):
-    state, metrics = one_step("group", 2, devices)
-    np.testing.assert_allclose(metrics["loss"], group_norm_step[1]["loss"], rtol=1e-5)
-    np.testing.assert_allclose(metrics["gradient_norm"], group_norm_step[1]["gradient_norm"], rtol=1e-4)
-    assert_states_close(state, group_norm_step[0], atol=1e-5)
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
+def test_micro_batches_equal_the_whole_batch_with_group_norm(devices):
+    (state, metrics), (whole_state, whole_metrics) = one_step("group", 2, devices), one_step("group")
+    np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], whole_metrics["gradient_norm"], rtol=1e-4)
+    assert_states_close(state, whole_state, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_batch_norm_sees_the_global_batch(devices):
     one, many = one_step("batch"), one_step("batch", devices=devices)
     np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-5)
@@ -90,11 +89,10 @@ def test_batch_norm_per_micro_batch_differs_as_stated():
 
 
 def test_the_target_is_the_moving_average_and_starts_elsewhere():
-    method, optimizer, step = tiny("group")
-    before = initial_state(method, optimizer)
+    before = initial_state("group")
     kernel, target_kernel = (tree["projector"]["dense2"]["kernel"] for tree in (before.params, before.target["params"]))
     assert np.abs(kernel - target_kernel).max() > 0.01
-    after, metrics = jax.jit(step)(before, batch())
+    after, metrics = one_step("group")
     decay = optim.ema_decay(0, base=0.99, total_steps=TOTAL_STEPS)
     np.testing.assert_allclose(metrics["ema_decay"], decay)
     jax.tree.map(lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
@@ -109,18 +107,18 @@ def test_online_and_target_keep_their_own_statistics():
 
 
 def test_projections_have_norm_one_over_root_temperature():
-    method, optimizer, _ = tiny("batch")
-    state = initial_state(method, optimizer)
+    method, state = tiny("batch")[0], initial_state("batch")
     z, _ = method.project(state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1 / np.sqrt(0.1), rtol=1e-5)
 
 
-def test_the_step_is_traced_once():
-    method, optimizer, step = tiny("group")
-    step = jax.jit(chex.assert_max_traces(step, n=1))
-    state = initial_state(method, optimizer)
-    for _ in range(3):
+def test_steps_after_the_first_compile_nothing():
+    step, state = tiny("group")[2], initial_state("group")
+    state, _ = step(state, batch())
+    programs = step._cache_size()
+    for _ in range(2):
         state, _ = step(state, batch())
+    assert step._cache_size() == programs
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
