@@ -111,4 +111,4 @@ def test_a_clip_does_not_depend_on_its_batch(clips, keys):
 
 def test_unknown_colours_are_refused(clips, keys):
     with pytest.raises(ConfigError, match="did you mean 'jitter_grey'"):
-        augment_clips(clips, keys, color="jitter")
+        augment_clips(clips, keys, color="jitter_gray")

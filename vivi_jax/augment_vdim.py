@@ -4,6 +4,7 @@ VDIM section 3.1 names the operations: random colour jitter and random grey; or 
 channel is dropped. It gives no magnitudes: jitter and grey have those of AMDIM, on whose code VDIM builds, and exactly
 one channel of Lab is dropped, each as often as the others. Crop, flip and rotation are done by input_pipeline/windows.
 """
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,8 +15,9 @@ from vivi_jax.errors import choose
 
 # AMDIM's code. Its jitter (torchvision's) multiplies brightness and blends saturation with grey; augment.color_jitter
 # is BYOL's form of the same: it adds brightness and multiplies S in HSV.
-AMDIM_JITTER = dict(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
-AMDIM_JITTER_PROB, AMDIM_GREY_PROB = 0.8, 0.25
+AMDIM = dict(jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey_prob=0.25)
+# AVID's code, with which VITO fine-tunes on action recognition.
+AVID = dict(jitter_prob=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, grey_prob=0.0)
 
 # sRGB (IEC 61966-2-1) to CIE XYZ, Y = 1 for white; and the white point D65 that it is defined with.
 XYZ_OF_RGB = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
@@ -30,7 +32,7 @@ def augment_clips(clips_BxTxHxWx3: jax.Array, keys_B: jax.Array, *, color: str) 
     Args:
       clips_BxTxHxWx3: uint8, sRGB.
       keys_B: one typed PRNG key per clip.
-      color: of COLORS: "jitter_grey", "lab" or "none".
+      color: of COLORS: "jitter_grey" (AMDIM), "jitter" (AVID), "lab" or "none".
 
     Returns:
       float32[B, T, H, W, 3]: RGB in [0, 1]; with "lab" normalised Lab instead (mean about 0, deviation about 1), of
@@ -40,14 +42,15 @@ def augment_clips(clips_BxTxHxWx3: jax.Array, keys_B: jax.Array, *, color: str) 
     return jax.vmap(function)(clips_BxTxHxWx3.astype(jnp.float32) / 255, keys_B)
 
 
-def jitter_grey(clip_TxHxWx3: jax.Array, key: jax.Array) -> jax.Array:
-    """AMDIM's colour jitter and grey; RGB in [0, 1]."""
+def jitter_grey(clip_TxHxWx3: jax.Array, key: jax.Array, *, jitter_prob: float, grey_prob: float, **magnitudes: float
+                ) -> jax.Array:
+    """Colour jitter of augment.color_jitter's magnitudes, and grey; RGB in [0, 1]."""
     jitter_key, jitter_coin, grey_coin = jax.random.split(key, 3)
     # As one tall picture: contrast then pivots on the mean of the clip, not on each frame's own.
     tall = clip_TxHxWx3.reshape(-1, *clip_TxHxWx3.shape[2:])
-    jittered = augment.color_jitter(tall, jitter_key, **AMDIM_JITTER)
-    tall = jnp.where(jax.random.bernoulli(jitter_coin, AMDIM_JITTER_PROB), jittered, tall)
-    tall = jnp.where(jax.random.bernoulli(grey_coin, AMDIM_GREY_PROB), augment.to_grey(tall), tall)
+    jittered = augment.color_jitter(tall, jitter_key, **magnitudes)
+    tall = jnp.where(jax.random.bernoulli(jitter_coin, jitter_prob), jittered, tall)
+    tall = jnp.where(jax.random.bernoulli(grey_coin, grey_prob), augment.to_grey(tall), tall)
     return tall.reshape(clip_TxHxWx3.shape)
 
 
@@ -81,4 +84,8 @@ def _lab_f(t: jax.Array) -> jax.Array:
 
 
 COLORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "jitter_grey": jitter_grey, "lab": lab_dropout, "none": lambda clip_TxHxWx3, key: clip_TxHxWx3}
+    "jitter_grey": functools.partial(jitter_grey, **AMDIM),
+    "jitter": functools.partial(jitter_grey, **AVID),
+    "lab": lab_dropout,
+    "none": lambda clip_TxHxWx3, key: clip_TxHxWx3,
+}
