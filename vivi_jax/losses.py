@@ -186,3 +186,38 @@ def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
         "embedding_std": jnp.sqrt(variance).mean() * jnp.sqrt(1.0 * z_NxD.shape[1]),
         "embedding_effective_rank": variance.sum() ** 2 / jnp.maximum(jnp.square(covariance_DxD).sum(), 1e-12),
     }
+
+
+def deep_infomax_nce(antecedents_BxNxD: jax.Array, consequents_BxMxD: jax.Array, *, clip_score: float
+                     ) -> tuple[jax.Array, jax.Array]:
+    """InfoNCE between the locations of two layers (VDIM Eq. 1-3, in the form of AMDIM's code).
+
+    Every pair of locations (i, i') of the same clip is a positive of its own. Its negatives are all M consequent
+    locations of all OTHER clips; other locations of the same clip stand in no denominator. Eq. 3 as printed would sum
+    over the clip's own locations too, under a view drawn independently; AMDIM, which VDIM extends, does not.
+
+    Memory: B^2 N M scores (and their gradient). Where one side is the global layer, N or M is 1 and that is B^2 N, not
+    (B N)^2; sharded by rows it divides by the number of devices.
+
+    Args:
+      antecedents_BxNxD, consequents_BxMxD: phi's output at each location; scores are dot products over sqrt(D).
+      clip_score: c of the soft clip c tanh(s / c) of AMDIM, which keeps the exponentials finite.
+
+    Returns:
+      (float32 scalar, mean over clips and pairs of locations of -log of the positive's share;
+       float32 scalar, mean of the squared scores before the clip, which AMDIM adds to the loss with weight 0.05).
+    """
+    a_BxNxD = antecedents_BxNxD.astype(jnp.float32) / jnp.sqrt(1.0 * antecedents_BxNxD.shape[-1])
+    c_BxMxD = consequents_BxMxD.astype(jnp.float32)
+    raw_BxNxBxM = jnp.einsum("bnd,cmd->bncm", a_BxNxD, c_BxMxD)
+    positives_BxNxM = soft_clip(jnp.einsum("bnd,bmd->bnm", a_BxNxD, c_BxMxD), clip_score)
+    same_clip = jnp.eye(len(raw_BxNxBxM), dtype=bool)[:, None, :, None]  # [B, 1, B, 1]
+    negatives_BxNxBxM = jnp.where(same_clip, jnp.finfo(jnp.float32).min, soft_clip(raw_BxNxBxM, clip_score))
+    log_negatives_BxNx1 = jax.nn.logsumexp(negatives_BxNxBxM, axis=(2, 3))[..., None]
+    # -log( e^p / (e^p + sum e^n) ) = softplus( log sum e^n - p )
+    return jax.nn.softplus(log_negatives_BxNx1 - positives_BxNxM).mean(), jnp.square(raw_BxNxBxM).mean()
+
+
+def soft_clip(scores: jax.Array, bound: float) -> jax.Array:
+    """Near the identity for small scores, never beyond +-bound."""
+    return bound * jnp.tanh(scores / bound)

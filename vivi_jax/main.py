@@ -19,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from evaluation import adapt
-from input_pipeline import images, pipeline, shot_frames
+from input_pipeline import images, pipeline, shot_frames, windows
 from input_pipeline.store import DataError, FrameStore
 from vivi_jax import checkpoint, preemption
 from vivi_jax.build import build, call
@@ -108,7 +108,14 @@ def together(streams: list[Iterator[dict]]) -> Iterator[dict]:
         yield {name: array for batch in batches for name, array in batch.items()}
 
 
-SOURCES = {"video": video_batches, "images": image_batches, "shots": shot_batches}
+def window_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of two windows of consecutive frames from a frame store."""
+    options = {name: value for name, value in config.data.items() if name not in ("source", "path")}
+    return functools.partial(call, "data", windows.clip_windows, FrameStore(config.data.path), **share(config),
+                             **options)
+
+
+SOURCES = {"video": video_batches, "images": image_batches, "shots": shot_batches, "windows": window_batches}
 
 
 def share(config) -> dict:

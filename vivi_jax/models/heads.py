@@ -1,4 +1,4 @@
-"""What stands on the encoder during pretraining: multi-scale pooling (VITO section 3.1) and the projector."""
+"""What stands on the encoder during pretraining: multi-scale pooling (VITO section 3.1), projector, VDIM's phi."""
 
 from typing import Any
 
@@ -88,3 +88,39 @@ class Projector(nn.Module):
         x = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
         x = nn.relu(make_norm(self.norm, dtype=self.dtype, name="norm")(x, train))
         return nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
+
+
+class ResidualMlp(nn.Module):
+    """VDIM's phi_j: an MLP with one hidden layer and a shortcut, at each location (VDIM section 3.3, footnote 1).
+
+    The form is AMDIM's FakeRKHSConvNet: conv - norm - ReLU - conv (0 at first) + shortcut conv (near the identity at
+    first), then a norm over the sum; VDIM says "batch norm is used ... in the contrastive models".
+
+    Attributes:
+      out: width of the hidden layer and the output (VDIM section 4: 512).
+      norm: "batch", over examples and locations, or "group".
+      dtype: compute type of the matmuls; the output is float32.
+    """
+
+    out: int = 512
+    norm: str = "batch"
+    dtype: Any = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x [B, ..., C] -> float32 [B, ..., out]."""
+        locations = x.reshape(-1, x.shape[-1])  # two axes: why, see resnet.Conv
+        hidden = nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="conv1")(locations)
+        hidden = hidden.reshape(*x.shape[:-1], self.out)
+        hidden = nn.relu(make_norm(self.norm, dtype=self.dtype, name="norm1")(hidden, train))
+        y = nn.Dense(self.out, use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv2")(
+            hidden.reshape(-1, self.out))
+        y += nn.Dense(self.out, kernel_init=near_identity, dtype=self.dtype, name="shortcut")(locations)
+        y = y.reshape(*x.shape[:-1], self.out)
+        return make_norm(self.norm, dtype="float32", name="norm2")(y, train)
+
+
+def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """Kernel [C, C'] of U(-0.01, 0.01) with ones on the diagonal (AMDIM)."""
+    noise = jax.random.uniform(key, shape, dtype, -0.01, 0.01)
+    return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)

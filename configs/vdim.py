@@ -1,0 +1,113 @@
+"""VDIM: InfoNCE between local and global features of two views of a clip (arXiv:2007.13278).
+
+    python -m input_pipeline.prepare --videos=VIDEOS --out=STORE --short_side=146 --fps=60
+    python -m vivi_jax.main --config=configs/vdim.py --config.data.path=STORE --workdir=RUN
+    python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN --data=VIDEOS
+
+The paper's best run on UCF-101 (74.1 % on split 1 after fine-tuning): 50,000 steps on the 9,537 training videos of
+split 1. The one on Kinetics-600 (79.7 % UCF-101, 49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. Of neither
+are the hours given. One device runs the same batch with --config.micro_batches=16 (BatchNorm per micro-batch then).
+`configs/vdim.py:demo` is a two-core laptop's version of about three minutes.
+
+Variants, comma-separated after a colon:
+    data=ucf101|kinetics600     the steps, and for Kinetics no temporal difference (VDIM §4.3)
+    layers=568|68|8             layers of the loss (VDIM §4.2 item 1; 8 is its "9")
+    color=jitter|lab            colour jitter and grey, or Lab with a channel dropped (item 2)
+    rotate                      quarter turns of each view (item 3)
+    offset=0|32                 frames from the start of view 1 to that of view 2 (item 4)
+    difference=yes|no           temporal difference of view 2's features (item 5)
+    down=2|1|3                  down-sampling of view 2 (item 6)
+    demo                        small network, clips and batch
+"""
+import ml_collections
+
+from configs import common
+
+LAYERS = {"568": ("local1", "local2", "global"), "68": ("local2", "global"), "8": ("global",)}
+
+
+def get_config(argument: str = "") -> ml_collections.ConfigDict:
+    variant = common.parse_argument(
+        argument, data=("ucf101", "kinetics600"), layers=tuple(LAYERS), color=("jitter", "lab"), rotate=("no", "yes"),
+        offset=("0", "32"), difference=("yes", "no"), down=("2", "1", "3"), demo=("no", "yes"))
+    config = ml_collections.ConfigDict()
+    config.name = "-".join(["vdim", *filter(None, argument.replace("=", "").split(","))])
+    config.seed = 0
+    config.batch_size = 240  # VDIM §4.3, for Kinetics; not given for UCF-101
+    config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
+
+    config.encoder = ml_collections.ConfigDict(dict(
+        name="vdim",
+        table="paper",  # VDIM Table 1
+        width=1.0,
+        frames=32,  # VDIM §4
+        norm="batch",  # VDIM §4: on the encoder's output and in phi
+        input_mean=(0.485, 0.456, 0.406),  # ImageNet's: AMDIM's code
+        input_std=(0.229, 0.224, 0.225),
+        dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+    ))
+    config.method = ml_collections.ConfigDict(dict(
+        name="vdim",
+        layers=LAYERS[variant["layers"]],  # VDIM §4
+        embed_dim=512,  # VDIM §4
+        color={"jitter": "jitter_grey", "lab": "lab"}[variant["color"]],  # VDIM §4.2, best model
+        clip_score=20.0,  # AMDIM's code; the paper does not mention the three tricks of losses.deep_infomax_nce
+        score_penalty=0.05,  # AMDIM's code
+    ))
+    config.data = ml_collections.ConfigDict(dict(
+        source="windows",
+        path="",  # a folder that input_pipeline.prepare wrote
+        frames=32,  # VDIM §4
+        offset=int(variant["offset"]),  # VDIM §4.2, best model
+        downsample=int(variant["down"]),  # VDIM §4.2, best model
+        difference=variant["difference"] == "yes",  # VDIM §4.2, best model
+        image_size=128,  # VDIM §4
+        min_crop_area=0.3,  # AMDIM's code
+        flip_prob=0.0,  # VDIM §3.1 lists no flips
+        rotate=variant["rotate"] == "yes",  # VDIM §4.2, best model
+    ))
+    config.optimizer = ml_collections.ConfigDict(dict(
+        name="adam",  # VDIM §4
+        weight_decay=0.0,  # not mentioned; AMDIM's code: 1e-5
+        b1=0.9,  # not mentioned; AMDIM's code: 0.8
+        b2=0.999,
+    ))
+    config.schedule = ml_collections.ConfigDict(dict(
+        name="piecewise",  # constant: VDIM §4
+        lr=2e-4,  # VDIM §4
+        total_steps=50_000,  # VDIM §4.2
+        warmup_steps=0,  # not mentioned; AMDIM's code: 500
+        boundaries=(),
+        factor=1.0,
+    ))
+    config.evaluation = ml_collections.ConfigDict(dict(
+        dataset="",  # labelled images, class folders or stores (evaluation/adapt.py); "": no online evaluation
+        image_size=128,
+        batch_size=64,  # each image is encoded as 32 frames
+        linear=True,  # a linear probe beside k-NN
+    ))
+    config.run = common.run_section()
+
+    if variant["color"] == "lab":  # comes normalised from augment_vdim
+        config.encoder.update(dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0)))
+    if variant["data"] == "kinetics600":
+        config.schedule.total_steps = 100_000  # VDIM §4.3
+        if "difference=" not in argument:
+            config.data.difference = False  # VDIM §4.3, "because of unrelated hardware issues"
+    if variant["demo"] == "yes":
+        demo(config)
+    return config
+
+
+def demo(config: ml_collections.ConfigDict) -> None:
+    """Two CPU cores, about three minutes: the small table on 8 frames of 48 pixels of rendered action clips.
+
+    A higher learning rate, because this run is over a hundred times shorter than the paper's.
+    """
+    config.batch_size = 32
+    config.encoder.update(dict(table="small", frames=8, dtype="float32"))
+    config.method.embed_dim = 128
+    config.data.update(dict(frames=8, image_size=48, offset=config.data.offset // 4))
+    config.schedule.update(dict(lr=1e-3, total_steps=300, warmup_steps=20))
+    config.evaluation.image_size = 48
+    config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -1,0 +1,273 @@
+"""Fine-tunes an encoder on action recognition and scores it: VDIM's protocol, or VITO's for image encoders.
+
+    python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN_OR_FILE|none --data=DIR \\
+        --split=1|2|3|all --workdir=DIR
+
+--data is videos with UCF-101's or HMDB-51's official lists among them, class folders, or frame stores: see
+input_pipeline/actions.py. Videos are decoded once, into WORKDIR/store. Each split trains in WORKDIR/split_N like any
+run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains from random weights.
+The score is the share of test videos whose class has the largest probability, averaged over the windows of the video;
+it stands in WORKDIR/result.json and result.md.
+"""
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+from flax import linen as nn
+from ml_collections import config_flags
+
+from evaluation import adapt
+from evaluation.action_classifier import (
+    ActionClassifier,
+    ActionNetwork,
+    ClassProbabilities,
+    optimizer,
+    with_pretrained,
+)
+from input_pipeline import actions, windows
+from input_pipeline.actions import ActionSplit
+from input_pipeline.store import DataError
+from vivi_jax import checkpoint, optim, preemption, sharding
+from vivi_jax.build import Parts, call
+from vivi_jax.checkpoint import Checkpoints
+from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.models import build_encoder
+from vivi_jax.train import NotFinite, train
+from vivi_jax.train_step import TrainState, create, make_train_step
+
+_LOG = logging.getLogger("evaluation.action")
+_RAW_INPUT = dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0))  # of an encoder of normalised Lab
+
+
+def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, splits: str, workdir: str) -> dict:
+    """Fine-tunes and scores on each split; {"top1": mean over the splits, "splits": {number: {...}}, ...}.
+
+    Raises:
+      CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
+    """
+    encoder, phi_dim, pretrained = load_pretrained(source, config)
+    root = pathlib.Path(workdir)
+    loaded = call("prepare", actions.load_splits, data, splits, str(root / "store"), max_missing=config.max_missing,
+                  **config.prepare)
+    results = {}
+    for number, split in loaded.items():
+        _LOG.info("split %s: %d training and %d test videos of %d classes", number, len(split.train.videos),
+                  len(split.test.videos), len(split.class_names))
+        directory = root / f"split_{number}"
+        claim(directory, {"config": config_identity(config), "checkpoint": source, "data": os.path.realpath(data)})
+        results[number] = run_split(config, split, encoder, phi_dim, pretrained, directory)
+    result = {"config": config.name, "checkpoint": source, "data": data,
+              "top1": float(np.mean([split["top1"] for split in results.values()])), "splits": results}
+    if jax.process_index() == 0:
+        write(root / "result.json", json.dumps(result, indent=1) + "\n")
+        write(root / "result.md", markdown(result))
+    return result
+
+
+def run_split(config, split: ActionSplit, encoder: nn.Module, phi_dim: int | None, pretrained: dict,
+              directory: pathlib.Path) -> dict:
+    """Trains on one split and scores it; nothing is done again that is done."""
+    path = directory / "result.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    train_part = split.train
+    if config.videos_per_class:
+        train_part = train_part.take_per_class(config.videos_per_class, config.seed)
+    network = call("method", ActionNetwork, encoder, len(split.class_names), phi_dim=phi_dim,
+                   hidden=config.method.hidden, dropout=config.method.dropout)
+    method = ActionClassifier(network, color=config.method.color)
+    parts = make_parts(config, method, len(train_part.videos))
+
+    def batches(first_step: int):
+        return call("data", windows.labelled_clips, train_part.store, train_part.videos, train_part.labels, first_step,
+                    seed=config.seed, batch_size=config.batch_size, process_index=jax.process_index(),
+                    process_count=jax.process_count(), **config.data)
+
+    write_first_checkpoint(parts, directory, pretrained, seed=config.seed, keep=config.run.keep_checkpoints)
+    state = train(parts, batches, str(directory), seed=config.seed, micro_batches=config.micro_batches, hooks=[],
+                  **config.run)
+    result = score(config, method, state, split) | {
+        "train_videos": len(train_part.videos), "steps": int(state.step), "classes": len(split.class_names)}
+    _LOG.info("%s: top-1 %.1f %% of %d test videos", directory, 100 * result["top1"], result["test_videos"])
+    if jax.process_index() == 0:
+        write(path, json.dumps(result) + "\n")
+    return result
+
+
+def make_parts(config, method: ActionClassifier, train_videos: int) -> Parts:
+    """The parts of a training run, as vivi_jax.build makes them for pretraining."""
+    schedule = config.schedule
+    # Steps in one unit of the schedule: a step, or an epoch of so many clips of each video.
+    unit = schedule.clips_per_video * train_videos / config.batch_size if schedule.clips_per_video else 1.0
+    total_steps, frozen_steps = max(round(schedule.total * unit), 1), round(schedule.frozen * unit)
+    rate, _ = optim.piecewise(config.batch_size, lr=schedule.lr, total_steps=total_steps, warmup_steps=0,
+                              boundaries=tuple(round(b * unit) for b in schedule.boundaries), factor=schedule.factor)
+    adam = call("optimizer", optimizer, rate, frozen_steps=frozen_steps, **config.optimizer)
+    step = make_train_step(method, adam, rate, seed=config.seed, total_steps=total_steps,
+                           micro_batches=config.micro_batches)
+    return Parts(method, adam, step, method.batch_spec(config.batch_size, config.data), total_steps)
+
+
+def load_pretrained(source: str, config) -> tuple[nn.Module, int | None, dict]:
+    """Returns (encoder, width of phi_8 or None, {"params": {part: tree}, "batch_stats": {part: tree}}).
+
+    VDIM transfers phi_8 after the encoder (VDIM §4.1), under its name in methods/vdim.py; from a run without one, phi_8
+    starts at random.
+    """
+    if source == "none":
+        encoder, pretrained, phi_dim = call("encoder", build_encoder, **config.encoder), {}, config.method.phi_dim
+    elif not config.method.phi_dim:  # frames
+        encoder, variables, _ = adapt.load_encoder(source)
+        pretrained = {name: {"encoder": tree} for name, tree in variables.items()}
+        phi_dim = None
+    else:
+        run = checkpoint.load_config(source)
+        if run["encoder"]["name"] != "vdim":
+            raise ConfigError(f"{source} holds the image encoder {run['encoder']['name']!r}, {config.name} fine-tunes "
+                              "encoders of clips; use configs/action.py:ucf101_vito or hmdb51_vito")
+        state = checkpoint.load_state(source)
+        encoder = build_encoder(**run["encoder"])
+        phi_dim = run["method"].get("embed_dim", config.method.phi_dim)
+        pretrained = {"params": state["params"], **state["model_state"]}
+        pretrained = {name: {part: tree[part] for part in ("encoder", "phi_global") if part in tree}
+                      for name, tree in pretrained.items()}
+        missing = [part for part in ("encoder", "phi_global") if part not in pretrained["params"]]
+        if missing:
+            _LOG.warning("%s has no %s: it starts at random", source, " and ".join(missing))
+    changes = {name: value for name, value in (("num_classes", None), ("bn_groups", 1)) if hasattr(encoder, name)}
+    if config.method.color == "lab":
+        changes |= _RAW_INPUT
+    return encoder.clone(**changes), phi_dim, pretrained
+
+
+def write_first_checkpoint(parts: Parts, directory: pathlib.Path, pretrained: dict, *, seed: int, keep: int) -> None:
+    """Step 0 of a new run is a checkpoint with the pretrained weights in it; train() goes on from there."""
+    if checkpoint.newest_good_step(directory / "checkpoints") is not None:
+        return
+    mesh = sharding.make_mesh()
+    state = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed))()
+    params, model_state = with_pretrained(state.params, state.model_state, pretrained)
+    state = jax.device_put(TrainState(state.step, params, model_state, state.target, state.opt_state),
+                           sharding.replicated(mesh))
+    with contextlib.closing(Checkpoints(str(directory), keep=keep)) as checkpoints:
+        checkpoints.restore(state, mesh)  # there is none; moves aside what an interrupted start left
+        checkpoints.save(0, state)
+
+
+def score(config, method: ActionClassifier, state: TrainState, split: ActionSplit) -> dict:
+    """{"top1", "test_videos", "test_windows"}; class probabilities averaged over the windows of a video (VDIM §4.1)."""
+    part, data = split.test, config.data
+    batches = call("test", windows.window_batches, part.store, part.videos, views=data.views, frames=data.frames,
+                   fps=data.fps, image_size=data.image_size, **config.test)
+    classifier = ClassProbabilities(method.network, method.color)
+    probabilities, video = adapt.extract_features(
+        classifier, {"params": state.params, **state.model_state},
+        ({"image": batch["clips"], "label": batch["video"]} for batch in batches))
+    correct = average_by_video(probabilities, video, len(part.videos)).argmax(axis=1) == part.labels
+    return {"top1": float(correct.mean()), "test_videos": len(part.videos), "test_windows": len(video)}
+
+
+def average_by_video(probabilities_NxC: np.ndarray, video_N: np.ndarray, videos: int) -> np.ndarray:
+    """float64[videos, C], mean over the windows of each video, each of which has one or more."""
+    total = np.zeros((videos, probabilities_NxC.shape[1]))
+    np.add.at(total, video_N, probabilities_NxC)
+    return total / np.bincount(video_N, minlength=videos)[:, None]
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def config_identity(config) -> dict:
+    """What decides the result; config.run does not."""
+    return {key: value for key, value in json.loads(config.to_json()).items() if key != "run"}
+
+
+def claim(directory: pathlib.Path, identity: dict) -> None:
+    """Notes in a new folder what it is for; refuses one that was begun for something else."""
+    path = directory / "evaluation.json"
+    if path.exists():
+        there = json.loads(path.read_text())
+        flat = [{**tree, **tree["config"], "config": None} for tree in (there, identity)]
+        if different := [f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here"
+                         for key in sorted(flat[0] | flat[1]) if flat[0].get(key) != flat[1].get(key)]:
+            raise ConfigError(f"{directory} was begun with other values ({'; '.join(different)}); use another "
+                              "--workdir")
+    elif jax.process_index() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(identity, indent=1) + "\n")
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text)
+    unfinished.rename(path)
+
+
+def markdown(result: dict) -> str:
+    rows = [f"| {number} | {100 * split['top1']:.1f} | {split['train_videos']} | {split['test_videos']} | "
+            f"{split['test_windows']} | {split['steps']} |" for number, split in result["splits"].items()]
+    return "\n".join([
+        f"# Action recognition: {result['config']}", "",
+        f"Encoder: {result['checkpoint']}. Data: {result['data']}.", "",
+        "| split | top-1, % | training videos | test videos | test windows | steps |", "|---|---|---|---|---|---|",
+        *rows, f"| mean | {100 * result['top1']:.1f} | | | | |", ""])
+
+
+# ---- Command line ---------------------------------------------------------------------------------------------------
+
+
+def define_flags() -> dict[str, flags.FlagHolder]:
+    return {
+        "config": config_flags.DEFINE_config_file("config", None, "such as configs/action.py:ucf101_vdim",
+                                                  lock_config=True),
+        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
+        "data": flags.DEFINE_string("data", None, "videos with split lists, class folders, or frame stores"),
+        "split": flags.DEFINE_enum("split", "1", ("1", "2", "3", "all"), "which official split"),
+        "workdir": flags.DEFINE_string("workdir", None, "folder for frame stores, runs and results"),
+    }
+
+
+def parse_flags(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
+    """absl's parsing, with what is wrong said in one line."""
+    try:
+        remaining = flags.FLAGS(argv)
+        for name, flag in values.items():
+            if flag.value is None:
+                raise ConfigError(f"--{name} is missing: {flags.FLAGS[name].help}")
+        values["config"].value.name  # noqa: B018 - a file that could not be loaded says so at the first use
+    except ConfigError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        while "Traceback" in str(error) and (error.__cause__ or error.__context__):
+            error = error.__cause__ or error.__context__
+        raise ConfigError(" ".join(str(error).split())) from error
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.basicConfig(format="%(message)s", force=True)
+    for package in ("vivi_jax", "input_pipeline", "evaluation"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    return remaining
+
+
+def main(values: dict[str, flags.FlagHolder]) -> None:
+    result = evaluate(values["config"].value, source=values["checkpoint"].value, data=values["data"].value,
+                      splits=values["split"].value, workdir=values["workdir"].value)
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    try:
+        command_line = define_flags()
+        app.run(lambda _: main(command_line), flags_parser=lambda argv: parse_flags(argv, command_line))
+    except (CheckpointError, ConfigError, DataError, NotFinite) as error:
+        sys.exit(f"error: {error}")
+    except preemption.Preempted:
+        sys.stderr.flush()
+        os._exit(preemption.EXIT_CODE)
