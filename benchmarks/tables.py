@@ -58,11 +58,25 @@ def learning_table(result: dict) -> str:
         + _source(result))
 
 
+def transfer_table(result: dict) -> str:
+    """benchmarks/transfer.py: accuracy per data set, encoder and measure, median and range over seeds."""
+    found = {(row["dataset"], row["encoder"], row["measure"]): f"{row['median']:.1%} ({row['min']:.1%} to "
+             f"{row['max']:.1%})" for row in result["values"]["rows"]}
+    measures = {"knn_top1": "k-NN", "linear_top1": "linear probe", "finetune_top1": "fine-tuning"}
+    rows = [(dataset, encoder, *(found[dataset, encoder, measure] for measure in measures))
+            for dataset, encoder, measure in found if measure == "knn_top1"]
+    sizes = "; ".join(f"{name}: {s['classes']} classes, {s['train']} training and {s['test']} test images"
+                      for name, s in result["values"]["sizes"].items())
+    return _table(("data", "encoder", *measures.values()), rows) + (
+        f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result))
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
+    "transfer": ("transfer", transfer_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }
