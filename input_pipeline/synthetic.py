@@ -18,7 +18,8 @@ import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import av
 import cv2
@@ -118,17 +119,31 @@ def _colours(rng: np.random.Generator, frames: int, luminance: np.ndarray, chrom
     return luminance + chroma * (tint - tint.mean(axis=1, keepdims=True))
 
 
-def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int) -> np.ndarray:
-    """One camera shot of one object: uint8[frames, size, size, 3] RGB, drawn from `rng` alone.
+class Pose(NamedTuple):
+    """Where the object is in each frame."""
+    place: np.ndarray  # float64[T, 2], x and y of its centre of mass in pixels
+    side: np.ndarray  # float64[T], square root of its area in pixels
+    angle: np.ndarray  # float64[T], radians, clockwise on the screen
+    squeeze: np.ndarray  # float64[T], factor on its width and divisor of its height
 
-    What drifts: place, size, rotation and squeeze of the object, its colour, the light; the background pans and fades
-    from one texture to the next. The object is darker or lighter than the background, so that it survives the loss
-    of colour, and which of the two it is says nothing about its class.
-    """
+
+def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int) -> np.ndarray:
+    """One camera shot of one object, whose place, size, rotation and squeeze drift: see render_scene."""
     place = size * _drift(rng, frames, 0.4, 0.6, channels=2)
-    side = size * _drift(rng, frames, 0.42, 0.56)[:, 0]  # square root of the object's area
-    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, frames, -1.5, 1.5)[:, 0]) / FPS  # radians
+    side = size * _drift(rng, frames, 0.42, 0.56)[:, 0]
+    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, frames, -1.5, 1.5)[:, 0]) / FPS
     squeeze = np.exp(_drift(rng, frames, -0.1, 0.1)[:, 0])
+    return render_scene(rng, contours, Pose(place, side, angle, squeeze), size=size)
+
+
+def render_scene(rng: np.random.Generator, contours: list[np.ndarray], pose: Pose, *, size: int) -> np.ndarray:
+    """An object in front of a background, uint8[T, size, size, 3] RGB, all but the pose drawn from `rng` alone.
+
+    What drifts: the object's colour and the light; the background pans and fades from one texture to the next. The
+    object is darker or lighter than the background, so that it survives the loss of colour, and which of the two it is
+    says nothing about its class.
+    """
+    frames = len(pose.side)
     lighter = rng.choice([-1, 1])
     ground = 0.5 - lighter * _drift(rng, frames, 0.02, 0.30)
     ground_rgb = _colours(rng, frames, ground, 0.25)
@@ -150,8 +165,9 @@ def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: i
                                 textures[first + 1][cut], roughness[t] * (fade[t] - first), 0)
         scene = cv2.add(scene, (*ground_rgb[t], 0))
         surface = cv2.add(skin[skin_y:skin_y + size, skin_x:skin_x + size], (*object_rgb[t], 0))
-        mask = _object_mask(contours, size, place[t], side[t], angle[t], squeeze[t])
-        shadow = _object_mask(contours, size, place[t] + size / 32, side[t], angle[t], squeeze[t])
+        place, *form = (path[t] for path in pose)
+        mask = _object_mask(contours, size, place, *form)
+        shadow = _object_mask(contours, size, place + size / 32, *form)
         shade = 1 - 0.35 * cv2.blur(shadow, (size // 10, size // 10))
         scene = cv2.multiply(scene, cv2.merge([shade * (1 - mask)] * 3))  # covered where the object is
         scene = cv2.add(scene, cv2.multiply(surface, cv2.merge([mask] * 3)))
@@ -202,15 +218,15 @@ def plan_videos(videos: int, classes: Sequence[str]) -> list[tuple[str, str, int
             for i in range(count)]
 
 
-def video_name(split: str, shape: str, number: int) -> str:
-    return f"{split}/{shape}/{number:05d}.mp4"
+def video_name(split: str, class_name: str, number: int) -> str:
+    return f"{split}/{class_name}/{number:05d}.mp4"
 
 
-def _write_one(job: tuple[str, str, int], *, out: pathlib.Path, seed: int, size: int, frames: int, shots: int) -> None:
-    split, shape, number = job
+def _write_one(job: tuple[str, str, int], *, out: pathlib.Path, seed: int, render: Callable) -> None:
+    split, class_name, number = job
     cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
     rng = np.random.default_rng([seed, ("train", "test").index(split), number])
-    write_video(out / video_name(*job), render_video(rng, shape, size=size, frames=frames, shots=shots))
+    write_video(out / video_name(*job), render(rng, class_name))
 
 
 def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 96, seconds: float = 3.0,
@@ -231,15 +247,31 @@ def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 
       DataError: an impossible value, or OUT holds something else.
     """
     frames = round(seconds * FPS)
-    _check_values(videos=videos, seed=seed, size=size, frames=frames, classes=classes, shots=shots)
-    out = pathlib.Path(out)
-    _claim(out, dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots))
-    jobs = [job for job in plan_videos(videos, classes) if not (out / video_name(*job)).exists()]
+    check_values(videos=videos, seed=seed, size=size, frames=frames, classes=classes, known=tuple(SHAPES), shots=shots)
+    settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots)
+    write_rendered(out, settings, functools.partial(render_video, size=size, frames=frames, shots=shots), workers)
+
+
+def write_rendered(out: str | os.PathLike, settings: dict, render: Callable[[np.random.Generator, str], np.ndarray],
+                   workers: int | None) -> None:
+    """Writes the videos that are not there yet, OUT/{train,test}/CLASS/NUMBER.mp4.
+
+    Args:
+      settings: JSON values that decide the pixels, among them "videos", "classes" and "seed"; kept in OUT.
+      render: (random numbers of one video, its class) -> uint8[T, H, W, 3] RGB; it must pickle.
+      workers: as in write_videos.
+
+    Raises:
+      DataError: OUT holds something else.
+    """
+    out, classes = pathlib.Path(out), settings["classes"]
+    _claim(out, settings)
+    jobs = [job for job in plan_videos(settings["videos"], classes) if not (out / video_name(*job)).exists()]
     if not jobs:
         return
-    for split, shape, _ in jobs:
-        (out / split / shape).mkdir(parents=True, exist_ok=True)
-    write = functools.partial(_write_one, out=out, seed=seed, size=size, frames=frames, shots=shots)
+    for split, class_name, _ in jobs:
+        (out / split / class_name).mkdir(parents=True, exist_ok=True)
+    write = functools.partial(_write_one, out=out, seed=settings["seed"], render=render)
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     # "spawn": a fork would copy the locks of a caller that runs threads, as JAX and TensorFlow do.
     context = multiprocessing.get_context("spawn")
@@ -248,10 +280,12 @@ def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 
             pass
 
 
-def _check_values(*, videos: int, seed: int, size: int, frames: int, classes: Sequence[str], shots: int) -> None:
-    unknown = [name for name in classes if name not in SHAPES]
+def check_values(*, videos: int, seed: int, size: int, frames: int, classes: Sequence[str], known: Sequence[str],
+                 shots: int = 1) -> None:
+    """Raises DataError for values nothing can be rendered with; `known`: the classes there are."""
+    unknown = [name for name in classes if name not in known]
     if unknown or len(set(classes)) != len(classes) or len(classes) < 2:
-        raise DataError(f"classes must be two or more different ones of {', '.join(SHAPES)}, not {','.join(classes)!r}")
+        raise DataError(f"classes must be two or more different ones of {', '.join(known)}, not {','.join(classes)!r}")
     if videos < TEST_EVERY * len(classes):
         raise DataError(f"{videos} videos are too few for {len(classes)} classes in train/ and test/: give at least "
                         f"{TEST_EVERY * len(classes)}")

@@ -1,0 +1,95 @@
+"""Rendered action clips, written as real video files: the classes differ by motion and by nothing else.
+
+    python -m input_pipeline.synthetic_actions --out=DIR --videos=400 --seed=0
+
+writes OUT/{train,test}/CLASS/*.mp4 (H.264, 25 frames per second), as input_pipeline.synthetic does. An object has a
+horizontal and a vertical place, a size and an angle. A class says which of these run through their cycle and how; the
+others stand still at a random point of the same cycle. So in a single frame place, size and angle have the same
+distribution for all classes, each by itself, and so have shape, colours, background, light and speed. Only the order of
+the frames tells classes apart, in some pairs (clockwise, anticlockwise) nothing else at all.
+"""
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from input_pipeline import synthetic
+from input_pipeline.store import DataError
+
+# (x, y, size, angle) of each class: what its cycle `t`, an angle in radians that grows with time, does to them; None
+# stands still. x, y and size are sines, whose values a random point of a cycle shares; angles are in radians. y points
+# down and angles turn clockwise.
+ACTIONS = {
+    "left_right": (np.sin, None, None, None),
+    "up_down": (None, np.sin, None, None),
+    "rising_diagonal": (np.sin, lambda t: -np.sin(t), None, None),
+    "clockwise": (np.cos, np.sin, None, None),
+    "anticlockwise": (np.cos, lambda t: -np.sin(t), None, None),
+    "figure_eight": (np.sin, lambda t: np.sin(2 * t), None, None),
+    "pulsate": (None, None, np.sin, None),
+    "spin_clockwise": (None, None, None, lambda t: t),
+    "spin_anticlockwise": (None, None, None, lambda t: -t),
+    "rock": (None, None, None, lambda t: 0.9 * np.sin(t)),
+}
+SHAPES = ("triangle", "crescent", "heart", "arrow")  # those whose rotation is easily seen
+HERTZ = (1.2, 1.8)  # cycles per second
+REACH = 0.10  # of x and y, as a share of the picture's side
+GROWTH = 0.35  # exp(+-0.35): the size varies by a factor of 2
+
+
+def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int) -> synthetic.Pose:
+    """Pose of an object that does `action`, one of ACTIONS; everything else from `rng` in the same way for all."""
+    time = np.arange(frames) / synthetic.FPS
+    cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(*HERTZ) * time
+    still = rng.uniform(0, 2 * np.pi, 3)
+    centre, side = size * rng.uniform(0.3, 0.7, 2), size * np.exp(rng.uniform(np.log(0.24), np.log(0.34)))
+    angle = rng.uniform(0, 2 * np.pi)
+
+    x, y, growth, turn = ACTIONS[action]
+    x, y, growth = (np.full(frames, np.sin(rest)) if run is None else run(cycle)
+                    for run, rest in zip((x, y, growth), still, strict=True))
+    return synthetic.Pose(
+        place=centre + REACH * size * np.stack([x, y], axis=1), side=side * np.exp(GROWTH * growth),
+        angle=angle + (np.zeros(frames) if turn is None else turn(cycle)), squeeze=np.ones(frames))
+
+
+def render_action(rng: np.random.Generator, action: str, *, size: int, frames: int) -> np.ndarray:
+    """One clip: uint8[frames, size, size, 3] RGB."""
+    contours = synthetic.unit_shape(SHAPES[rng.integers(len(SHAPES))])
+    pose = draw_pose(rng, action, size=size, frames=frames)
+    return synthetic.render_scene(rng, contours, pose, size=size)
+
+
+def write_actions(out: str | os.PathLike, *, videos: int, seed: int, size: int = 80, seconds: float = 2.4,
+                  classes: Sequence[str] = tuple(ACTIONS), workers: int | None = None) -> None:
+    """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
+
+    Arguments, errors and what happens after an interruption: synthetic.write_videos; classes are names from ACTIONS.
+    """
+    frames = round(seconds * synthetic.FPS)
+    synthetic.check_values(videos=videos, seed=seed, size=size, frames=frames, classes=classes, known=tuple(ACTIONS))
+    settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), kind="actions")
+    synthetic.write_rendered(out, settings, functools.partial(render_action, size=size, frames=frames), workers)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic_actions",
+                                     description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=80, help="side of the picture in pixels")
+    parser.add_argument("--seconds", type=float, default=2.4, help="length of a clip")
+    parser.add_argument("--classes", default=",".join(ACTIONS), help="comma-separated")
+    args = vars(parser.parse_args(argv))
+    try:
+        write_actions(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
+    except DataError as e:
+        sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()
