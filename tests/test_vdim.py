@@ -69,7 +69,7 @@ def test_receptive_fields_by_gradients():
     shape, rng = (1, 40, 148, 148, 3), np.random.default_rng(0)
     encoder = build_encoder("vdim", width=1 / 16)
     # Positive, as zeros (which some of them start as) and ReLUs would hide what is connected.
-    params = jax.tree.map(lambda p: np.float32(rng.random(p.shape) / p.shape[0]), variables(encoder, shape))
+    params = jax.tree.map(lambda p: np.float32(rng.random(p.shape) / p.size), variables(encoder, shape))
     clip = np.float32(rng.random(shape))
 
     def views(clip):  # at evaluation: the batch's statistics would look at all of the clip
