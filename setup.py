@@ -14,7 +14,7 @@ setuptools.setup(
         "safetensors", "tensorboard", "tqdm",
         # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
         "tensorflow-cpu>=2.21; platform_system == 'Linux'", "tensorflow>=2.21; platform_system != 'Linux'",
-        "tensorflow-datasets>=4.9.10", "importlib-resources", "matplotlib", "scikit-learn",
+        "tensorflow-datasets>=4.9.10", "importlib-resources", "matplotlib", "scikit-learn", "scipy",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -25,11 +25,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/learning", help="folder for videos and runs")
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
-    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
-    for split in ("train", "test"):
-        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
-               "--short_side=96", "--labels=folder")
-
+    prepare(out)
     rows = []
     for method in arguments.methods.split(","):
         runs = [train(out, method, METHODS[method], seed) for seed in seeds]
@@ -41,6 +37,14 @@ def main() -> None:
     path = record("learning", {"rows": rows, "steps": runs[0][-1]["step"]}, seeds=seeds,
                   command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods={arguments.methods}")
     print(json.dumps(rows, indent=1), f"\nwrote {path}")
+
+
+def prepare(out: pathlib.Path) -> None:
+    """Renders the demo's videos and prepares them: OUT/store/{train,test}."""
+    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
+    for split in ("train", "test"):
+        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
+               "--short_side=96", "--labels=folder")
 
 
 def train(out: pathlib.Path, method: str, config: str, seed: int) -> list[dict]:

@@ -58,11 +58,61 @@ def learning_table(result: dict) -> str:
         + _source(result))
 
 
+def transfer_table(result: dict) -> str:
+    """benchmarks/transfer.py: accuracy per data set, encoder and measure, median and range over seeds."""
+    found = {(row["dataset"], row["encoder"], row["measure"]): f"{row['median']:.1%} ({row['min']:.1%} to "
+             f"{row['max']:.1%})" for row in result["values"]["rows"]}
+    measures = {"knn_top1": "k-NN", "linear_top1": "linear probe", "finetune_top1": "fine-tuning"}
+    rows = [(dataset, encoder, *(found[dataset, encoder, measure] for measure in measures))
+            for dataset, encoder, measure in found if measure == "knn_top1"]
+    sizes = "; ".join(f"{name}: {s['classes']} classes, {s['train']} training and {s['test']} test images"
+                      for name, s in result["values"]["sizes"].items())
+    return _table(("data", "encoder", *measures.values()), rows) + (
+        f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result))
+
+
+def vivi_learning_table(result: dict) -> str:
+    """benchmarks/vivi_learning.py: accuracy before and after, median and range over seeds; then the pretext tasks."""
+    def share(measured: dict) -> str:
+        values, median = measured["values"], f"{measured['median']:.1%}"
+        return f"{median} ({min(values):.1%} to {max(values):.1%})" if len(values) > 1 else median
+
+    values = result["values"]
+    accuracy = [(row["row"], *(share(row[measure][when]) for measure in ("knn_top1", "linear_top1")
+                               for when in ("untrained", "trained")), row["seeds"]) for row in values["rows"]]
+    names = {"rotation_accuracy": "rotation (chance 25%)", "order_accuracy": "order of shots (chance 50%)",
+             "nce_accuracy": "shot among all others (chance 3%)", "class_accuracy": "class of labelled images"}
+    pretext = [(row["row"], name, f"{row[metric]['first']:.1%}", f"{row[metric]['last']:.1%}")
+               for row in values["rows"] for metric, name in names.items() if metric in row]
+    steps = values["averaged_steps"]
+    return "\n\n".join([
+        _table(("row of the paper", "k-NN, untrained", "trained", "linear, untrained", "trained", "seeds"), accuracy),
+        _table(("row of the paper", "accuracy on", f"first {steps} steps", f"last {steps}"), pretext),
+        f"Median (range) over seeds {', '.join(map(str, result['seeds']))}, {values['steps']} steps. "
+        + _source(result)])
+
+
+def vivi_table(result: dict) -> str:
+    """benchmarks/vivi.py: time against supervised training, memory by number of devices, frame rate."""
+    values = result["values"]
+    step = values["step"]
+    rows = [(row["devices"], row["micro_batches"], f"{row['argument_mb']} MB", f"{row['temporary_mb']} MB")
+            for row in values["memory"]]
+    head = ("devices", "micro-batches", "state and batch, per device", "temporary")
+    return (f"A step on {step['frames']} frames takes {step['vivi_step_seconds']:.3g} s, supervised training "
+            f"{step['supervised_step_seconds']:.3g} s: {step['ratio']:.2f} times as long (median over rounds, "
+            f"{step['device']}). The sampler gives {values['sampler']['frames_per_core_second']:.0f} frames per second "
+            f"and core.\n\n{_table(head, rows)}\n\n{_source(result)}")
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
+    "transfer": ("transfer", transfer_table),
+    "vivi_learning": ("vivi_learning", vivi_learning_table),
+    "vivi": ("vivi", vivi_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }

@@ -6,10 +6,13 @@
 input_pipeline.images.load_labelled takes. The result is one JSON object, on stdout and in --out.
 
 Features are the encoder's pooled output (the method's projector is left out), of the central square of each image.
+--train_share=0.01 keeps that share of each class's training images (low-shot); --cache=DIR keeps features on disk.
 """
 import argparse
 import functools
+import hashlib
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
@@ -75,6 +78,52 @@ def _pooled(encoder, out_sharding, variables, images_BxHxWx3):
     return jax.lax.with_sharding_constraint(pooled, out_sharding)
 
 
+def cached_features(encoder: nn.Module, variables: dict, labelled: images.LabelledImages, *, image_size: int,
+                    batch_size: int, cache: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """extract_features of the central squares; from a file in the folder `cache`, if given and they are there.
+
+    The file is named by the encoder, its weights, the image size, and the images' names and labels: other pixels under
+    the same names go unnoticed.
+    """
+    def extract() -> tuple[np.ndarray, np.ndarray]:
+        return extract_features(encoder, variables,
+                                images.eval_batches(labelled, batch_size=batch_size, image_size=image_size))
+
+    if cache is None:
+        return extract()
+    digest = hashlib.sha256(f"{encoder!r} {checkpoint.state_sha256(variables)} {image_size}".encode())
+    for i, label in enumerate(labelled.labels):
+        digest.update(f"{labelled.name(i)} {label}\n".encode())
+    path = pathlib.Path(cache, f"{digest.hexdigest()}.npz")
+    if path.exists():
+        with np.load(path) as file:
+            return file["features"], file["labels"]
+    features, labels = extract()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{os.getpid()}.{path.name}")
+    np.savez(unfinished, features=features, labels=labels)
+    unfinished.replace(path)
+    return features, labels
+
+
+def low_shot(labelled: images.LabelledImages, share: float, *, seed: int = 0) -> images.LabelledImages:
+    """The same share of every class, at least one image each, chosen by the seed.
+
+    ImageNet's usual 1 % and 10 % are fixed lists (SimCLR's) of about as many images per class; these are others.
+
+    Raises:
+      ConfigError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"a share of {share} of the training images: must be above 0 and at most 1")
+    rng = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for k in np.unique(labelled.labels):
+        of_class = rng.permutation(np.flatnonzero(labelled.labels == k))
+        chosen.append(of_class[:max(1, round(share * len(of_class)))])
+    return labelled.take(np.sort(np.concatenate(chosen)))
+
+
 def knn_predict(train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, *, num_classes: int,
                 k: int = 20, temperature: float = 0.07, chunk: int = 1024) -> np.ndarray:
     """Weighted k-nearest-neighbour classes (Wu et al. 2018, section 3.4): int32[M].
@@ -122,13 +171,14 @@ def linear_probe(train_features: np.ndarray, train_labels: np.ndarray, *, l2: fl
     return make_pipeline(StandardScaler(), classifier).fit(train_features, train_labels)
 
 
-def load_sets(dataset: str, *, k: int) -> dict[str, images.LabelledImages]:
-    """{"train", "test"} of a labelled data set.
+def load_sets(dataset: str, *, k: int, train_share: float = 1.0) -> dict[str, images.LabelledImages]:
+    """{"train", "test"} of a labelled data set, with `train_share` of the training images of each class.
 
     Raises:
       DataError: no labelled images, fewer than two classes, or fewer than k training images.
     """
     sets = {split: images.load_labelled(dataset, split) for split in ("train", "test")}
+    sets["train"] = low_shot(sets["train"], train_share)
     classes, train_size = np.unique(sets["train"].labels), len(sets["train"])
     if len(classes) < 2:
         raise DataError(f"all {train_size} training images of {dataset} are {sets['train'].class_names[classes[0]]!r}: "
@@ -140,12 +190,11 @@ def load_sets(dataset: str, *, k: int) -> dict[str, images.LabelledImages]:
 
 
 def evaluate(encoder: nn.Module, variables: dict, sets: dict[str, images.LabelledImages], *, modes: Iterable[str],
-             image_size: int, batch_size: int, k: int = 20, temperature: float = 0.07, l2: float = 1e-3
-             ) -> dict[str, float]:
+             image_size: int, batch_size: int, k: int = 20, temperature: float = 0.07, l2: float = 1e-3,
+             cache: str | None = None) -> dict[str, float]:
     """{"MODE_top1": share of the test images whose class is predicted, in [0, 1]} for each of `modes` (MODES)."""
     train, (test_features, test_labels) = (
-        extract_features(encoder, variables,
-                         images.eval_batches(sets[split], batch_size=batch_size, image_size=image_size))
+        cached_features(encoder, variables, sets[split], image_size=image_size, batch_size=batch_size, cache=cache)
         for split in ("train", "test"))
     predict = {
         "knn": lambda: knn_predict(*train, test_features, num_classes=len(sets["train"].class_names), k=k,
@@ -176,14 +225,16 @@ def main(argv: list[str] | None = None) -> None:
                         f"{EXPORT_IMAGE_SIZE} for a file")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--k", type=int, default=20, help="neighbours of --mode=knn")
+    parser.add_argument("--train_share", type=float, default=1.0, help="share of each class's training images to use")
+    parser.add_argument("--cache", help="folder that keeps features; the next call with the same encoder reads them")
     parser.add_argument("--out", help="JSON file to write the result to")
     args = parser.parse_args(argv)
     try:
         encoder, variables, trained_at = load_encoder(args.checkpoint)
-        sets = load_sets(args.dataset, k=args.k)
+        sets = load_sets(args.dataset, k=args.k, train_share=args.train_share)
         image_size = args.image_size or trained_at
         result = evaluate(encoder, variables, sets, modes=(args.mode,), image_size=image_size,
-                          batch_size=args.batch_size, k=args.k)
+                          batch_size=args.batch_size, k=args.k, cache=args.cache)
     except (CheckpointError, ConfigError, DataError) as e:
         sys.exit(f"error: {e}")
     text = json.dumps(result | {"checkpoint": args.checkpoint, "dataset": args.dataset, "image_size": image_size,

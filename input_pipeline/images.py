@@ -65,7 +65,7 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
     folders = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
     if not folders:
         raise DataError(f"{root} has train/ but none of {', '.join(f'{name}/' for name in _TEST_FOLDERS)}: add one")
-    return _with_classes_of(train, load_folder(folders[0]))
+    return with_classes_of(train, load_folder(folders[0]))
 
 
 def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -132,7 +132,7 @@ def _middle_frames(store: FrameStore) -> LabelledImages:
         name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}")
 
 
-def _with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImages:
+def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImages:
     """The test images, labelled by the class numbers of the training images."""
     unknown = sorted(set(test.class_names) - set(train.class_names))
     if unknown:

@@ -1,12 +1,14 @@
-"""Views for training: index -> plan -> JPEG bytes here, then decode -> crop -> resize -> flip -> batch in decode.py.
+"""Training input: index -> plan -> JPEG bytes here, then decode -> crop -> resize -> flip -> batch in decode.py.
 
 Example i = step * batch_size + row is a pure function of (seed, i), see sampling.py: a run resumes by starting at
 another step, and its data do not depend on the number of processes or threads. Colour and blur are left to the
 accelerator.
 """
 import difflib
+import itertools
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -49,13 +51,14 @@ def clip_views(store: FrameStore, start_step: int = 0, *, seed: int, batch_size:
       DataError: at once, for impossible values or too few usable videos; while iterating, for a frame that does not
         decode.
     """
-    _check_values(seed=seed, batch_size=batch_size, views=views, sampler=sampler, image_size=image_size,
-                  min_crop_area=min_crop_area, process_count=process_count)
+    check_values(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
+                 views=views, image_size=image_size)
+    check_sampler(sampler, sampling.SAMPLERS)
     videos, clip_frames, delay = _usable_videos(store, sampler, views, clip_seconds, delay_seconds)
-    _check_enough(len(videos), batch_size, f"usable videos in {store.directory}", "prepare more videos")
+    check_enough(len(videos), batch_size, f"usable videos in {store.directory}", "prepare more videos")
 
     def example(n: int) -> Example:
-        i = _example_number(n, batch_size, process_index, process_count)
+        i = example_number(n, batch_size, process_index, process_count)
         video = videos[sampling.pick(seed, i, len(videos))]
         plan = sampling.plan_views(
             sampling.example_rng(seed, i), num_frames=int(store.num_frames[video]),
@@ -79,12 +82,12 @@ def image_views(images: LabelledImages, start_step: int = 0, *, seed: int, batch
 
     Arguments, batches and errors are those of clip_views; min_crop_area is 0.08 in VITO A.1.
     """
-    _check_values(seed=seed, batch_size=batch_size, views=views, sampler="single", image_size=image_size,
-                  min_crop_area=min_crop_area, process_count=process_count)
-    _check_enough(len(images), batch_size, f"images in {images.source}", "add images")
+    check_values(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
+                 views=views, image_size=image_size)
+    check_enough(len(images), batch_size, f"images in {images.source}", "add images")
 
     def example(n: int) -> Example:
-        i = _example_number(n, batch_size, process_index, process_count)
+        i = example_number(n, batch_size, process_index, process_count)
         image = sampling.pick(seed, i, len(images))
         data, name = images.read(image), images.name(image)
         height, width = image_height_width(data, name)
@@ -100,19 +103,94 @@ def image_views(images: LabelledImages, start_step: int = 0, *, seed: int, batch
     return ({"views": pixels} for pixels in batches)
 
 
-def _example_number(n: int, batch_size: int, process_index: int, process_count: int) -> int:
+def labelled_images(images: LabelledImages, start_step: int = 0, *, seed: int, batch_size: int, fraction: float,
+                    image_size: int, min_crop_area: float, num_steps: int | None = None, process_index: int = 0,
+                    process_count: int = 1, threads: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """One random crop of each labelled image, with its label (VIVI section 3.1, co-training): each once per epoch.
+
+    A fraction below 1 is class-balanced (VIVI section 4), as S4L's lists (Zhai et al. 2019): the same number of images
+    from each class, round(fraction * images / classes), chosen by the seed; from a smaller class all it has. With one
+    seed, a smaller fraction is a part of a larger one.
+
+    Args:
+      fraction: share of the images that is used (VIVI: 0.1 or 1).
+      Others are those of clip_views.
+
+    Returns:
+      Iterator over {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b], index into
+      images.class_names}, b = batch_size / process_count.
+
+    Raises:
+      DataError: as clip_views; at once also for labels outside the classes and a fraction that empties a class.
+    """
+    check_values(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
+                 image_size=image_size)
+    # The upper half of the seeds: with that of the videos, row by row the same crops and, in a data set of the same
+    # size, the same numbers would be drawn.
+    seed += 2**63
+    used = images.take(_balanced(images, seed, fraction))
+    check_enough(len(used), batch_size, f"labelled images ({fraction:.3g} of those in {images.source})",
+                 "raise fraction")
+
+    def image_of(n: int) -> tuple[int, int]:
+        i = example_number(n, batch_size, process_index, process_count)
+        return i, sampling.pick(seed, i, len(used))
+
+    def example(n: int) -> Example:
+        i, image = image_of(n)
+        data, name = used.read(image), used.name(image)
+        plan = sampling.plan_views(
+            sampling.example_rng(seed, i), num_frames=1, clip_frames=1, views=1, sampler="single", delay=0,
+            min_crop_area=min_crop_area, **dict(zip(("height", "width"), image_height_width(data, name), strict=True)))
+        return Example(np.array([data], object), plan.boxes, plan.flips, lambda view: name)
+
+    rows = batch_size // process_count
+    stop = None if num_steps is None else (start_step + num_steps) * rows
+    batches = decoded(example, start_step * rows, stop, rows=rows, views=1, image_size=image_size, decode=decode_any,
+                      threads=threads)
+    numbers = itertools.count(start_step * rows, rows)
+    return ({"image": pixels[:, 0], "label": used.labels[[image_of(n + row)[1] for row in range(rows)]]}
+            for n, pixels in zip(numbers, batches, strict=False))
+
+
+def _balanced(images: LabelledImages, seed: int, fraction: float) -> np.ndarray:
+    """Which images a class-balanced fraction consists of: int64[n], ascending."""
+    names, labels = images.class_names, images.labels
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(outside):
+        raise DataError(f"{len(outside)} labels are outside the {len(names)} classes of {images.source}, the first is "
+                        f"{labels[outside[0]]} of {images.name(int(outside[0]))}: correct or remove these images")
+    if not 0 < fraction <= 1:
+        raise DataError(f"fraction={fraction}: it is a share of the images, above 0 and at most 1")
+    sizes = np.bincount(labels, minlength=len(names))
+    if not sizes.all():
+        _LOG.warning("%d of %d classes of %s have no image (%s)", np.sum(sizes == 0), len(names), images.source,
+                     names[int(sizes.argmin())])
+    if fraction == 1:
+        return np.arange(len(images))
+    filled = int(np.sum(sizes > 0))
+    per_class = int(fraction * len(images) / filled + 0.5)
+    if per_class == 0:
+        least = math.ceil(0.5 * filled / len(images) * 1e4) / 1e4
+        raise DataError(f"fraction={fraction} of {len(images)} images of {images.source} leaves class "
+                        f"{names[int(labels[0])]!r} empty, as each of {filled}: the smallest that works is {least:g}")
+    chosen = sampling.balanced_subset(seed, labels, per_class)
+    _LOG.info("%d of %d images of %s are used, %d of each class%s", len(chosen), len(images), images.source, per_class,
+              f" ({np.sum((sizes > 0) & (sizes < per_class))} classes have fewer)" if sizes[sizes > 0].min() < per_class
+              else "")
+    return chosen
+
+
+def example_number(n: int, batch_size: int, process_index: int, process_count: int) -> int:
     """The n-th example of this process -> its number in the global order."""
     rows = batch_size // process_count
     step, row = divmod(n, rows)
     return step * batch_size + process_index * rows + row
 
 
-def _check_values(*, seed: int, batch_size: int, views: int, sampler: str, image_size: int, min_crop_area: float,
-                  process_count: int) -> None:
-    if sampler not in sampling.SAMPLERS:
-        near = difflib.get_close_matches(str(sampler), sampling.SAMPLERS, n=1, cutoff=0)
-        raise DataError(f"no sampler {sampler!r}, did you mean {near[0]!r}? There are: {', '.join(sampling.SAMPLERS)}")
-    for name, value in (("batch_size", batch_size), ("views", views), ("image_size", image_size)):
+def check_values(*, seed: int, batch_size: int, process_count: int, min_crop_area: float, **counts: int) -> None:
+    """Raises DataError for values no data could meet; `counts` are any others that must be 1 or more."""
+    for name, value in (("batch_size", batch_size), *counts.items()):
         if value < 1:
             raise DataError(f"{name}={value}: must be 1 or more")
     if seed < 0:
@@ -124,7 +202,15 @@ def _check_values(*, seed: int, batch_size: int, views: int, sampler: str, image
                         f"use a multiple of {process_count}")
 
 
-def _check_enough(count: int, batch_size: int, what: str, remedy: str) -> None:
+def check_sampler(sampler: str, samplers: Collection[str]) -> None:
+    """Raises DataError, with the nearest name, unless there is such a sampler."""
+    if sampler not in samplers:
+        near = difflib.get_close_matches(str(sampler), samplers, n=1, cutoff=0)
+        raise DataError(f"no sampler {sampler!r}, did you mean {near[0]!r}? There are: {', '.join(samplers)}")
+
+
+def check_enough(count: int, batch_size: int, what: str, remedy: str) -> None:
+    """Raises DataError unless there are as many examples as a batch has."""
     # A batch with the same video twice would hold false negatives, so this is refused and not padded.
     if count < batch_size:
         raise DataError(f"{count} {what}, fewer than a batch of {batch_size}: lower batch_size or {remedy}")

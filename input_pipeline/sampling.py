@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_EPOCH, _EXAMPLE = 0, 1  # top word of Philox's 256-bit counter: an epoch and an example of one number never share bits
+# Top word of Philox's 256-bit counter: an epoch, an example and a video of one number never share bits.
+_EPOCH, _EXAMPLE, _VIDEO, _SUBSET = range(4)
 
 
 class ViewPlan(NamedTuple):
@@ -41,6 +42,22 @@ def pick(seed: int, i: int, n: int) -> int:
 def example_rng(seed: int, i: int) -> np.random.Generator:
     """Generator of example i, for its frames, crops and flips."""
     return _generator(_EXAMPLE, seed, i)
+
+
+def video_rng(seed: int, video: int) -> np.random.Generator:
+    """Generator of what is drawn once for a video and stays the same in every epoch."""
+    return _generator(_VIDEO, seed, video)
+
+
+def balanced_subset(seed: int, labels: np.ndarray, per_class: int) -> np.ndarray:
+    """Random `per_class` examples of each class, all of a smaller one: int64[n] ascending indices into labels int[N].
+
+    With one seed, the subset of a smaller `per_class` is a part of that of a larger one.
+    """
+    shuffled = _generator(_SUBSET, seed, 0).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    first = np.searchsorted(labels[by_class], labels[by_class], side="left")
+    return np.sort(by_class[np.arange(len(labels)) - first < per_class])
 
 
 def marginal(rng: np.random.Generator, num_frames: int, views: int, delay: int) -> np.ndarray:
@@ -114,6 +131,31 @@ def plan_views(rng: np.random.Generator, *, num_frames: int, clip_frames: int, h
     """
     start = rng.integers(num_frames - clip_frames + 1)
     frames = start + SAMPLERS[sampler](rng, clip_frames, views, delay)
-    boxes = np.array([random_resized_crop(rng, height, width, min_crop_area) for _ in range(views)], np.int32)
-    flips = rng.random(views) < 0.5
+    return with_crops(rng, frames, height, width, min_crop_area)
+
+
+def plan_shots(rng: np.random.Generator, *, ranges_Sx2: np.ndarray, positions: np.ndarray, shots: int, frames: int,
+               step: int, height: int, width: int, min_crop_area: float) -> ViewPlan:
+    """Draws K consecutive shots and M frames of each, `step` apart: a plan of K * M views, shot by shot.
+
+    Args:
+      rng: example_rng(seed, i).
+      ranges_Sx2: (start, stop) frames of the video's shots.
+      positions: int[P], numbers of the shots at which K long enough ones begin.
+      shots, frames: K and M.
+      step: frames of the video from one of the M to the next.
+      height, width, min_crop_area: as in plan_views. Every frame has a crop and a flip of its own (VIVI section 3.2:
+        "augment each frame once").
+    """
+    first = positions[rng.integers(len(positions))]
+    start_K, stop_K = ranges_Sx2[first:first + shots].T
+    start_K = start_K + rng.integers(stop_K - start_K - (frames - 1) * step)
+    frames_KxM = start_K[:, None] + step * np.arange(frames)
+    return with_crops(rng, frames_KxM.ravel(), height, width, min_crop_area)
+
+
+def with_crops(rng: np.random.Generator, frames: np.ndarray, height: int, width: int, min_crop_area: float) -> ViewPlan:
+    """A plan for the given frames int64[V], each with a random crop and flip of its own."""
+    boxes = np.array([random_resized_crop(rng, height, width, min_crop_area) for _ in frames], np.int32)
+    flips = rng.random(len(frames)) < 0.5
     return ViewPlan(frames, boxes, flips)

@@ -1,11 +1,16 @@
 """Rendered moving scenes, written as real video files, for the demo and the tests.
 
     python -m input_pipeline.synthetic --out=DIR --videos=400 --seed=0
+    python -m input_pipeline.synthetic --out=DIR --videos=400 --seed=0 --shots=4 --seconds=8 --fps=10
 
-writes OUT/{train,test}/CLASS/*.mp4 (H.264, 25 frames per second). A class is the shape of one moving object and
-nothing else: every shape has the same area, and position, size, rotation, colours, backgrounds and their motion are
+writes OUT/{train,test}/CLASS/*.mp4 (H.264, by default 25 frames per second). A class is the shape of one moving object
+and nothing else: every shape has the same area, and position, size, rotation, colours, backgrounds and their motion are
 drawn from one distribution for all classes. Within a clip all of these drift and only the shape stays, so what a loss
 between frames of a clip can rely on is what the object is. Videos under test/ have scenes of their own.
+
+With several shots, hard cuts join scenes that share the shape of the object and nothing else, so that a prediction from
+shot to shot can only rely on the shape. Colours then drift four times slower: within a shot they change less than at a
+cut, which is what tells a cut (shots.py), and a shot that makes its cut unclear is drawn again.
 
 The pixels are a pure function of (seed, split, number of the video) and the settings. OUT/.settings.json holds the
 settings; a rendering that was broken off goes on when started again with the same ones.
@@ -13,6 +18,7 @@ settings; a rendering that was broken off goes on when started again with the sa
 import argparse
 import concurrent.futures
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -26,9 +32,11 @@ import cv2
 import numpy as np
 import tqdm
 
+from input_pipeline.shots import MIN_SHOT_FRAMES, distance, histogram, peak_rule
 from input_pipeline.store import DataError
 
 FPS = 25
+COLOUR_PACE = 0.25  # of the drift of colours in videos of several shots
 TEST_EVERY = 4  # one video in four is held out
 SETTINGS = ".settings.json"
 
@@ -95,9 +103,9 @@ def unit_shape(name: str) -> list[np.ndarray]:
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
-def _drift(rng: np.random.Generator, frames: int, low: float, high: float, channels: int = 1) -> np.ndarray:
-    """Smooth random path in [low, high] with a new target four times in three seconds: float64[frames, channels]."""
-    position = rng.uniform() + np.arange(frames) / FPS * 4 / 3
+def _drift(rng: np.random.Generator, seconds: np.ndarray, low: float, high: float, channels: int = 1) -> np.ndarray:
+    """Smooth random path in [low, high] with a new target four times in three seconds: float64[T, channels]."""
+    position = rng.uniform() + seconds * 4 / 3
     left = position.astype(int)
     values = rng.uniform(low, high, (left[-1] + 2, channels))
     weight = (1 - np.cos(np.pi * (position - left)))[:, None] / 2  # cosine ease: no corner in the motion
@@ -113,9 +121,9 @@ def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
     return texture
 
 
-def _colours(rng: np.random.Generator, frames: int, luminance: np.ndarray, chroma: float) -> np.ndarray:
-    """Colour path float64[frames, 3]: grey level `luminance` [frames, 1] plus a drifting tint of size `chroma`."""
-    tint = _drift(rng, frames, -1, 1, channels=3)
+def _colours(rng: np.random.Generator, seconds: np.ndarray, luminance: np.ndarray, chroma: float) -> np.ndarray:
+    """Colour path float64[T, 3]: grey level `luminance` [T, 1] plus a drifting tint of size `chroma`."""
+    tint = _drift(rng, seconds, -1, 1, channels=3)
     return luminance + chroma * (tint - tint.mean(axis=1, keepdims=True))
 
 
@@ -127,37 +135,41 @@ class Pose(NamedTuple):
     squeeze: np.ndarray  # float64[T], factor on its width and divisor of its height
 
 
-def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int) -> np.ndarray:
+def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int, fps: float = FPS,
+                colour_pace: float = 1.0) -> np.ndarray:
     """One camera shot of one object, whose place, size, rotation and squeeze drift: see render_scene."""
-    place = size * _drift(rng, frames, 0.4, 0.6, channels=2)
-    side = size * _drift(rng, frames, 0.42, 0.56)[:, 0]
-    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, frames, -1.5, 1.5)[:, 0]) / FPS
-    squeeze = np.exp(_drift(rng, frames, -0.1, 0.1)[:, 0])
-    return render_scene(rng, contours, Pose(place, side, angle, squeeze), size=size)
+    time = np.arange(frames) / fps  # seconds
+    place = size * _drift(rng, time, 0.4, 0.6, channels=2)
+    side = size * _drift(rng, time, 0.42, 0.56)[:, 0]
+    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, time, -1.5, 1.5)[:, 0]) / fps
+    squeeze = np.exp(_drift(rng, time, -0.1, 0.1)[:, 0])
+    return render_scene(rng, contours, Pose(place, side, angle, squeeze), size=size, fps=fps, colour_pace=colour_pace)
 
 
-def render_scene(rng: np.random.Generator, contours: list[np.ndarray], pose: Pose, *, size: int) -> np.ndarray:
-    """An object in front of a background, uint8[T, size, size, 3] RGB, all but the pose drawn from `rng` alone.
+def render_scene(rng: np.random.Generator, contours: list[np.ndarray], pose: Pose, *, size: int, fps: float = FPS,
+                 colour_pace: float = 1.0) -> np.ndarray:
+    """An object in front of a background: uint8[T, size, size, 3] RGB, all but the pose drawn from `rng` alone.
 
     What drifts: the object's colour and the light; the background pans and fades from one texture to the next. The
     object is darker or lighter than the background, so that it survives the loss of colour, and which of the two it is
     says nothing about its class.
     """
-    frames = len(pose.side)
+    time = np.arange(len(pose.side)) / fps  # seconds
+    slow = time * colour_pace
     lighter = rng.choice([-1, 1])
-    ground = 0.5 - lighter * _drift(rng, frames, 0.02, 0.30)
-    ground_rgb = _colours(rng, frames, ground, 0.25)
-    object_rgb = _colours(rng, frames, ground + lighter * _drift(rng, frames, 0.35, 0.5), 0.35)
-    roughness = _drift(rng, frames, 0.04, 0.1)[:, 0]
+    ground = 0.5 - lighter * _drift(rng, slow, 0.02, 0.30)
+    ground_rgb = _colours(rng, slow, ground, 0.25)
+    object_rgb = _colours(rng, slow, ground + lighter * _drift(rng, slow, 0.35, 0.5), 0.35)
+    roughness = _drift(rng, slow, 0.04, 0.1)[:, 0]
 
     extent = 2 * size
     textures = [_texture(rng, extent) for _ in range(3)]
     skin = 0.12 * _texture(rng, extent)
-    pan = _drift(rng, frames, 0, size - 1, channels=4).astype(int)
-    fade = _drift(rng, frames, 0, len(textures) - 1)[:, 0]
+    pan = _drift(rng, time, 0, size - 1, channels=4).astype(int)
+    fade = _drift(rng, slow, 0, len(textures) - 1)[:, 0]
 
-    video = np.empty((frames, size, size, 3), np.uint8)
-    for t in range(frames):
+    video = np.empty((len(time), size, size, 3), np.uint8)
+    for t in range(len(time)):
         x, y, skin_x, skin_y = pan[t]
         first = min(int(fade[t]), len(textures) - 2)
         cut = np.s_[y:y + size, x:x + size]
@@ -189,20 +201,43 @@ def _object_mask(contours: list[np.ndarray], size: int, place: np.ndarray, side:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def render_video(rng: np.random.Generator, shape: str, *, size: int, frames: int, shots: int) -> np.ndarray:
-    """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB."""
+def render_video(rng: np.random.Generator, shape: str, *, size: int, frames: int, shots: int, fps: float = FPS
+                 ) -> np.ndarray:
+    """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB.
+
+    Each shot gets at least four fifths of an equal share of the frames.
+    """
     contours = unit_shape(shape)
-    slack = np.sort(rng.integers(0, frames // 2 + 1, shots - 1))  # each shot gets at least half of an equal share
-    cuts = (np.arange(1, shots) * (frames - frames // 2)) // shots + slack
-    lengths = np.diff([0, *cuts, frames])
-    return np.concatenate([render_shot(rng, contours, size=size, frames=int(n)) for n in lengths])
+    if shots == 1:
+        return render_shot(rng, contours, size=size, frames=frames, fps=fps)
+    slack = np.sort(rng.integers(0, frames // 5 + 1, shots - 1))
+    cuts = (np.arange(1, shots) * (frames - frames // 5)) // shots + slack
+    video = np.empty((0, size, size, 3), np.uint8)
+    for start, stop in itertools.pairwise([0, *cuts, frames]):
+        draws = (render_shot(rng, contours, size=size, frames=int(stop - start), fps=fps, colour_pace=COLOUR_PACE)
+                 for _ in range(1000))  # every other one is taken, or more
+        longer = (np.concatenate([video, shot]) for shot in draws)
+        video = next(candidate for candidate in longer if cuts_are_clear(candidate, cuts[cuts < stop]))
+    return video
 
 
-def write_video(path: pathlib.Path, video: np.ndarray) -> None:
+def cuts_are_clear(video: np.ndarray, cuts: np.ndarray) -> bool:
+    """Whether colour histograms of uint8[T, H, W, 3] tell these cuts and no others, by every rule of shots.py.
+
+    At a cut three fifths of the pixels change their bin and elsewhere at most a fifth, without a sudden rise. The
+    latter holds for each shot by itself, so that a good next one can always be found.
+    """
+    histogram_T = [histogram(frame) for frame in video]
+    d_T = np.array([0.0] + [distance(a, b) for a, b in itertools.pairwise(histogram_T)])
+    inside = np.delete(np.arange(len(d_T)), cuts)
+    return bool(d_T[cuts].min(initial=1) > 0.6 and d_T[inside].max() < 0.2 and peak_rule(d_T)[inside].max() < 0.8)
+
+
+def write_video(path: pathlib.Path, video: np.ndarray, fps: int = FPS) -> None:
     """Encodes uint8[T, H, W, 3] RGB frames to an H.264 mp4 file; one thread, so that equal frames give equal files."""
     partial = path.with_name(f".{path.name}.partial")
     with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in video:
@@ -222,15 +257,16 @@ def video_name(split: str, class_name: str, number: int) -> str:
     return f"{split}/{class_name}/{number:05d}.mp4"
 
 
-def _write_one(job: tuple[str, str, int], *, out: pathlib.Path, seed: int, render: Callable) -> None:
+def _write_one(job: tuple[str, str, int], *, out: pathlib.Path, seed: int, fps: int, render: Callable) -> None:
     split, class_name, number = job
     cv2.setNumThreads(1)  # the pictures are small; the parallelism is over videos
     rng = np.random.default_rng([seed, ("train", "test").index(split), number])
-    write_video(out / video_name(*job), render(rng, class_name))
+    write_video(out / video_name(*job), render(rng, class_name), fps)
 
 
 def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 96, seconds: float = 3.0,
-                 classes: Sequence[str] = tuple(SHAPES), shots: int = 1, workers: int | None = None) -> None:
+                 fps: int = FPS, classes: Sequence[str] = tuple(SHAPES), shots: int = 1, workers: int | None = None
+                 ) -> None:
     """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
 
     Args:
@@ -238,18 +274,22 @@ def write_videos(out: str | os.PathLike, *, videos: int, seed: int, size: int = 
       videos: number of clips, at least four times the number of classes.
       seed: int >= 0; another seed draws other scenes.
       size: side of the square picture in pixels, even, at least 32.
-      seconds: length of a clip, rounded to whole frames of 1/25 s.
+      seconds: length of a clip, rounded to whole frames.
+      fps: frames per second.
       classes: names from SHAPES, at least two.
-      shots: camera shots per clip (hard cuts to another scene with an object of the same class).
+      shots: camera shots per clip (hard cuts to another scene with an object of the same class), of at least
+        nine frames: a shot detector needs that many between two cuts.
       workers: processes; None = one per processor core. The files do not depend on it.
 
     Raises:
       DataError: an impossible value, or OUT holds something else.
     """
-    frames = round(seconds * FPS)
-    check_values(videos=videos, seed=seed, size=size, frames=frames, classes=classes, known=tuple(SHAPES), shots=shots)
-    settings = dict(videos=videos, seed=seed, size=size, frames=frames, classes=list(classes), shots=shots)
-    write_rendered(out, settings, functools.partial(render_video, size=size, frames=frames, shots=shots), workers)
+    frames = round(seconds * fps)
+    check_values(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=classes, known=tuple(SHAPES),
+                 shots=shots)
+    settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=list(classes), shots=shots)
+    write_rendered(out, settings, functools.partial(render_video, size=size, frames=frames, shots=shots, fps=fps),
+                   workers)
 
 
 def write_rendered(out: str | os.PathLike, settings: dict, render: Callable[[np.random.Generator, str], np.ndarray],
@@ -257,7 +297,7 @@ def write_rendered(out: str | os.PathLike, settings: dict, render: Callable[[np.
     """Writes the videos that are not there yet, OUT/{train,test}/CLASS/NUMBER.mp4.
 
     Args:
-      settings: JSON values that decide the pixels, among them "videos", "classes" and "seed"; kept in OUT.
+      settings: JSON values that decide the pixels, among them "videos", "classes", "seed" and "fps"; kept in OUT.
       render: (random numbers of one video, its class) -> uint8[T, H, W, 3] RGB; it must pickle.
       workers: as in write_videos.
 
@@ -271,7 +311,7 @@ def write_rendered(out: str | os.PathLike, settings: dict, render: Callable[[np.
         return
     for split, class_name, _ in jobs:
         (out / split / class_name).mkdir(parents=True, exist_ok=True)
-    write = functools.partial(_write_one, out=out, seed=settings["seed"], render=render)
+    write = functools.partial(_write_one, out=out, seed=settings["seed"], fps=settings["fps"], render=render)
     workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
     # "spawn": a fork would copy the locks of a caller that runs threads, as JAX and TensorFlow do.
     context = multiprocessing.get_context("spawn")
@@ -280,8 +320,8 @@ def write_rendered(out: str | os.PathLike, settings: dict, render: Callable[[np.
             pass
 
 
-def check_values(*, videos: int, seed: int, size: int, frames: int, classes: Sequence[str], known: Sequence[str],
-                 shots: int = 1) -> None:
+def check_values(*, videos: int, seed: int, size: int, frames: int, fps: int, classes: Sequence[str],
+                 known: Sequence[str], shots: int = 1) -> None:
     """Raises DataError for values nothing can be rendered with; `known`: the classes there are."""
     unknown = [name for name in classes if name not in known]
     if unknown or len(set(classes)) != len(classes) or len(classes) < 2:
@@ -291,8 +331,12 @@ def check_values(*, videos: int, seed: int, size: int, frames: int, classes: Seq
                         f"{TEST_EVERY * len(classes)}")
     if size < 32 or size % 2:
         raise DataError(f"size must be even and at least 32 pixels, not {size}")
-    if shots < 1 or frames < 2 * shots:
-        raise DataError(f"{frames} frames ({frames / FPS:g} s) are too few for {shots} shots")
+    if fps < 1:
+        raise DataError(f"fps must be a whole number of frames per second, 1 or more, not {fps}")
+    shortest = MIN_SHOT_FRAMES + 1 if shots > 1 else 2  # frames; the peak rule looks 8 frames around a cut
+    if shots < 1 or 4 * frames // 5 < shots * shortest:
+        raise DataError(f"{frames} frames ({frames / fps:g} s) are too few for {shots} shots of at least {shortest} "
+                        "frames: raise --seconds or --fps")
     if seed < 0:
         raise DataError(f"seed must not be negative, got {seed}")
 
@@ -319,6 +363,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=96, help="side of the picture in pixels")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a clip")
+    parser.add_argument("--fps", type=int, default=FPS, help="frames per second")
     parser.add_argument("--classes", default=",".join(SHAPES), help="comma-separated")
     parser.add_argument("--shots", type=int, default=1, help="camera shots per clip")
     args = vars(parser.parse_args(argv))

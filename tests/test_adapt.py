@@ -10,6 +10,7 @@ from flax import linen as nn
 from PIL import Image
 
 from evaluation import adapt
+from input_pipeline import images
 from input_pipeline.store import DataError
 from vivi_jax import export
 from vivi_jax.errors import ConfigError
@@ -162,3 +163,33 @@ def test_command_line_errors_are_one_line(coloured, tmp_path):
         adapt.main([f"--checkpoint={tmp_path}", f"--dataset={coloured}"])
     with pytest.raises(SystemExit, match=f"^error: no file {tmp_path}/e.safetensors"):
         adapt.main([f"--checkpoint={tmp_path}/e.safetensors", f"--dataset={coloured}"])
+
+
+def test_low_shot_takes_the_same_share_of_every_class():
+    labels = np.repeat(np.arange(3, dtype=np.int32), (100, 40, 4))
+    labelled = images.LabelledImages("here", labels, list("abc"), lambda i: b"", str)
+    few = adapt.low_shot(labelled, 0.1)
+    assert np.bincount(few.labels).tolist() == [10, 4, 1]
+    names = [few.name(i) for i in range(len(few))]
+    assert len(set(names)) == 15 and all(labels[int(name)] == few.labels[i] for i, name in enumerate(names))
+    assert names == [adapt.low_shot(labelled, 0.1).name(i) for i in range(15)]
+    assert names != [adapt.low_shot(labelled, 0.1, seed=1).name(i) for i in range(15)]
+    assert len(adapt.low_shot(labelled, 1.0)) == 144
+    with pytest.raises(ConfigError, match="a share of 10.0"):
+        adapt.low_shot(labelled, 10.0)
+
+
+def test_features_come_from_the_cache_only_for_the_same_weights_and_images(encoder, coloured, tmp_path):
+    module, variables = encoder
+    test = images.load_labelled(str(coloured), "test")
+    size = dict(image_size=16, batch_size=8, cache=str(tmp_path / "cache"))
+    first = adapt.cached_features(module, variables, test, **size)
+    (file,) = (tmp_path / "cache").iterdir()
+    np.savez(file, features=first[0] + 1, labels=first[1])  # to see where the answer comes from
+    assert (adapt.cached_features(module, variables, test, **size)[0] == first[0] + 1).all()
+    other = jax.tree.map(lambda x: x * 1.01, variables)
+    for weights, labelled, image_size in ((other, test, 16), (variables, test.take(np.arange(9)), 16),
+                                          (variables, test, 24)):
+        got, _ = adapt.cached_features(module, weights, labelled, **size | {"image_size": image_size})
+        assert abs(got.mean() - first[0].mean()) < 0.5
+    assert len(list((tmp_path / "cache").iterdir())) == 4

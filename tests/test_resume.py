@@ -13,6 +13,7 @@ import pytest
 from video_files import write_video
 
 from input_pipeline import prepare
+from input_pipeline.synthetic import write_videos
 from vivi_jax import checkpoint
 
 STEPS, CHECKPOINT_EVERY = 120, 7
@@ -126,3 +127,33 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(straight, st
     assert start(straight["workdir"], store, "--config.optimizer.weight_decay=0.5").wait(timeout=100) == 1
     last = pathlib.Path(f"{straight['workdir']}.log").read_text().splitlines()[-1]
     assert last.startswith("error: ") and "optimizer.weight_decay: 0.0001 there, 0.5 here" in last
+
+
+@pytest.mark.slow
+def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_side(tmp_path):
+    write_videos(tmp_path / "videos", videos=16, seed=0, size=64, seconds=3.0, classes=("disc", "star"), shots=2)
+    prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
+
+    def start_vivi(name: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "vivi_jax.main", "--config=configs/vivi.py:ex2,co=100,demo",
+                   f"--workdir={tmp_path / name}", f"--config.data.path={tmp_path / 'store'}",
+                   f"--config.data.labelled_path={tmp_path / 'store'}", "--config.method.num_classes=2",
+                   "--config.batch_size=4", "--config.data.labelled_batch_size=4", "--config.data.image_size=32",
+                   "--config.data.frames=2", "--config.encoder.width=0.125", "--config.run.log_every=1",
+                   "--config.run.checkpoint_every=5", "--config.schedule.total_steps=60"]
+        with open(tmp_path / f"{name}.log", "a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log,
+                                    env={**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"})
+
+    summaries = []
+    for name, kills in (("straight", 0), ("killed", 2)):
+        for _ in range(kills):
+            process = start_vivi(name)
+            wait_for_a_new_step(process, tmp_path / name)
+            time.sleep(0.3)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
+        assert start_vivi(name).wait(timeout=300) == 0, (tmp_path / f"{name}.log").read_text()
+        summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
+        assert logged_steps(tmp_path / name) == list(range(1, 61))
+    assert summaries[0]["step"] == 60 and summaries[0]["state_sha256"] == summaries[1]["state_sha256"]

@@ -12,8 +12,9 @@ import scipy.stats
 import sklearn.linear_model
 import sklearn.neighbors
 
-from input_pipeline import synthetic
-from input_pipeline.store import DataError
+from input_pipeline import prepare, synthetic
+from input_pipeline.shot_frames import shot_frames
+from input_pipeline.store import DataError, FrameStore
 
 SHAPES = list(synthetic.SHAPES)
 
@@ -153,6 +154,47 @@ def test_within_a_clip_colour_and_place_drift():
     assert step < 0.1 * between  # and slowly
 
 
+@pytest.fixture(scope="module")
+def shots_of_videos():
+    """Shots of 40 videos of 4 shots each: lists of uint8[T, 48, 48, 3]."""
+    videos = []
+    for i in range(40):
+        video = synthetic.render_video(np.random.default_rng([2, i]), SHAPES[i % len(SHAPES)], size=48, frames=80,
+                                       shots=4, fps=10)
+        change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
+        videos.append(np.split(video, np.sort(np.argsort(-change)[:3]) + 1))
+    return videos
+
+
+def test_colours_of_a_shot_tell_nothing_about_the_next_shot_or_the_class(shots_of_videos):
+    colour = np.array([[shot.mean((0, 1, 2)) for shot in video] for video in shots_of_videos])  # [videos, shots, 3]
+    assert min(len(shot) for video in shots_of_videos for shot in video) >= 16  # four fifths of an equal share
+    for channel in range(3):
+        r = np.corrcoef(colour[:, :-1, channel].ravel(), colour[:, 1:, channel].ravel())[0, 1]
+        assert abs(r) < 5 / np.sqrt(120)
+    # Which of all second shots follows a first one cannot be told from the colour: the right one ranks in the middle.
+    distance = np.linalg.norm(colour[:, None, 0] - colour[None, :, 1], axis=-1)
+    ranks = (distance < np.diag(distance)[:, None]).sum(axis=1)
+    assert 0.35 < ranks.mean() / 39 < 0.65
+    ends = np.array([[shot[[0, -1]].mean((1, 2)) for shot in video] for video in shots_of_videos])
+    assert np.linalg.norm(ends[:, :, 0] - ends[:, :, 1], axis=-1).mean() > 10  # of 255: colours do drift within a shot
+
+
+def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(tmp_path, caplog):
+    synthetic.write_videos(tmp_path / "videos", videos=16, seed=1, size=64, seconds=8, fps=10, shots=4,
+                           classes=("disc", "star"))
+    prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), prepare.Settings(short_side=64), labels="folder")
+    store = FrameStore(tmp_path / "store")
+    assert set(store.fps.tolist()) == {10.0} and set(store.num_frames.tolist()) == {80}
+    for v in range(16):
+        _, frames = decode(tmp_path / "videos" / str(store.videos[v]))
+        cuts = np.sort(np.argsort(-np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3)))[:3]) + 1
+        np.testing.assert_array_equal(store.shots(v)[:, 0], [0, *cuts])
+    [batch] = shot_frames(store, seed=0, batch_size=16, shots=4, frames=8, frame_rate=5, sampler="consecutive",
+                          image_size=16, min_crop_area=0.3, num_steps=1)
+    assert batch["shots"].shape == (16, 4, 8, 16, 16, 3) and not caplog.records
+
+
 def test_shots_are_hard_cuts():
     for shots in (1, 2, 4):
         video = synthetic.render_video(np.random.default_rng(shots), "star", size=64, frames=75, shots=shots)
@@ -166,7 +208,8 @@ def test_shots_are_hard_cuts():
 @pytest.mark.parametrize("change, message", [
     (dict(classes=("disc", "dodecahedron")), "classes must be"), (dict(classes=("disc",)), "classes must be"),
     (dict(videos=7), "7 videos are too few for 2 classes"), (dict(size=33), "size must be even"),
-    (dict(seconds=0.1, shots=2), "too few for 2 shots"), (dict(seed=-1), "seed must not be negative")])
+    (dict(seconds=0.8, shots=2), "20 frames .* are too few for 2 shots of at least 9"), (dict(fps=0), "fps must be"),
+    (dict(shots=0), "too few for 0 shots"), (dict(seed=-1), "seed must not be negative")])
 def test_impossible_settings_are_named_and_nothing_is_written(tmp_path, change, message):
     settings = dict(videos=8, seed=0, classes=("disc", "star")) | change
     with pytest.raises(DataError, match=message):

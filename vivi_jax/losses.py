@@ -3,9 +3,13 @@
 None knows of devices, axis names or configs. Under `jax.jit` with the batch sharded over a mesh, XLA partitions the
 logits by rows and gathers the (small) keys.
 """
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
+
+from vivi_jax.errors import ConfigError
 
 
 def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
@@ -34,6 +38,135 @@ def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
     target_BxVxD = jax.lax.stop_gradient(target_BxVxD)
     views = online_BxVxD.shape[1]
     return sum(info_nce(online_BxVxD[:, i], target_BxVxD[:, j]) for i in range(views) for j in range(views) if i != j)
+
+
+def semi_hard_triplet(exemplars_SxMxD: jax.Array, *, margin: float, groups: int) -> tuple[jax.Array, dict]:
+    """Triplet loss with semi-hard negatives between the frames of S shots (VIVI §3.2; Schroff et al. 2015).
+
+    For each ordered pair of frames (a, p) of one shot: of the frames n of all other shots, take the nearest to `a` that
+    is farther from it than p is; if none is farther, the farthest of all. The loss is the mean over all pairs of
+    max(0, margin + d(a, p) - d(a, n)), with d the squared distance of L2-normalised embeddings. (VIVI names the loss
+    only; these are the semantics of the TensorFlow op that the code of its reference [33] calls, with margin 0.5. That
+    code normalises over the batch instead of the features, which is not followed.)
+
+    Args:
+      exemplars_SxMxD: embeddings of M >= 2 frames each of S shots.
+      groups: this many equal, consecutive groups of shots are mined separately. VIVI's code base mines within the local
+        batch of each TPU core: groups = cores. 1 mines in the whole batch.
+
+    Returns:
+      float32 scalar, and shares of the pairs: triplet_active (loss above 0), triplet_semi_hard (there is a negative
+      farther than p).
+
+    Raises:
+      ConfigError: fewer than two frames a shot or two shots a group, or groups of unequal size.
+    """
+    distance_GxAxA, negative_AxA = grouped_distances(exemplars_SxMxD, groups)
+    shots, exemplars, _ = exemplars_SxMxD.shape
+    positive_GxAxM = own_shot(distance_GxAxA, exemplars)
+    mined_GxAxM = jax.vmap(functools.partial(mine_semi_hard, negative_AxA=negative_AxA))(
+        *jax.lax.stop_gradient((distance_GxAxA, positive_GxAxM)))
+    negative_GxAxM = jnp.take_along_axis(distance_GxAxA, mined_GxAxM, axis=-1)
+    is_pair_1xAxM = ~jnp.tile(jnp.eye(exemplars, dtype=bool), (shots // groups, 1))[None]  # p is not a itself
+
+    def mean(values_GxAxM: jax.Array) -> jax.Array:
+        return jnp.where(is_pair_1xAxM, values_GxAxM, 0.0).sum() / (shots * exemplars * (exemplars - 1))
+
+    hinge_GxAxM = jnp.maximum(0.0, margin + positive_GxAxM - negative_GxAxM)
+    semi_hard_GxAxM = negative_GxAxM > positive_GxAxM  # the farthest of all is taken only where none is semi-hard
+    return mean(hinge_GxAxM), {"triplet_active": mean(hinge_GxAxM > 0), "triplet_semi_hard": mean(semi_hard_GxAxM)}
+
+
+def mine_semi_hard(distance_AxA: jax.Array, positive_AxM: jax.Array, *, negative_AxA: jax.Array) -> jax.Array:
+    """Indices int32[A, M] of the negative for each anchor a and positive p, see semi_hard_triplet."""
+    farthest_A = jnp.where(negative_AxA, distance_AxA, -jnp.inf).argmax(axis=1)
+
+    def for_positive(positive_A: jax.Array) -> jax.Array:
+        semi_hard_AxA = negative_AxA & (distance_AxA > positive_A[:, None])
+        nearest_A = jnp.where(semi_hard_AxA, distance_AxA, jnp.inf).argmin(axis=1)
+        return jnp.where(semi_hard_AxA.any(axis=1), nearest_A, farthest_A)
+
+    # One positive after the other: A x A numbers at a time instead of A x M x A.
+    return jax.lax.map(for_positive, positive_AxM.T).T
+
+
+def batch_hard_triplet(exemplars_SxMxD: jax.Array, *, groups: int) -> tuple[jax.Array, dict]:
+    """Triplet loss with the hardest positive and negative of each frame and a soft margin (Hermans et al. 2017).
+
+    The mean over frames a of log(1 + exp(max_p d(a, p) - min_n d(a, n))), with d the distance (not squared) of
+    L2-normalised embeddings, p of the same shot and n of the others. The form of VIVI's reference [68] (S4L).
+
+    Arguments, shares and errors are those of semi_hard_triplet.
+    """
+    distance_GxAxA, negative_AxA = grouped_distances(exemplars_SxMxD, groups)
+    hardest_GxA = own_shot(distance_GxAxA, exemplars_SxMxD.shape[1]).max(axis=-1)
+    nearest_GxA = jnp.where(negative_AxA[None], distance_GxAxA, jnp.inf).min(axis=-1)
+    gap_GxA = jnp.sqrt(jnp.maximum(hardest_GxA, 1e-12)) - jnp.sqrt(jnp.maximum(nearest_GxA, 1e-12))
+    return jax.nn.softplus(gap_GxA).mean(), {"triplet_correct": (gap_GxA < 0).mean()}
+
+
+def grouped_distances(exemplars_SxMxD: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Squared distances of the L2-normalised embeddings within each group of shots.
+
+    Returns:
+      float32[G, A, A] with A = S / G * M, and bool[A, A]: True where two embeddings are of different shots.
+    """
+    shots, exemplars, dim = exemplars_SxMxD.shape
+    if exemplars < 2 or shots % groups or shots // groups < 2:
+        raise ConfigError(f"a triplet loss over {shots} shots of {exemplars} frames in {groups} group(s): it needs two "
+                          "frames of each shot, and equal groups of two shots or more; change config.data.frames, "
+                          "config.batch_size or config.method.triplet_groups")
+    z_SxMxD = exemplars_SxMxD.astype(jnp.float32)
+    # rsqrt and a floor instead of a norm: an embedding of zeros has a gradient of zeros, not NaN.
+    z_SxMxD *= jax.lax.rsqrt(jnp.maximum(jnp.square(z_SxMxD).sum(axis=-1, keepdims=True), 1e-12))
+    z_GxAxD = z_SxMxD.reshape(groups, -1, dim)
+    # Full precision: hinges and ranks hang on small differences, which a TPU's default product would round away.
+    cosine_GxAxA = jnp.einsum("gad,gbd->gab", z_GxAxD, z_GxAxD, precision=jax.lax.Precision.HIGHEST)
+    shot_A = jnp.arange(z_GxAxD.shape[1]) // exemplars
+    return 2 - 2 * cosine_GxAxA, shot_A[:, None] != shot_A[None, :]
+
+
+def own_shot(distance_GxAxA: jax.Array, exemplars: int) -> jax.Array:
+    """[G, A, M]: from each embedding to the M of its own shot, itself included."""
+    groups, anchors, _ = distance_GxAxA.shape
+    blocks_GxSxMxSxM = distance_GxAxA.reshape(groups, anchors // exemplars, exemplars, anchors // exemplars, exemplars)
+    shot = jnp.arange(anchors // exemplars)
+    return blocks_GxSxMxSxM[:, shot, :, shot, :].swapaxes(0, 1).reshape(groups, anchors, exemplars)
+
+
+def shot_info_nce(predicted_NxPxD: jax.Array, shots_NxKxD: jax.Array) -> tuple[jax.Array, dict]:
+    """InfoNCE between predicted and true shot embeddings (VIVI Eq. 2, with the negatives of its footnote 3).
+
+    Prediction p of video i is of its shot k = K - P + p. Its negatives are all K shots of all other videos; the other
+    shots of video i itself are left out. Scores are dot products, without normalisation or temperature (the paper
+    names neither). This is Eq. 2 up to the constant that its 1/N under the logarithm adds.
+
+    Args:
+      predicted_NxPxD: phi1 of what was predicted for the last P shots.
+      shots_NxKxD: phi2 of the shots.
+
+    Returns:
+      float32 scalar, mean over N and P: log(1 + K (N - 1)) if all scores are equal; and nce_accuracy, the share of
+      predictions whose own shot has the highest score.
+    """
+    videos, predictions, _ = predicted_NxPxD.shape
+    shots = shots_NxKxD.shape[1]
+    logits_NxPxNxK = jnp.einsum("npd,mkd->npmk", predicted_NxPxD.astype(jnp.float32), shots_NxKxD.astype(jnp.float32))
+    target_P = shots - predictions + jnp.arange(predictions)
+    same_video_Nx1xNx1 = jnp.eye(videos, dtype=bool)[:, None, :, None]
+    other_shot_1xPx1xK = (target_P[:, None] != jnp.arange(shots)[None, :])[None, :, None, :]
+    logits_NxPxNxK = jnp.where(same_video_Nx1xNx1 & other_shot_1xPx1xK, -jnp.inf, logits_NxPxNxK)
+
+    logits_NxPxC = logits_NxPxNxK.reshape(videos, predictions, videos * shots)
+    labels_NxP = jnp.arange(videos)[:, None] * shots + target_P[None, :]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits_NxPxC, labels_NxP).mean()
+    return loss, {"nce_accuracy": (logits_NxPxC.argmax(axis=-1) == labels_NxP).mean()}
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.Array, dict]:
+    """Mean softmax cross-entropy of logits [..., C] and labels int[...] in [0, C); and {name}_accuracy."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels).mean()
+    return loss, {f"{name}_accuracy": (logits.argmax(axis=-1) == labels).mean()}
 
 
 def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:

@@ -4,6 +4,7 @@ From the config to the parts, from the parts to train(). The only file that join
 evaluation. Started again with the same --workdir, a run goes on where it was; a finished one does nothing.
 """
 import functools
+import itertools
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from evaluation import adapt
-from input_pipeline import images, pipeline, windows
+from input_pipeline import images, pipeline, shot_frames, windows
 from input_pipeline.store import DataError, FrameStore
 from vivi_jax import checkpoint, preemption
 from vivi_jax.build import build, call
@@ -73,7 +74,48 @@ def window_batches(config) -> Callable[[int], Iterator[dict]]:
                              **options)
 
 
-SOURCES = {"video": video_batches, "images": image_batches, "windows": window_batches}
+def shot_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of shots, of labelled images, or of both (VIVI)."""
+    streams = []
+    kind = choose("config.data.unlabelled", config.data.unlabelled, UNLABELLED)
+    if kind:
+        function, load, names = kind
+        options = {name: config.data[name] for name in (*names, "frames", "image_size", "min_crop_area")}
+        streams.append(functools.partial(call, "data", function, load(config.data.path), **share(config), **options))
+    if config.data.labelled_batch_size:
+        streams.append(labelled_batches(config))
+    return lambda first_step: together([stream(first_step) for stream in streams])
+
+
+# config.data.unlabelled -> what yields batches of shots, what opens config.data.path, and the options of the former
+UNLABELLED = {
+    "videos": (shot_frames.shot_frames, FrameStore, ("shots", "frame_rate", "sampler")),
+    "images": (shot_frames.image_frames, functools.partial(images.load_labelled, split="train"), ()),
+    "none": None,
+}
+
+
+def labelled_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of labelled images."""
+    labelled, classes = images.load_labelled(config.data.labelled_path, "train"), config.method.num_classes
+    if len(labelled.class_names) != classes:
+        raise ConfigError(f"{labelled.source} has {len(labelled.class_names)} classes and not {classes}: set "
+                          f"--config.method.num_classes={len(labelled.class_names)}")
+    options = share(config) | dict(batch_size=config.data.labelled_batch_size, fraction=config.data.labelled_fraction,
+                                   image_size=config.data.image_size, min_crop_area=config.data.min_crop_area)
+    return functools.partial(call, "data", pipeline.labelled_images, labelled, **options)
+
+
+def together(streams: list[Iterator[dict]]) -> Iterator[dict]:
+    """Batches with the arrays of all streams."""
+    for batches in itertools.zip_longest(*streams):
+        if None in batches:
+            raise DataError("one stream of the training data has ended before the other; none of them may end before "
+                            "the run does")
+        yield {name: array for batch in batches for name, array in batch.items()}
+
+
+SOURCES = {"video": video_batches, "images": image_batches, "shots": shot_batches, "windows": window_batches}
 
 
 def share(config) -> dict:

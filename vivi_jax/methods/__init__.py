@@ -12,5 +12,6 @@ Every method names its image encoder "encoder" in the parameter tree, which is h
 """
 from vivi_jax.methods.vdim import Vdim
 from vivi_jax.methods.vito import Vito
+from vivi_jax.methods.vivi import Vivi
 
-METHODS = {"vito": Vito, "vdim": Vdim}
+METHODS = {"vito": Vito, "vivi": Vivi, "vdim": Vdim}

@@ -1,0 +1,197 @@
+"""ImageNet-Vid-Robust: accuracy on single frames, and on all frames within k of them (PM-k; Shankar et al. 2019).
+
+    python -m evaluation.vid_robust --data_dir=DIR --checkpoint=RUN_OR_FILE|--predictions=FILE [--out=JSON]
+
+DIR holds the official metadata (pmsets.json, labels.json, rev_class_idx_map.json) and, unless predictions are
+given, the frames, under the names of pmsets.json: DIR/val/VIDEO/000010.JPEG. The encoder must have
+ImageNet's 1000-class classifier. FILE is an .npz with `names` [N] and `logits` [N, 1000 or 30], or a CSV file with
+lines of name,logit,logit,...
+"""
+import argparse
+import csv
+import dataclasses
+import json
+import pathlib
+import sys
+
+import numpy as np
+from flax import linen as nn
+from scipy import stats
+
+from evaluation import adapt
+from input_pipeline import images
+from input_pipeline.store import DataError
+from vivi_jax.errors import CheckpointError, ConfigError
+
+VID_CLASSES, IMAGENET_CLASSES = 30, 1000
+WINDOW = 10  # frames: the farthest neighbours in pmsets.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """The official metadata."""
+    neighbours: dict[str, list[str]]  # anchor -> its neighbours, up to 20
+    labels: dict[str, set[int]]  # frame -> its right classes among the 30
+    imagenet_classes: list[list[int]]  # of each of the 30: its ImageNet classes
+
+    @property
+    def names(self) -> list[str]:
+        """All frames, each once, sorted."""
+        return sorted({*self.neighbours, *(name for near in self.neighbours.values() for name in near)})
+
+
+def load_metadata(data_dir: str) -> Frames:
+    """Raises DataError: a file is missing or damaged, or a frame has no label."""
+    def read(name: str) -> dict:
+        path = pathlib.Path(data_dir) / name
+        try:
+            return json.loads(path.read_text())
+        except FileNotFoundError:
+            raise DataError(f"no {path}; copy the files of src/eval_settings/imagenet-vid-robust_metadata in "
+                            "modestyachts/imagenet-testbed there") from None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}") from None
+
+    mapping = read("rev_class_idx_map.json")
+    frames = Frames(read("pmsets.json"), {name: set(label) for name, label in read("labels.json").items()},
+                    [mapping[str(k)] for k in range(len(mapping))])
+    unlabelled = [name for name in frames.names if name not in frames.labels]
+    if unlabelled:
+        raise DataError(f"{data_dir}/labels.json lacks {len(unlabelled)} frames of pmsets.json, the first "
+                        f"{unlabelled[0]}")
+    return frames
+
+
+def to_vid_classes(logits: np.ndarray, imagenet_classes: list[list[int]]) -> np.ndarray:
+    """[N, 1000] -> [N, 30]: the largest logit of the ImageNet classes that belong to each class."""
+    return np.stack([logits[:, classes].max(axis=1) for classes in imagenet_classes], axis=1)
+
+
+def score(right: dict[str, bool], neighbours: dict[str, list[str]], *, k: int) -> int:
+    """Anchors that are right together with every neighbour at most k frames away; k = 0: the anchors alone."""
+    return sum(right[anchor] and all(right[name] for name in near if abs(number(name) - number(anchor)) <= k)
+               for anchor, near in neighbours.items())
+
+
+def number(name: str) -> int:
+    """Frame number, from the file name: "val/VIDEO/000010.JPEG" -> 10."""
+    try:
+        return int(pathlib.PurePath(name).stem)
+    except ValueError:
+        raise DataError(f"frame {name} of pmsets.json has no number for a name") from None
+
+
+def clopper_pearson(k: int, n: int, *, alpha: float = 0.05) -> tuple[float, float]:
+    """Exact confidence interval of a proportion, k successes of n; the paper's have alpha = 0.05."""
+    low = stats.beta.ppf(alpha / 2, k, n - k + 1) if k else 0.0
+    high = stats.beta.ppf(1 - alpha / 2, k + 1, n - k) if k < n else 1.0
+    return float(low), float(high)
+
+
+def evaluate(frames: Frames, names: list[str], logits: np.ndarray) -> dict:
+    """{"anchors", "frames", "pm": [{"k", "right", "accuracy", "interval"} for k = 0 .. 10], "drop": pm-0 - pm-10}.
+
+    Args:
+      names: of the frames in `logits`, float[N, 1000] or float[N, 30].
+
+    Raises:
+      DataError: frames without logits, or logits of another width, or not finite.
+    """
+    if logits.ndim != 2 or len(names) != len(logits) or logits.shape[1] not in (VID_CLASSES, IMAGENET_CLASSES):
+        raise DataError(f"logits of {len(names)} frames have shape {logits.shape}: must be [frames, "
+                        f"{IMAGENET_CLASSES}] or [frames, {VID_CLASSES}]")
+    if not np.isfinite(logits).all():
+        raise DataError(f"the logits of {names[np.flatnonzero(~np.isfinite(logits).all(axis=1))[0]]} are not finite")
+    if logits.shape[1] == IMAGENET_CLASSES:
+        logits = to_vid_classes(logits, frames.imagenet_classes)
+    predicted = dict(zip(names, logits.argmax(axis=1).tolist(), strict=True))
+    missing = [name for name in frames.names if name not in predicted]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(frames.names)} frames have no logits: {', '.join(missing[:5])}")
+    right = {name: predicted[name] in frames.labels[name] for name in frames.names}
+    total, rows = len(frames.neighbours), []
+    for k in range(WINDOW + 1):
+        count = score(right, frames.neighbours, k=k)
+        rows.append({"k": k, "right": count, "accuracy": count / total, "interval": clopper_pearson(count, total)})
+    return {"anchors": total, "frames": len(frames.names), "pm": rows,
+            "drop": rows[0]["accuracy"] - rows[-1]["accuracy"]}
+
+
+class Logits(nn.Module):
+    """An encoder whose classifier's logits stand in for its features."""
+    encoder: nn.Module
+
+    def __call__(self, images, *, train: bool):
+        return self.encoder(images, train=train)[1]["logits"], {}
+
+
+def predict(encoder: nn.Module, variables: dict, frames: Frames, data_dir: str, *, image_size: int, batch_size: int
+            ) -> tuple[list[str], np.ndarray]:
+    """(frame names, float32[N, 1000] logits) of the central square of each frame.
+
+    Raises:
+      ConfigError: an encoder without a classifier of 1000 classes.
+      DataError: frames that are missing or do not decode.
+    """
+    classes = getattr(encoder, "num_classes", None)
+    if classes != IMAGENET_CLASSES:
+        raise ConfigError(f"the encoder has {'no classifier' if classes is None else f'{classes} classes'}; "
+                          f"ImageNet-Vid-Robust needs ImageNet's {IMAGENET_CLASSES}: take a supervised or co-trained "
+                          "model, or give --predictions")
+    names, root = frames.names, pathlib.Path(data_dir)
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(names)} frames are not in {root}: {', '.join(missing[:5])}")
+    pictures = images.LabelledImages(str(root), np.zeros(len(names), np.int32), [""],
+                                     lambda i: (root / names[i]).read_bytes(), lambda i: str(root / names[i]))
+    wrapped = {name: {"encoder": tree} for name, tree in variables.items()}
+    batches = images.eval_batches(pictures, batch_size=batch_size, image_size=image_size)
+    return names, adapt.extract_features(Logits(encoder), wrapped, batches)[0]
+
+
+def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
+    """(names, float[N, classes] logits) of an .npz or CSV file. Raises DataError: no such file, or not of that form."""
+    try:
+        if pathlib.Path(path).suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return file["names"].tolist(), file["logits"]
+        with open(path, newline="") as file:
+            lines = [line for line in csv.reader(file) if line]
+        return [line[0] for line in lines], np.array([line[1:] for line in lines], np.float64)
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"no predictions in {path} (names and logits as .npz, or lines of name,logit,...): {error}"
+                        ) from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.vid_robust", description=__doc__.split("\n")[0])
+    parser.add_argument("--data_dir", required=True, help="folder of the metadata, and of the frames")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--checkpoint", help="run directory or .safetensors file of an encoder with a classifier")
+    given.add_argument("--predictions", help=".npz or CSV file of names and logits")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--out", help="JSON file to write the result to")
+    args = parser.parse_args(argv)
+    try:
+        frames = load_metadata(args.data_dir)
+        if args.predictions:
+            names, logits = read_predictions(args.predictions)
+        else:
+            encoder, variables, _ = adapt.load_encoder(args.checkpoint)
+            names, logits = predict(encoder, variables, frames, args.data_dir, image_size=args.image_size,
+                                    batch_size=args.batch_size)
+        result = evaluate(frames, names, logits)
+    except (CheckpointError, ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+    for row in (result["pm"][0], result["pm"][-1]):
+        low, high = (100 * bound for bound in row["interval"])
+        print(f"PM-{row['k']}: {row['accuracy']:.1%} [{low:.1f}, {high:.1f}] of {result['anchors']} anchors")
+    print(f"drop: {100 * result['drop']:.1f}")
+    if args.out:
+        source = {"checkpoint": args.checkpoint, "predictions": args.predictions}
+        pathlib.Path(args.out).write_text(json.dumps(result | source, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
