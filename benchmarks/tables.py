@@ -71,6 +71,17 @@ def transfer_table(result: dict) -> str:
         f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result))
 
 
+def vtab_table(result: dict) -> str:
+    """benchmarks/vtab.py: what the sweep costs."""
+    v = result["values"]
+    rows = [("training runs", v["runs"]), ("images per second in training", f"{v['images_per_second']:.1f}"),
+            ("share of time not in training steps", f"{v['share_not_in_steps']:.0%}"),
+            ("of it compiling", f"{v['compile_seconds']:.0f} s"),
+            ("compilations", f"{v['compilations']} for {v['tasks']} tasks")]
+    return _table(("ResNet-50, random weights", f"{v['image_size']} px, batches of {v['batch_size']}"), rows) + (
+        "\n\n" + _source(result))
+
+
 def vivi_learning_table(result: dict) -> str:
     """benchmarks/vivi_learning.py: accuracy before and after, median and range over seeds; then the pretext tasks."""
     def share(measured: dict) -> str:
@@ -111,6 +122,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
     "transfer": ("transfer", transfer_table),
+    "vtab": ("vtab", vtab_table),
     "vivi_learning": ("vivi_learning", vivi_learning_table),
     "vivi": ("vivi", vivi_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),

@@ -148,13 +148,14 @@ def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: i
 
 def render_scene(rng: np.random.Generator, contours: list[np.ndarray], pose: Pose, *, size: int, fps: float = FPS,
                  colour_pace: float = 1.0) -> np.ndarray:
-    """An object in front of a background: uint8[T, size, size, 3] RGB, all but the pose drawn from `rng` alone.
+    """An object in front of a background, uint8[T, size, size, 3] RGB, all but the pose drawn from `rng` alone.
 
-    What drifts: the object's colour and the light; the background pans and fades from one texture to the next. The
-    object is darker or lighter than the background, so that it survives the loss of colour, and which of the two it is
-    says nothing about its class.
+    What drifts: the object's colour and the light, `colour_pace` times as fast as the rest; the background pans and
+    fades from one texture to the next. The object is darker or lighter than the background, so that it survives the
+    loss of colour, and which of the two it is says nothing about its class.
     """
-    time = np.arange(len(pose.side)) / fps  # seconds
+    frames = len(pose.side)
+    time = np.arange(frames) / fps
     slow = time * colour_pace
     lighter = rng.choice([-1, 1])
     ground = 0.5 - lighter * _drift(rng, slow, 0.02, 0.30)
@@ -168,8 +169,8 @@ def render_scene(rng: np.random.Generator, contours: list[np.ndarray], pose: Pos
     pan = _drift(rng, time, 0, size - 1, channels=4).astype(int)
     fade = _drift(rng, slow, 0, len(textures) - 1)[:, 0]
 
-    video = np.empty((len(time), size, size, 3), np.uint8)
-    for t in range(len(time)):
+    video = np.empty((frames, size, size, 3), np.uint8)
+    for t in range(frames):
         x, y, skin_x, skin_y = pan[t]
         first = min(int(fade[t]), len(textures) - 2)
         cut = np.s_[y:y + size, x:x + size]

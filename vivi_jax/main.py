@@ -67,13 +67,6 @@ def image_batches(config) -> Callable[[int], Iterator[dict]]:
     return functools.partial(call, "data", pipeline.image_views, labelled, **share(config), **options)
 
 
-def window_batches(config) -> Callable[[int], Iterator[dict]]:
-    """First step -> batches of two windows of consecutive frames from a frame store."""
-    options = {name: value for name, value in config.data.items() if name not in ("source", "path")}
-    return functools.partial(call, "data", windows.clip_windows, FrameStore(config.data.path), **share(config),
-                             **options)
-
-
 def shot_batches(config) -> Callable[[int], Iterator[dict]]:
     """First step -> batches of shots, of labelled images, or of both (VIVI)."""
     streams = []
@@ -113,6 +106,13 @@ def together(streams: list[Iterator[dict]]) -> Iterator[dict]:
             raise DataError("one stream of the training data has ended before the other; none of them may end before "
                             "the run does")
         yield {name: array for batch in batches for name, array in batch.items()}
+
+
+def window_batches(config) -> Callable[[int], Iterator[dict]]:
+    """First step -> batches of two windows of consecutive frames from a frame store."""
+    options = {name: value for name, value in config.data.items() if name not in ("source", "path")}
+    return functools.partial(call, "data", windows.clip_windows, FrameStore(config.data.path), **share(config),
+                             **options)
 
 
 SOURCES = {"video": video_batches, "images": image_batches, "shots": shot_batches, "windows": window_batches}

@@ -86,8 +86,8 @@ class VdimEncoder(nn.Module):
       table: "paper" or "small", of TABLES.
       width: multiplier of all channel counts.
       frames: length in time to which single images are repeated; clips have their own.
-      norm: "batch" (decay 0.9, eps 1e-5, over the whole global batch) or "group", on the global layer only: the paper
-        has BatchNorm "on the output of the encoder" and none inside.
+      norm: "batch" (decay 0.9, eps 1e-5, over the whole global batch) or "group" (32 groups, for which one location
+        needs channels enough), on the global layer only: the paper has it "on the output of the encoder", none inside.
       input_mean, input_std: per channel, taken off the input here. (0, 0, 0) and (1, 1, 1) for normalised Lab.
       dtype: compute type ("float32" or "bfloat16"); parameters and statistics are always float32.
     """
