@@ -40,9 +40,10 @@ REACH = 0.10  # of x and y, as a share of the picture's side
 GROWTH = 0.35  # exp(+-0.35): the size varies by a factor of 2
 
 
-def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int) -> synthetic.Pose:
+def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float = synthetic.FPS
+              ) -> synthetic.Pose:
     """Pose of an object that does `action`, one of ACTIONS; everything else from `rng` in the same way for all."""
-    time = np.arange(frames) / synthetic.FPS
+    time = np.arange(frames) / fps  # seconds
     cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(*HERTZ) * time
     still = rng.uniform(0, 2 * np.pi, 3)
     centre, side = size * rng.uniform(0.3, 0.7, 2), size * np.exp(rng.uniform(np.log(0.24), np.log(0.34)))
@@ -56,25 +57,26 @@ def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int) 
         angle=angle + (np.zeros(frames) if turn is None else turn(cycle)), squeeze=np.ones(frames))
 
 
-def render_action(rng: np.random.Generator, action: str, *, size: int, frames: int) -> np.ndarray:
+def render_action(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float) -> np.ndarray:
     """One clip: uint8[frames, size, size, 3] RGB."""
     contours = synthetic.unit_shape(SHAPES[rng.integers(len(SHAPES))])
-    pose = draw_pose(rng, action, size=size, frames=frames)
-    return synthetic.render_scene(rng, contours, pose, size=size)
+    pose = draw_pose(rng, action, size=size, frames=frames, fps=fps)
+    return synthetic.render_scene(rng, contours, pose, size=size, fps=fps)
 
 
 def write_actions(out: str | os.PathLike, *, videos: int, seed: int, size: int = 80, seconds: float = 2.4,
-                  classes: Sequence[str] = tuple(ACTIONS), workers: int | None = None) -> None:
+                  fps: int = synthetic.FPS, classes: Sequence[str] = tuple(ACTIONS), workers: int | None = None
+                  ) -> None:
     """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
 
     Arguments, errors and what happens after an interruption: synthetic.write_videos; classes are names from ACTIONS.
     """
-    frames = round(seconds * synthetic.FPS)
-    synthetic.check_values(videos=videos, seed=seed, size=size, frames=frames, fps=synthetic.FPS, classes=classes,
+    frames = round(seconds * fps)
+    synthetic.check_values(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=classes,
                            known=tuple(ACTIONS))
-    settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=synthetic.FPS, classes=list(classes),
-                    kind="actions")
-    synthetic.write_rendered(out, settings, functools.partial(render_action, size=size, frames=frames), workers)
+    settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=list(classes), kind="actions")
+    render = functools.partial(render_action, size=size, frames=frames, fps=fps)
+    synthetic.write_rendered(out, settings, render, workers)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=80, help="side of the picture in pixels")
     parser.add_argument("--seconds", type=float, default=2.4, help="length of a clip")
+    parser.add_argument("--fps", type=int, default=synthetic.FPS, help="frames per second")
     parser.add_argument("--classes", default=",".join(ACTIONS), help="comma-separated")
     args = vars(parser.parse_args(argv))
     try:
