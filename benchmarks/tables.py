@@ -116,6 +116,35 @@ def vivi_table(result: dict) -> str:
             f"and core.\n\n{_table(head, rows)}\n\n{_source(result)}")
 
 
+def vdim_learning_table(result: dict) -> str:
+    """benchmarks/vdim_learning.py: top-1 after fine-tuning on few labels, pretrained and from scratch."""
+    values = result["values"]
+    rows = [(row["start"], f"{row['median']:.1%}", ", ".join(f"{top1:.1%}" for top1 in row["top1"]))
+            for row in values["rows"]]
+    return _table(("fine-tuned", "top-1, median", "by seed"), rows) + (
+        f"\n\n{values['videos_per_class']} labelled clips of each of {values['classes']} classes; seeds "
+        f"{', '.join(map(str, result['seeds']))}. Gain: median {100 * values['gain_median']:.1f} points, least "
+        f"{100 * values['gain_min']:.1f} (target {100 * values['target_gain']:.0f}). " + _source(result))
+
+
+def vdim_table(result: dict) -> str:
+    """benchmarks/vdim.py: clips against a PyAV reader, the step against PyTorch."""
+    values = result["values"]
+    clips = [(row["what"], f"{row['clips_per_core_second']:.2f}", f"{row['peak_memory_mb']:.0f} MB")
+             for row in values["clips"]["rows"]]
+    names = {"jax": "vivi_jax", "torch": "PyTorch"}
+    steps = [(names[row["what"]], f"{row['step_seconds']:.2f}", f"{row['first_step_seconds']:.0f}",
+              f"{row['peak_memory_mb']:.0f} MB") for row in values["step"]["rows"]]
+    text = f"The pipeline is {values['clips']['ratio']:.1f} times as fast as the reader"
+    if "ratio" in values["step"]:
+        text += f"; our rate of steps is {values['step']['ratio']:.2f} of PyTorch's"
+    return "\n\n".join([
+        _table(("", "pairs of views per second and core", "peak memory"), clips),
+        _table(("", f"seconds per step of {values['batch']} clips, table {values['table']!r}",
+                "seconds to the first step", "peak memory"), steps),
+        f"{text} (medians over {values['rounds']} rounds). " + _source(result)])
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -125,6 +154,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "vtab": ("vtab", vtab_table),
     "vivi_learning": ("vivi_learning", vivi_learning_table),
     "vivi": ("vivi", vivi_table),
+    "vdim_learning": ("vdim_learning", vdim_learning_table),
+    "vdim": ("vdim", vdim_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }

@@ -109,12 +109,12 @@ def vito() -> ml_collections.ConfigDict:
 
 
 def demo(config: ml_collections.ConfigDict) -> None:
-    """Two CPU cores, a few minutes: the small table on 16 frames of 64 pixels, as configs/vdim.py:demo; one view."""
+    """Two CPU cores, a few minutes: the small table on 8 frames of 48 pixels, as configs/vdim.py:demo; one view."""
     config.batch_size = 16
-    config.encoder.update(dict(table="small", frames=16, dtype="float32"))
+    config.encoder.update(dict(table="small", frames=8, dtype="float32"))
     config.method.update(dict(phi_dim=128, hidden=128))
-    config.data.update(dict(views=1, frames=16, image_size=64))
-    config.test.update(dict(resize=73, stride=16))
-    config.prepare.short_side = 80
+    config.data.update(dict(views=1, frames=8, image_size=48))
+    config.test.update(dict(resize=55, stride=8))
+    config.prepare.update(dict(fps=12.5, short_side=64))  # 8 frames are about a cycle
     config.schedule.update(dict(total=200.0, boundaries=(100.0, 150.0)))
     config.run.update(dict(log_every=20, checkpoint_every=100))
