@@ -53,8 +53,8 @@ def one_step(micro_batches: int = 1, devices: int = 1):
     return jax.device_get(jax.jit(step)(state, jax.device_put(batch(), sharding.over_batch(mesh))))
 
 
-@pytest.mark.parametrize("micro_batches, devices", [
-    pytest.param(2, 1, marks=pytest.mark.slow), (2, 8), pytest.param(1, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches, devices", [(2, 1), (2, 8), (1, 8)])
 def test_micro_batches_and_devices_equal_the_whole_batch(micro_batches, devices):
     (state, metrics), (whole_state, whole) = one_step(micro_batches, devices), one_step()
     assert {"shot_loss", "video_loss", "labelled_loss"} < metrics.keys()
