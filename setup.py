@@ -4,7 +4,7 @@ import setuptools
 setuptools.setup(
     name="vivi_jax",
     version="0.1.0",
-    description="Image representations learned from video in JAX: VITO and MoCLR, from video files to exported weights",
+    description="Image representations learned from video in JAX: VIVI, VITO and VDIM, from video files to weights",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),

@@ -30,9 +30,9 @@ def main() -> None:
     parser.add_argument("--out", default="runs/vivi_learning", help="folder for videos and runs")
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
-    # Six seconds: even the shortest of four shots then has the frames that the demo's configs take of each.
-    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seconds=6", "--shots=4",
-           "--seed=0")
+    # Even the shortest of the four shots has the frames that the demo's configs take of each.
+    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--shots=4", "--seconds=8",
+           "--fps=10", "--seed=0")
     for split in ("train", "test"):
         python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
                "--short_side=96", "--labels=folder")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import sampling
+from input_pipeline import pipeline, sampling
 from input_pipeline.decode import Example, decode_jpeg, decoded
 from input_pipeline.store import DataError, FrameStore
 
@@ -61,13 +61,12 @@ def clip_windows(store: FrameStore, start_step: int = 0, *, seed: int, batch_siz
       DataError: at once, for impossible values or fewer videos than a batch; while iterating, for a frame that does not
         decode.
     """
-    _check(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
-           flip_prob=flip_prob, at_least_1=dict(frames=frames, downsample=downsample, image_size=image_size))
+    pipeline.check_values(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
+                          frames=frames, downsample=downsample, image_size=image_size)
+    _check_flip_prob(flip_prob)
     if offset < 0:
         raise DataError(f"offset={offset}: view 2 cannot start before view 1; give 0 or {frames}")
-    if len(store) < batch_size:  # a clip twice in a batch would be its own negative
-        raise DataError(f"{len(store)} videos in {store.directory}, fewer than a batch of {batch_size}: lower "
-                        "batch_size or prepare more videos")
+    pipeline.check_enough(len(store), batch_size, f"videos in {store.directory}", "prepare more videos")
     offsets = [np.arange(frames), offset + downsample * np.arange(2 * frames if difference else frames)]
     _log_short(store, np.arange(len(store)), np.full(len(store), _span(offsets)))
 
@@ -117,8 +116,9 @@ def labelled_clips(store: FrameStore, videos: np.ndarray, labels: np.ndarray, st
     Raises:
       DataError: as above; a batch may hold a video more than once.
     """
-    _check(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
-           flip_prob=flip_prob, at_least_1=dict(views=views, frames=frames, image_size=image_size))
+    pipeline.check_values(seed=seed, batch_size=batch_size, process_count=process_count, min_crop_area=min_crop_area,
+                          views=views, frames=frames, image_size=image_size)
+    _check_flip_prob(flip_prob)
     offsets = clip_offsets(store, views=views, frames=frames, fps=fps)
     _log_short(store, videos, np.array([_span(offsets(video)) for video in videos]))
     numbers = _Share(batch_size, process_index, process_count)
@@ -257,8 +257,7 @@ class _Share(NamedTuple):
 
     def example(self, n: int) -> int:
         """The n-th example of this process -> its number in the global order."""
-        step, row = divmod(n, self.rows)
-        return step * self.batch_size + self.process_index * self.rows + row
+        return pipeline.example_number(n, *self)
 
     def span(self, start_step: int, num_steps: int | None) -> tuple[int, int | None]:
         return start_step * self.rows, None if num_steps is None else (start_step + num_steps) * self.rows
@@ -286,17 +285,6 @@ def _log_short(store: FrameStore, videos: np.ndarray, spans: np.ndarray) -> None
                      len(short), len(videos), spans[short[0]], store.videos[video], store.num_frames[video])
 
 
-def _check(*, seed: int, batch_size: int, process_count: int, min_crop_area: float, flip_prob: float,
-           at_least_1: dict[str, int]) -> None:
-    for name, value in {"batch_size": batch_size, **at_least_1}.items():
-        if value < 1:
-            raise DataError(f"{name}={value}: must be 1 or more")
-    if seed < 0:
-        raise DataError(f"seed={seed}: must be 0 or more")
-    if not 0 < min_crop_area <= 1:
-        raise DataError(f"min_crop_area={min_crop_area}: it is a share of the image's area, above 0 and at most 1")
+def _check_flip_prob(flip_prob: float) -> None:
     if not 0 <= flip_prob <= 1:
         raise DataError(f"flip_prob={flip_prob}: a chance is between 0 and 1")
-    if batch_size % process_count:
-        raise DataError(f"batch_size={batch_size} does not divide among {process_count} processes; "
-                        f"use a multiple of {process_count}")

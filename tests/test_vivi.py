@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 
+import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,7 +11,8 @@ import pytest
 from test_train_step import TinyEncoder, assert_states_close
 
 from configs import vivi
-from vivi_jax import optim, sharding
+from input_pipeline.store import DataError
+from vivi_jax import main, optim, sharding
 from vivi_jax.build import build
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vivi import Vivi, rotations
@@ -51,8 +53,8 @@ def one_step(micro_batches: int = 1, devices: int = 1):
     return jax.device_get(jax.jit(step)(state, jax.device_put(batch(), sharding.over_batch(mesh))))
 
 
-@pytest.mark.parametrize("micro_batches, devices", [
-    pytest.param(2, 1, marks=pytest.mark.slow), (2, 8), pytest.param(1, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batches, devices", [(2, 1), (2, 8), (1, 8)])
 def test_micro_batches_and_devices_equal_the_whole_batch(micro_batches, devices):
     (state, metrics), (whole_state, whole) = one_step(micro_batches, devices), one_step()
     assert {"shot_loss", "video_loss", "labelled_loss"} < metrics.keys()
@@ -134,6 +136,25 @@ def test_losses_without_their_data_and_data_without_losses_are_refused():
         ShotPredictor().init(jax.random.key(0), jnp.zeros((2, 1, 3)))
 
 
+def test_streams_come_together_and_end_together():
+    batches = list(main.together([iter([{"shots": 1}, {"shots": 2}]), iter([{"image": 3, "label": 4}] * 2)]))
+    assert batches == [{"shots": 1, "image": 3, "label": 4}, {"shots": 2, "image": 3, "label": 4}]
+    with pytest.raises(DataError, match="has ended before the other"):
+        list(main.together([iter([{"shots": 1}]), iter([{"image": 3}] * 2)]))
+
+
+def test_labelled_images_of_another_number_of_classes_are_refused(tmp_path):
+    for i, name in enumerate(["a", "b"] * 10):
+        (tmp_path / name).mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.zeros((8, 8, 3), np.uint8))
+    config = vivi.get_config("sup,co=100,demo")
+    with pytest.raises(ConfigError, match="labelled_path is empty"):
+        main.shot_batches(config)
+    config.data.labelled_path = str(tmp_path)
+    with pytest.raises(ConfigError, match="has 2 classes and not 10: set --config.method.num_classes=2"):
+        main.shot_batches(config)
+
+
 # ---- The config -----------------------------------------------------------------------------------------------------
 # row: N, K, M, labelled images; learning rate, steps, boundaries (None: the paper does not say)
 UNSUPERVISED = (0.8, 120_000, (90_000, 110_000))
@@ -167,7 +188,7 @@ def test_every_row_of_the_paper_builds_and_has_a_demo(row):
     parts = build(vivi.get_config(vivi.PAPER[row]))
     assert parts.total_steps in (100_000, 120_000)
     demo = build(vivi.get_config(vivi.PAPER[row] + ",demo"))
-    assert demo.total_steps == 300 and demo.batch_spec.keys() == parts.batch_spec.keys()
+    assert demo.total_steps == 250 and demo.batch_spec.keys() == parts.batch_spec.keys()
 
 
 @functools.cache

@@ -90,6 +90,9 @@ UNLABELLED = {
 
 def labelled_batches(config) -> Callable[[int], Iterator[dict]]:
     """First step -> batches of labelled images."""
+    if not config.data.labelled_path:
+        raise ConfigError("config.data.labelled_path is empty: give a folder with a folder of images per class, a "
+                          "prepared store with labels, or the name of a TFDS data set")
     labelled, classes = images.load_labelled(config.data.labelled_path, "train"), config.method.num_classes
     if len(labelled.class_names) != classes:
         raise ConfigError(f"{labelled.source} has {len(labelled.class_names)} classes and not {classes}: set "
