@@ -246,6 +246,7 @@ def test_the_encoder_is_frozen_first_and_then_starts_adam_afresh():
     np.testing.assert_allclose(classifier, [-0.1, -0.2, -0.3, -0.4, -0.5], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_views_of_a_clip_have_colours_of_their_own():
     method = ActionClassifier(network(num_classes=6), color="lab")
     identity = {"encoder": {"scale": np.ones(3)}, "dense2": {"kernel": np.eye(6), "bias": np.zeros(6)}}

@@ -91,6 +91,7 @@ def test_byol_table_has_the_published_probabilities():
     assert augment.BYOL_VIEWS == (augment.BYOL_A1, augment.BYOL_A2, augment.BYOL_A1)
 
 
+@pytest.mark.slow
 def test_each_step_happens_as_often_as_its_probability():
     """Counted on images where each step leaves a mark of its own; bounds are five standard deviations."""
     n = 1000
@@ -106,6 +107,7 @@ def test_each_step_happens_as_often_as_its_probability():
         assert abs(count - n * probability) < 5 * np.sqrt(n * probability * (1 - probability)), name
 
 
+@pytest.mark.slow
 def test_views_of_one_example_do_not_depend_on_the_rest_of_the_batch():
     rng = np.random.default_rng(3)
     views = rng.integers(0, 256, (4, 3, 16, 16, 3), dtype=np.uint8)

@@ -107,6 +107,7 @@ def test_hsv_randomisation_by_hand():
     np.testing.assert_allclose(out, np.apply_along_axis(pixel, -1, image), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_image_has_its_own_draw_and_options_are_kept_apart():
     images = jnp.asarray(np.stack([PHOTO[:8, :8]] * 64))
     keys = jax.random.split(jax.random.key(1), 64)

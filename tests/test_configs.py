@@ -90,10 +90,10 @@ def test_impossible_values_are_refused():
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--config=configs/vito.py:demo", "--config.data.image_sise=32"], "image_size"),
-    (["--config=configs/vito.py:dem"], "did you mean 'demo'"),
     (["--config=configs/vito.py:demo", "--config.data.path=/nonexistent/store"], "/nonexistent/store"),
     *[pytest.param(flags, message, marks=pytest.mark.slow) for flags, message in (  # each is a process of its own
+        (["--config=configs/vito.py:demo", "--config.data.image_sise=32"], "image_size"),
+        (["--config=configs/vito.py:dem"], "did you mean 'demo'"),
         (["--config=configs/vito.py:demo", "--config.batch_size=many"], "batch_size"),
         (["--config=configs/vitto.py"], "vitto.py"),
         ([], "--config is missing"),

@@ -250,6 +250,7 @@ def test_a_damaged_image_is_named(tmp_path):
                              min_crop_area=0.08)
 
 
+@pytest.mark.slow
 def test_a_process_that_stops_in_the_middle_exits_cleanly(store):
     program = f"""
 import time

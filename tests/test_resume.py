@@ -94,6 +94,7 @@ def test_sigterm_saves_leaves_and_goes_on_bit_for_bit(straight, store, tmp_path)
     assert_equal_to(straight, workdir, finish(workdir, store))
 
 
+@pytest.mark.slow
 def test_sigterm_while_starting_ends_at_once(store, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, store)

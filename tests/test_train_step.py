@@ -75,7 +75,8 @@ def test_micro_batches_equal_the_whole_batch_with_group_norm(devices):
     assert_states_close(state, whole_state, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
 def test_batch_norm_sees_the_global_batch(devices):
     one, many = one_step("batch"), one_step("batch", devices=devices)
     np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-5)
@@ -83,6 +84,7 @@ def test_batch_norm_sees_the_global_batch(devices):
     assert_states_close(many[0].params, one[0].params, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_batch_norm_per_micro_batch_differs_as_stated():
     whole, split = one_step("batch"), one_step("batch", micro_batches=2)
     assert abs(whole[1]["loss"] - split[1]["loss"]) > 1e-4

@@ -217,6 +217,7 @@ def group_norm_step():
     return one_step("group")
 
 
+@pytest.mark.slow
 def test_micro_batches_on_devices_equal_the_whole_batch_with_group_norm(group_norm_step):
     state, metrics = one_step("group", micro_batches=2, devices=4)
     np.testing.assert_allclose(metrics["loss"], group_norm_step[1]["loss"], rtol=1e-5)

@@ -63,6 +63,7 @@ def test_micro_batches_and_devices_equal_the_whole_batch(micro_batches, devices)
     assert_states_close(state, whole_state, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_total_is_the_weighted_sum():
     _, metrics = one_step()
     np.testing.assert_allclose(metrics["loss"], metrics["shot_loss"] + 0.5 * metrics["video_loss"]
