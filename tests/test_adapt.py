@@ -12,7 +12,7 @@ from PIL import Image
 from evaluation import adapt
 from input_pipeline import images
 from input_pipeline.store import DataError
-from vivi_jax import export
+from vivi_jax import export, torch_names
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import Conv, make_norm
@@ -136,7 +136,7 @@ def test_command_line_on_an_export(coloured, tmp_path, mode, capsys):
     rng = np.random.default_rng(0)
     variables = jax.tree_util.tree_map_with_path(
         lambda path, x: np.ones(x.shape, np.float32) if path[-1].key in ("scale", "var")
-        else rng.normal(0, 0.2, x.shape).astype(np.float32), export.abstract_variables(resnet))
+        else rng.normal(0, 0.2, x.shape).astype(np.float32), torch_names.abstract_variables(resnet))
     export.export_torchvision(resnet, variables, tmp_path / "e.safetensors")
     adapt.main([f"--checkpoint={tmp_path}/e.safetensors", f"--dataset={coloured}", f"--mode={mode}", "--k=5",
                 "--image_size=32", f"--out={tmp_path}/result.json"])

@@ -53,6 +53,13 @@ def test_operations_on_a_single_colour_and_on_few(name):
         np.testing.assert_array_equal(out, np.asarray(ORACLES[name](Image.fromarray(picture), 0, 1), np.float32))
 
 
+def test_both_ways_to_count_levels_count():
+    levels = PHOTO[..., 0].ravel().astype(np.int32)
+    expected = np.bincount(levels, minlength=256)
+    np.testing.assert_array_equal(autoaugment.count_by_comparison(jnp.asarray(levels)), expected)
+    np.testing.assert_array_equal(autoaugment.count_by_scatter(jnp.asarray(levels)), expected)
+
+
 def test_the_policy_is_the_papers():
     assert len(autoaugment.POLICY) == 25 and all(len(pair) == 2 for pair in autoaugment.POLICY)
     operations = [op for pair in autoaugment.POLICY for op in pair]

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vivi_jax import export
+from vivi_jax import export, torch_names
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from vivi_jax.torch_names import TIMM, TORCHVISION
 
 TINY = dict(depth=18, width=0.125)
+BIT = dict(version=2, norm="group", weight_standardization=True)
+V2 = dict(version=2, norm="batch")
 
 
 def random_variables(encoder: ResNet) -> dict:
@@ -27,13 +30,13 @@ def random_variables(encoder: ResNet) -> dict:
             return rng.normal(0, np.sqrt(1 / np.prod(shape[:-1])), shape)
         return rng.uniform(0.5, 1.5, shape) if name in ("scale", "var") else rng.normal(0, 0.1, shape)
 
-    shapes = export.abstract_variables(encoder)
+    shapes = torch_names.abstract_variables(encoder)
     return jax.tree.map(np.float32, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def test_a_resnet_50_has_torchvisions_320_entries_and_an_fc_of_zeros():
     encoder = ResNet(depth=50)
-    state = export.to_torchvision(encoder, random_variables(encoder))
+    state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))
     assert len(state) == 320
     assert sum(a.size for n, a in state.items() if "running" not in n and "num_batches" not in n) == 25_557_032
     assert state["conv1.weight"].shape == (64, 3, 7, 7) and state["layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
@@ -42,11 +45,14 @@ def test_a_resnet_50_has_torchvisions_320_entries_and_an_fc_of_zeros():
     assert state["bn1.num_batches_tracked"].dtype == np.int64 and state["bn1.num_batches_tracked"].shape == ()
 
 
-@pytest.mark.parametrize("options", [TINY, dict(TINY, depth=50, num_classes=7), dict(TINY, stem="small")])
-def test_round_trip_through_a_file_is_exact(options, tmp_path):
+@pytest.mark.parametrize("write, options", [
+    ("torchvision", TINY), ("torchvision", dict(TINY, depth=50, num_classes=7)),
+    ("torchvision", dict(TINY, stem="small")), ("timm", TINY | V2), ("timm", dict(TINY, depth=50, num_classes=7) | BIT),
+    ("timm", dict(TINY, stem="small") | BIT)])
+def test_round_trip_through_a_file_is_exact(write, options, tmp_path):
     encoder = ResNet(input_mean=(0.5, 0.4, 0.3), **options)
     variables = random_variables(encoder)
-    export.export_torchvision(encoder, variables, tmp_path / "a.safetensors")
+    export.EXPORTERS[write](encoder, variables, tmp_path / "a.safetensors")
     config, loaded = export.load_encoder(tmp_path / "a.safetensors")
     assert build_encoder(**config) == encoder
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
@@ -55,22 +61,22 @@ def test_round_trip_through_a_file_is_exact(options, tmp_path):
 
 def test_every_difference_is_listed_in_one_error():
     encoder = ResNet(**TINY)
-    state = export.to_torchvision(encoder, random_variables(encoder))
+    state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))
     state["layer9.weight"] = state.pop("layer2.0.conv1.weight")
     state["bn1.bias"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError) as error:
-        export.from_torchvision(encoder, state)
+        torch_names.from_torch(TORCHVISION, encoder, state)
     for words in ("3 entries", "missing layer2.0.conv1.weight", "unexpected layer9.weight",
                   "bn1.bias has shape (5,), not (8,)"):
         assert words in str(error.value)
     with pytest.raises(CheckpointError, match="missing layer3"):
-        export.to_torchvision(ResNet(depth=34, width=0.125), random_variables(encoder))
+        torch_names.to_torch(TORCHVISION, ResNet(depth=34, width=0.125), random_variables(encoder))
 
 
 @pytest.mark.parametrize("options", [dict(version=2), dict(norm="group"), dict(weight_standardization=True)])
 def test_other_architectures_are_refused(options):
     with pytest.raises(ConfigError, match="format torchvision holds ResNet version=1"):
-        export.to_torchvision(ResNet(**TINY, **options), {})
+        torch_names.to_torch(TORCHVISION, ResNet(**TINY, **options), {})
 
 
 def test_a_flipped_bit_a_cut_file_and_a_missing_file_are_noticed(tmp_path):
@@ -96,7 +102,7 @@ def test_a_flipped_bit_a_cut_file_and_a_missing_file_are_noticed(tmp_path):
 
 def test_files_from_elsewhere_are_read_or_refused_with_the_reason(tmp_path):
     encoder = ResNet(**TINY)
-    state = export.to_torchvision(encoder, random_variables(encoder))
+    state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file({n: a for n, a in state.items() if not n.startswith("fc.")}, path)  # no metadata
     config, _ = export.load_encoder(path)
@@ -105,8 +111,77 @@ def test_files_from_elsewhere_are_read_or_refused_with_the_reason(tmp_path):
     with pytest.raises(CheckpointError, match=r"\(2, 2, 2, 1\) blocks per stage"):
         export.load_encoder(path)
     safetensors.numpy.save_file({"weights": np.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="no entry conv1.weight"):
+    with pytest.raises(CheckpointError, match="no entry conv1.weight or stem.conv.weight"):
         export.load_encoder(path)
+
+
+def test_names_and_shapes_are_timms():
+    """As timm's own models have them, whose files load here strictly and ours there (seen with timm 1.0.31)."""
+    encoder = ResNet(**BIT, num_classes=1000)
+    shapes = torch_names.expected_shapes(TIMM, encoder)
+    assert len(shapes) == 153 and sum(np.prod(shape) for shape in shapes.values()) == 25_549_352
+    assert shapes["stem.conv.weight"] == (64, 3, 7, 7)
+    assert shapes["stages.0.blocks.0.downsample.conv.weight"] == (256, 64, 1, 1)
+    assert shapes["stages.3.blocks.2.conv3.weight"] == (2048, 512, 1, 1)
+    assert shapes["stages.0.blocks.0.norm1.weight"] == (64,) and shapes["norm.bias"] == (2048,)
+    assert shapes["head.fc.weight"] == (1000, 2048, 1, 1) and shapes["head.fc.bias"] == (1000,)
+    shapes = torch_names.expected_shapes(TIMM, ResNet(**V2))
+    assert "head.fc.weight" not in shapes and shapes["norm.num_batches_tracked"] == ()
+    assert shapes["stages.1.blocks.0.norm2.running_var"] == (128,)
+
+
+@pytest.mark.parametrize("options, loads", [
+    (BIT, "timm.create_model('resnetv2_50x1_bit', num_classes=0)"),
+    (dict(BIT, width=3.0, num_classes=10), "timm.create_model('resnetv2_50x3_bit', num_classes=10)"),
+    (V2, "timm.create_model('resnetv2_50', num_classes=0, stem_type='fixed')"),
+    (dict(BIT, stem="small"), "no model of timm as it is"), (dict(BIT, depth=18), "no model of timm as it is")])
+def test_the_metadata_say_which_model_of_timm_loads_the_file(options, loads):
+    assert export.timm_model(ResNet(**options)) == loads
+
+
+def test_v2_files_from_elsewhere(tmp_path):
+    path = tmp_path / "a.safetensors"
+    encoder = ResNet(**TINY, **BIT)
+    state = torch_names.to_torch(TIMM, encoder, random_variables(encoder))
+    safetensors.numpy.save_file(state, path)  # no metadata
+    config, _ = export.load_encoder(path)
+    assert config["input_mean"] == [0.5] * 3 and build_encoder(**config) == encoder.clone(
+        input_mean=(0.5,) * 3, input_std=(0.5,) * 3)
+    encoder = ResNet(**TINY, **V2)
+    safetensors.numpy.save_file(torch_names.to_torch(TIMM, encoder, random_variables(encoder)), path)
+    with pytest.raises(CheckpointError, match="a.safetensors: its max-pool is padded with -inf"):
+        export.load_encoder(path)
+    state.pop("stages.2.blocks.1.norm2.bias")
+    safetensors.numpy.save_file(state, path)
+    with pytest.raises(CheckpointError, match="1 entries .* missing stages.2.blocks.1.norm2.bias"):
+        export.load_encoder(path)
+    for options in ({}, dict(version=2, norm="group"), dict(V2, weight_standardization=True)):
+        with pytest.raises(ConfigError, match="format timm holds ResNet version=2, norm='batch', .* or version=2"):
+            torch_names.to_torch(TIMM, ResNet(**TINY, **options), {})
+
+
+@pytest.mark.parametrize("options, size", [
+    pytest.param(dict(depth=50, **BIT), 224, marks=pytest.mark.slow),
+    pytest.param(dict(depth=50, width=0.25, **V2), 97, marks=pytest.mark.slow),
+    (dict(depth=18, width=0.5, num_classes=5, **BIT), 65), (dict(depth=18, width=0.25, num_classes=5, **V2), 64)])
+def test_v2_features_equal_pytorchs(options, size):
+    torch = pytest.importorskip("torch")
+    from torch_resnet_v2 import TorchResNetV2
+    encoder = ResNet(**options)
+    variables = random_variables(encoder)
+    reference = TorchResNetV2(options["depth"], options.get("width", 1), options["norm"],
+                              options.get("num_classes", 0)).eval()
+    state = torch_names.to_torch(TIMM, encoder, variables)
+    reference.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()}, strict=True)
+    images = np.random.default_rng(0).uniform(size=(2, size, size, 3)).astype(np.float32)
+    normalised = (images - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    with torch.no_grad():
+        expected, logits = reference(torch.from_numpy(normalised.transpose(0, 3, 1, 2)))
+    pooled, outputs = jax.jit(functools.partial(encoder.apply, train=False))(variables, images)
+    np.testing.assert_allclose(pooled, expected.numpy(), atol=1e-4)
+    if encoder.num_classes:
+        np.testing.assert_allclose(outputs["logits"], logits.numpy(), atol=1e-4)
+    assert 0.1 < np.std(pooled) < 10
 
 
 def test_the_command_ends_with_one_line_on_a_run_that_is_not_there(tmp_path):
@@ -125,7 +200,7 @@ def test_features_equal_pytorchs(options, size):
     encoder = ResNet(**options)
     variables = random_variables(encoder)
     reference = TorchResNet(**options).eval()
-    state = export.to_torchvision(encoder, variables)
+    state = torch_names.to_torch(TORCHVISION, encoder, variables)
     reference.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()}, strict=True)
     images = np.random.default_rng(0).uniform(size=(2, size, size, 3)).astype(np.float32)
     normalised = (images - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
@@ -143,7 +218,7 @@ def test_training_mode_equals_pytorchs():
     from benchmarks.torch_resnet import TorchResNet
     reference = TorchResNet(depth=18, width=0.25).train()
     encoder = ResNet(depth=18, width=0.25)
-    variables = export.from_torchvision(encoder, reference.state_dict())
+    variables = torch_names.from_torch(TORCHVISION, encoder, reference.state_dict())
     images = np.random.default_rng(0).uniform(size=(4, 65, 65, 3)).astype(np.float32)
     normalised = (images - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
     expected, _ = reference(torch.from_numpy(normalised.transpose(0, 3, 1, 2)))

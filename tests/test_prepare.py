@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,7 +224,12 @@ def test_two_at_once(videos, tmp_path):
 
 
 def test_ctrl_c(videos, tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}",
+    many = tmp_path / "many"
+    many.mkdir()
+    video = max(videos.iterdir(), key=lambda path: path.stat().st_size)
+    for copy in range(100):  # enough work that it cannot be over before the signal
+        shutil.copy(video, many / f"{copy}{video.suffix}")
+    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", f"--videos={many}", "--workers=1",
                                 f"--out={tmp_path / 'store'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "store" / store.PARTIAL / "plan.json").exists():
         time.sleep(0.01)

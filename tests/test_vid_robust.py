@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluation import vid_robust
 from input_pipeline.store import DataError
-from vivi_jax import export
+from vivi_jax import export, torch_names
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
 
@@ -93,7 +93,7 @@ def test_an_encoder_with_a_classifier(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 24), (200, 100, 50)).save(tmp_path / name, format="PNG")
     resnet = build_encoder("resnet", depth=18, width=0.0625, num_classes=1000)
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), export.abstract_variables(resnet))
+    variables = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), torch_names.abstract_variables(resnet))
     variables["params"]["classifier"]["bias"][MAPPING[8][1]] = 1
     variables["params"]["classifier"]["kernel"][0, 999] = 1  # not all zero: that would be a file without a classifier
     export.export_torchvision(resnet, variables, tmp_path / "e.safetensors")

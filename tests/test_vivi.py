@@ -19,7 +19,7 @@ from vivi_jax.methods.vivi import Vivi, rotations
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 from vivi_jax.train_step import create, make_train_step
 
-VIDEOS, SHOTS, FRAMES, IMAGES, SIZE, CLASSES = 16, 3, 2, 16, 8, 5
+VIDEOS, SHOTS, FRAMES, IMAGES, SIZE, CLASSES = 16, 2, 2, 16, 8, 5
 OPTIONS = dict(triplet_margin=0.5, triplet_groups=1, lambda_video=0.5, gamma=2.0, exemplar_dim=6, shot_dim=7,
                predictor_hidden=4, predictor_out=3, lstm_layers=1, order_hidden=5, num_classes=CLASSES, color="none",
                labelled_color="none", hsv=False, grey_prob=0.0)

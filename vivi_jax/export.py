@@ -1,144 +1,47 @@
 """Writes a pretrained encoder under the names other people's code knows, and reads such files back.
 
-    python -m vivi_jax.export --workdir=RUN --format=torchvision --out=FILE.safetensors
+    python -m vivi_jax.export --workdir=RUN --format=torchvision --out=FILE.safetensors     ResNet v1 (VITO)
+    python -m vivi_jax.export --workdir=RUN --format=timm --out=FILE.safetensors            ResNet v2 (VIVI)
 
-and, where torch and torchvision are:
+and, where torch and torchvision or timm are:
 
     model = torchvision.models.resnet50()
+    model = timm.create_model("resnetv2_50x1_bit", num_classes=0)  # what to call is printed, and in the file's metadata
     model.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
 
-The file of a plain ResNet (width 1, 7x7 stem) loads strictly, so it holds every entry torchvision has: an encoder
-without a classifier gets an `fc` of zeros for 1000 classes. The encoder here normalises its input itself, torchvision's
-does not: input_mean and input_std are in the file's metadata. FILE.safetensors.sha256 lies beside it (`sha256sum -c`
-reads it), because safetensors does not notice flipped bits.
+The file loads strictly where the library has the model (torch_names.py). torchvision's always has a classifier: an
+encoder without one gets an `fc` of zeros for 1000 classes. timm's does without, by num_classes=0. The encoder here
+normalises its input itself, theirs do not: input_mean and input_std are in the file's metadata.
+
+timm's BiT models add 1e-8 to the variance of a kernel, ours 1e-10 as BiT's own code; on kernels of the usual size (1e-3
+and more) features agree to 1e-4. timm's plain resnetv2_50 pads its max-pool with -inf and ours, as VIVI's code, with
+zeros: it must be built with stem_type="fixed", which is in the metadata too.
+
+FILE.safetensors.sha256 lies beside it (`sha256sum -c` reads it), because safetensors does not notice flipped bits.
 """
 import argparse
 import hashlib
 import json
 import os
 import pathlib
-import re
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.models import build_encoder
-from vivi_jax.models.resnet import DEPTHS, IMAGENET_MEAN, IMAGENET_STD, ResNet
+from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from vivi_jax.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
 
-MODULES = {
-    "stem_conv": "conv1", "stem_norm": "bn1", "classifier": "fc",
-    "conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "norm1": "bn1", "norm2": "bn2", "norm3": "bn3",
-    "proj_conv": "downsample.0", "proj_norm": "downsample.1",
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)  # of timm's resnetv2 models, where a file does not say
+# (depth, width) of the models timm has, for either norm of a v2 ResNet.
+TIMM_MODELS = {
+    "batch": {(depth, 1): f"resnetv2_{depth}" for depth in (18, 34, 50, 101, 152)},
+    "group": {(depth, width): f"resnetv2_{depth}x{width}_bit"
+              for depth, width in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))},
 }
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-COUNTER = "num_batches_tracked"  # an entry of every BatchNorm of torch; written as 0, which torch's default never reads
-# ndim -> order of the axes in torch: kernels [kh, kw, C, C'] -> [C', C, kh, kw], dense kernels [C, C'] -> [C', C].
-TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
-FC = ("fc.weight", "fc.bias")
-
-
-# ---- The name map ---------------------------------------------------------------------------------------------------
-def to_torchvision(encoder: ResNet, variables: dict) -> dict[str, np.ndarray]:
-    """Returns the `state_dict` of torchvision's ResNet with the weights of ours: float32, and int64 counters.
-
-    Args:
-      encoder: version 1 with BatchNorm; depth as torchvision's, any width and stem.
-      variables: {"params", "batch_stats"} of the encoder.
-
-    Raises:
-      ConfigError: an architecture torchvision does not have.
-      CheckpointError: variables that are not this encoder's.
-    """
-    check_architecture(encoder)
-    shapes = expected_shapes(encoder)
-    state = {torchvision_name(path): to_torch_layout(np.asarray(leaf, np.float32))
-             for path, leaf in flatten_dict(variables).items()}
-    state |= {name: np.zeros((), np.int64) for name in shapes if name.endswith(COUNTER)}
-    if encoder.num_classes is None:
-        state = {name: np.zeros(shapes[name], np.float32) for name in FC} | state
-    check_entries({name: array.shape for name, array in state.items()}, shapes)
-    return state
-
-
-def from_torchvision(encoder: ResNet, state_dict: dict) -> dict:
-    """The inverse: returns {"params", "batch_stats"} as float32 NumPy arrays, copies of the entries.
-
-    Args:
-      encoder: version 1 with BatchNorm. One without a classifier drops `fc`, whatever its size.
-      state_dict: name -> array or CPU tensor, under torchvision's names; every name of the encoder and no other.
-
-    Raises:
-      ConfigError: an architecture torchvision does not have.
-      CheckpointError: entries that are missing, unexpected, or of another shape; all are listed.
-    """
-    check_architecture(encoder)
-    state = {name: np.asarray(array) for name, array in state_dict.items()}
-    shapes = expected_shapes(encoder)
-    if encoder.num_classes is None:
-        state, shapes = ({n: value for n, value in entries.items() if n not in FC} for entries in (state, shapes))
-    check_entries({name: array.shape for name, array in state.items()}, shapes)
-    paths = flatten_dict(abstract_variables(encoder))
-    return unflatten_dict({path: from_torch_layout(state[torchvision_name(path)]) for path in paths})
-
-
-def torchvision_name(path: tuple[str, ...]) -> str:
-    """("params", "stage1_block2", "conv3", "kernel") -> "layer1.1.conv3.weight"."""
-    _, *modules, leaf = path
-    names = [re.sub(r"^stage(\d)_block(\d+)$", lambda m: f"layer{m[1]}.{int(m[2]) - 1}", name) for name in modules]
-    return ".".join([MODULES.get(name, name) for name in names] + [LEAVES.get(leaf, leaf)])
-
-
-def to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """An array of ours with its axes in torch's order (TORCH_AXES)."""
-    # Contiguous, because safetensors writes the buffer of a transposed view in its old order.
-    return np.ascontiguousarray(array.transpose(TORCH_AXES[array.ndim]))
-
-
-def from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_torch_layout`; always a float32 copy, as torch changes the statistics of a model in place."""
-    return np.array(array.transpose(np.argsort(TORCH_AXES[array.ndim])), np.float32, order="C")
-
-
-def abstract_variables(encoder: ResNet) -> dict:
-    """The encoder's variables as ShapeDtypeStructs."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(lambda key, x: encoder.init(key, x, train=False), jax.random.key(0), image)
-
-
-def expected_shapes(encoder: ResNet) -> dict[str, tuple[int, ...]]:
-    """Every entry of torchvision's state_dict for this encoder; where it has no classifier, for 1000 classes."""
-    with_classifier = encoder.clone(num_classes=encoder.num_classes or 1000)
-    shapes = {}
-    for path, leaf in flatten_dict(abstract_variables(with_classifier)).items():
-        name = torchvision_name(path)
-        shapes[name] = tuple(leaf.shape[axis] for axis in TORCH_AXES[leaf.ndim])
-        if name.endswith("running_var"):
-            shapes[name.replace("running_var", COUNTER)] = ()
-    return shapes
-
-
-def check_architecture(encoder: ResNet) -> None:
-    """Raises ConfigError unless torchvision has this kind of ResNet."""
-    found = (encoder.version, encoder.norm, encoder.weight_standardization)
-    if found != (1, "batch", False):
-        raise ConfigError("format torchvision holds ResNet version=1 with norm='batch' and no weight standardization; "
-                          "this encoder has version={}, norm={!r}, weight_standardization={}".format(*found))
-
-
-def check_entries(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> None:
-    """Raises one CheckpointError that lists every difference between two {name: shape}."""
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    problems += [f"{name} has shape {found[name]}, not {expected[name]}"
-                 for name in expected if name in found and found[name] != expected[name]]
-    if problems:
-        raise CheckpointError(f"{len(problems)} entries do not fit the encoder: {'; '.join(problems)}")
 
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
@@ -183,49 +86,78 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def load_encoder(path: str) -> tuple[dict, dict]:
-    """Returns (keyword arguments of models.build_encoder, its variables) of a safetensors file in torchvision's names.
+    """Returns (keyword arguments of models.build_encoder, its variables) of a file in torchvision's or timm's names.
 
-    Depth, width and stem follow from the entries, also in a file that was not written here. A missing or all-zero
-    classifier is left out. Input statistics come from the metadata; without them they are ImageNet's.
+    Depth, width, norm and stem follow from the entries, also in a file that was not written here. A missing or all-zero
+    classifier is left out. Input statistics come from the metadata; without them they are the library's own.
 
     Raises:
-      CheckpointError: as load_safetensors and from_torchvision; or no depth has these blocks.
+      CheckpointError: as load_safetensors and torch_names.from_torch; no depth has these blocks; or a BatchNorm ResNet
+        v2 whose max-pool is padded otherwise.
     """
     state, metadata = load_safetensors(path)
-    if "conv1.weight" not in state:
-        raise CheckpointError(f"{path} has no entry conv1.weight: it is not a ResNet in torchvision's names")
-    blocks = tuple(len({n.split(".")[1] for n in state if n.startswith(f"layer{s}.")}) for s in (1, 2, 3, 4))
-    kind = (blocks, "layer1.0.conv3.weight" in state)
-    depth = next((depth for depth, known in DEPTHS.items() if known == kind), None)
-    if depth is None:
-        raise CheckpointError(f"{path} has {blocks} blocks per stage: no ResNet known here")
-    classifier = state.get("fc.weight", np.zeros((0, 0)))
-    config = {
-        "name": "resnet", "depth": depth, "width": state["conv1.weight"].shape[0] / 64,
-        "stem": "imagenet" if state["conv1.weight"].shape[-1] == 7 else "small",
-        "num_classes": len(classifier) if classifier.any() else None,
-        "input_mean": json.loads(metadata.get("input_mean", json.dumps(IMAGENET_MEAN))),
-        "input_std": json.loads(metadata.get("input_std", json.dumps(IMAGENET_STD))),
-    }
-    return config, from_torchvision(build_encoder(**config), state)
+    naming = TIMM if "stem.conv.weight" in state else TORCHVISION
+    stem = state.get("stem.conv.weight" if naming is TIMM else "conv1.weight")
+    if stem is None:
+        raise CheckpointError(f"{path} has no entry conv1.weight or stem.conv.weight: it is not a ResNet in "
+                              "torchvision's or timm's names")
+    mean, std = (INCEPTION_MEAN, INCEPTION_STD) if naming is TIMM else (IMAGENET_MEAN, IMAGENET_STD)
+    classifier = state.get(f"{naming.classifier}.weight", np.zeros((0, 0)))
+    config = {"name": "resnet", "width": stem.shape[0] / 64, "stem": "imagenet" if stem.shape[-1] == 7 else "small",
+              "num_classes": len(classifier) if classifier.any() else None,
+              "input_mean": json.loads(metadata.get("input_mean", json.dumps(mean))),
+              "input_std": json.loads(metadata.get("input_std", json.dumps(std)))}
+    try:
+        config["depth"] = depth_of(naming, state)
+        if naming is TIMM:
+            config |= _v2_kind("norm.running_mean" in state, metadata)
+        return config, from_torch(naming, build_encoder(**config), state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
+    if batch_norm and metadata.get("max_pool_padding") != "zeros":
+        raise CheckpointError("its max-pool is padded with -inf, as that of timm's resnetv2_50, and the encoder's here "
+                              "with zeros: only files written here, or built with stem_type='fixed' and with the "
+                              "metadata max_pool_padding=zeros, can be read")
+    return {"version": 2, "norm": "batch" if batch_norm else "group", "weight_standardization": not batch_norm}
 
 
 def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
-    """Writes the encoder's safetensors file; returns the metadata it carries."""
+    """Writes the encoder's safetensors file in torchvision's names; returns the metadata it carries."""
     plain = encoder.width == 1 and encoder.stem == "imagenet" and encoder.depth != 200
     loads = f"torchvision.models.resnet{encoder.depth}" if plain else "no model of torchvision as it is"
-    metadata = {
-        "format": "pt",
-        "loads_strictly_into": loads + ("" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"),
-        "width": str(encoder.width), "stem": encoder.stem,
-        "classifier": "none: fc is all zeros" if encoder.num_classes is None else "fc",
-        "input_mean": json.dumps(encoder.input_mean), "input_std": json.dumps(encoder.input_std),
-    }
-    save_safetensors(path, to_torchvision(encoder, variables), metadata)
+    classes = "" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"
+    return _export(TORCHVISION, encoder, variables, path, {
+        "loads_strictly_into": loads + classes,
+        "classifier": "none: fc is all zeros" if encoder.num_classes is None else "fc"})
+
+
+def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
+    """Writes the encoder's safetensors file in timm's names; returns the metadata it carries."""
+    return _export(TIMM, encoder, variables, path, {
+        "loads_strictly_into": timm_model(encoder),
+        "classifier": "none" if encoder.num_classes is None else "head.fc", "max_pool_padding": "zeros"})
+
+
+def timm_model(encoder: ResNet) -> str:
+    """The call of timm that makes the model of this encoder."""
+    model = TIMM_MODELS[encoder.norm].get((encoder.depth, encoder.width))
+    if model is None or encoder.stem != "imagenet":
+        return "no model of timm as it is"
+    stem = ", stem_type='fixed'" if encoder.norm == "batch" else ""  # BiT's have it
+    return f"timm.create_model({model!r}, num_classes={encoder.num_classes or 0}{stem})"
+
+
+def _export(naming: Naming, encoder: ResNet, variables: dict, path: str, metadata: dict[str, str]) -> dict[str, str]:
+    metadata = {"format": "pt", **metadata, "width": str(encoder.width), "stem": encoder.stem,
+                "input_mean": json.dumps(encoder.input_mean), "input_std": json.dumps(encoder.input_std)}
+    save_safetensors(path, to_torch(naming, encoder, variables), metadata)
     return metadata
 
 
-EXPORTERS = {"torchvision": export_torchvision}
+EXPORTERS = {"torchvision": export_torchvision, "timm": export_timm}
 
 
 def main(argv: list[str] | None = None) -> None:
