@@ -259,7 +259,7 @@ def test_differences_of_equal_halves_say_nothing_of_the_clip():
 
 
 # ---- Config ---------------------------------------------------------------------------------------------------------
-VARIANTS = ["", "layers=68", "layers=8", "color=lab", "rotate", "offset=32", "difference=no", "down=3",
+VARIANTS = ["", "layers=68", "layers=8", "color=lab", "rotate", "offset=0", "difference=yes", "down=3",
             "data=kinetics600"]
 
 
