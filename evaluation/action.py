@@ -3,9 +3,10 @@
     python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN_OR_FILE|none --data=DIR \\
         --split=1|2|3|all --workdir=DIR
 
---data is videos with UCF-101's or HMDB-51's official lists among them, class folders, or frame stores: see
-input_pipeline/actions.py. Videos are decoded once, into WORKDIR/store. Each split trains in WORKDIR/split_N like any
-run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains from random weights.
+--data is videos with UCF-101's or HMDB-51's official lists among them, class folders, frame stores, or the word ucf101
+for TFDS's: see input_pipeline/actions.py. Videos are decoded once, into WORKDIR/store. Each split trains in
+WORKDIR/split_N like any run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains
+from random weights.
 The score is the share of test videos whose class has the largest probability, averaged over the windows of the video;
 it stands in WORKDIR/result.json and result.md.
 """

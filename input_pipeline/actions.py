@@ -4,6 +4,7 @@
     DATA/**/{train,test}list0N.txt, classInd.txt  UCF-101's lists, beside its videos anywhere under DATA
     DATA/**/CLASS_test_splitN.txt                 HMDB-51's lists, likewise
     DATA/CLASS/*, or DATA a frame store           one in five of each class, by a hash of its name, is for testing
+    DATA = "ucf101", and no such folder           UCF-101 as TensorFlow Datasets has prepared it, with its three splits
 
 Videos are decoded once, by input_pipeline.prepare, into frame stores; prepare says which it refused and why.
 """
@@ -14,7 +15,7 @@ import pathlib
 
 import numpy as np
 
-from input_pipeline import prepare
+from input_pipeline import actions_tfds, prepare
 from input_pipeline.store import LEDGER, META, DataError, FrameStore
 
 _LOG = logging.getLogger(__name__)
@@ -60,10 +61,12 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
       DataError: no such layout, lists that contradict each other, too many missing videos, a class without a video.
     """
     root = pathlib.Path(data)
+    numbers = ("1", "2", "3") if splits == "all" else (splits,)
+    if data == actions_tfds.NAME and not root.is_dir():
+        return {n: _from_tfds(n, pathlib.Path(out), decoding) for n in numbers}
     if not root.is_dir():
         raise DataError(f"no such directory: {data}; give a folder of videos with their split lists, with train/ and "
-                        "test/, or with one folder per class")
-    numbers = ("1", "2", "3") if splits == "all" else (splits,)
+                        f"test/, or with one folder per class, or {actions_tfds.NAME} for that of TFDS")
     lists = read_lists(root)
     if lists:
         unknown = [n for n in numbers if n not in lists]
@@ -77,9 +80,19 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
     if (root / "train").is_dir():
         if not (root / "test").is_dir():
             raise DataError(f"{root} has train/ but no test/: add it")
-        stores = [_prepared(root / part, pathlib.Path(out, part), decoding) for part in ("train", "test")]
-        return {"1": _joined(*map(_labelled, stores))}
+        return {"1": _two_parts(root, pathlib.Path(out), decoding)}
     return {"1": _held_out(_labelled(_prepared(root, pathlib.Path(out, "all"), decoding)))}
+
+
+def _from_tfds(number: str, out: pathlib.Path, decoding: dict) -> ActionSplit:
+    videos = out / f"{actions_tfds.NAME}_{number}" / "videos"
+    actions_tfds.write_videos(number, videos)
+    return _two_parts(videos, videos.parent, decoding)
+
+
+def _two_parts(root: pathlib.Path, out: pathlib.Path, decoding: dict) -> ActionSplit:
+    """ROOT/train and ROOT/test."""
+    return _joined(*(_labelled(_prepared(root / part, out / part, decoding)) for part in ("train", "test")))
 
 
 def _prepared(videos: pathlib.Path, out: pathlib.Path, decoding: dict) -> FrameStore:

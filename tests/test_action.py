@@ -149,6 +149,37 @@ def test_class_folders_are_split_by_hash_or_by_folder(ucf, tmp_path, capsys):
         actions.load_splits(str(tmp_path / "parts"), "2", str(tmp_path / "d"), **options)
 
 
+@pytest.mark.slow
+def test_ucf101_of_tfds_becomes_video_files(tmp_path, monkeypatch):
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    options = dict(max_missing=0.0, fps=60.0, short_side=48)
+    with pytest.raises(DataError, match="TFDS has no 'train' of ucf101/ucf101_2; run: tfds build ucf101/ucf101_2"):
+        actions.load_splits("ucf101", "2", str(tmp_path / "a"), **options)
+
+    def examples(builder, split=None, **_):  # two classes, frames of one grey level that grows with the example
+        count = {"train": 4, "test": 2}[split]
+        videos = [np.full((5 + i, 41, 57, 3), 40 * (i + 1), np.uint8) for i in range(count)]
+        return tf.data.Dataset.from_generator(
+            lambda: ({"video": video, "label": 7 * (i % 2)} for i, video in enumerate(videos)),
+            output_signature={"video": tf.TensorSpec((None, None, None, 3), tf.uint8),
+                              "label": tf.TensorSpec((), tf.int64)})
+
+    with tfds.testing.mock_data(as_dataset_fn=examples):
+        split = actions.load_splits("ucf101", "2", str(tmp_path / "a"), **options)["2"]
+    assert split.class_names == ["ApplyEyeMakeup", "Basketball"]
+    assert names(split.train) == [f"ApplyEyeMakeup/{i:05d}.mp4" for i in (0, 2)] + [
+        f"Basketball/{i:05d}.mp4" for i in (1, 3)]
+    store = split.train.store
+    assert store.num_frames[split.train.videos].tolist() == [5, 7, 6, 8]
+    assert store.fps.tolist() == [25.0] * 4
+    assert (store.height[0], store.width[0]) == (41, 57)
+    again = actions.load_splits("ucf101", "2", str(tmp_path / "a"), **options)["2"]  # without TFDS: all is there
+    assert names(again.test) == names(split.test)
+
+
 def test_train_and_test_must_have_the_same_classes(ucf, tmp_path):
     for part, classes in (("train", CLASSES), ("test", ("Archery",))):
         for name in classes:
