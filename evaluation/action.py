@@ -15,17 +15,15 @@ import json
 import logging
 import os
 import pathlib
-import sys
 
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 from flax import linen as nn
 from ml_collections import config_flags
 
-from evaluation import adapt
+from evaluation import adapt, command_line
 from evaluation.action_classifier import (
     ActionClassifier,
     ActionNetwork,
@@ -35,13 +33,12 @@ from evaluation.action_classifier import (
 )
 from input_pipeline import actions, windows
 from input_pipeline.actions import ActionSplit
-from input_pipeline.store import DataError
-from vivi_jax import checkpoint, optim, preemption, sharding
+from vivi_jax import checkpoint, optim, sharding
 from vivi_jax.build import Parts, call
 from vivi_jax.checkpoint import Checkpoints
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
-from vivi_jax.train import NotFinite, train
+from vivi_jax.train import train
 from vivi_jax.train_step import TrainState, create, make_train_step
 
 _LOG = logging.getLogger("evaluation.action")
@@ -236,39 +233,11 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
-def parse_flags(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
-    """absl's parsing, with what is wrong said in one line."""
-    try:
-        remaining = flags.FLAGS(argv)
-        for name, flag in values.items():
-            if flag.value is None:
-                raise ConfigError(f"--{name} is missing: {flags.FLAGS[name].help}")
-        values["config"].value.name  # noqa: B018 - a file that could not be loaded says so at the first use
-    except ConfigError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        while "Traceback" in str(error) and (error.__cause__ or error.__context__):
-            error = error.__cause__ or error.__context__
-        raise ConfigError(" ".join(str(error).split())) from error
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.basicConfig(format="%(message)s", force=True)
-    for package in ("vivi_jax", "input_pipeline", "evaluation"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    return remaining
-
-
-def main(values: dict[str, flags.FlagHolder]) -> None:
-    result = evaluate(values["config"].value, source=values["checkpoint"].value, data=values["data"].value,
-                      splits=values["split"].value, workdir=values["workdir"].value)
+def main(values: dict) -> None:
+    result = evaluate(values["config"], source=values["checkpoint"], data=values["data"],
+                      splits=values["split"], workdir=values["workdir"])
     print(markdown(result))
 
 
 if __name__ == "__main__":
-    try:
-        command_line = define_flags()
-        app.run(lambda _: main(command_line), flags_parser=lambda argv: parse_flags(argv, command_line))
-    except (CheckpointError, ConfigError, DataError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        sys.stderr.flush()
-        os._exit(preemption.EXIT_CODE)
+    command_line.run(main, define_flags())

@@ -14,24 +14,22 @@ import json
 import logging
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterable
 
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 from flax import linen as nn
 from ml_collections import config_flags
 
-from evaluation import adapt, finetune, vtab_data, vtab_report, vtab_tasks
+from evaluation import adapt, command_line, finetune, vtab_data, vtab_report, vtab_tasks
 from evaluation.vtab_data import Examples
 from evaluation.vtab_tasks import Task
 from input_pipeline.store import DataError
 from vivi_jax import checkpoint
-from vivi_jax.errors import CheckpointError, ConfigError, choose
+from vivi_jax.errors import ConfigError, choose
 from vivi_jax.models import build_encoder
 
 _LOG = logging.getLogger("evaluation.vtab")
@@ -261,32 +259,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def parse_flags(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
-    """absl's parsing; what is wrong in a flag or a config key is a ConfigError of one line."""
-    try:
-        remaining = flags.FLAGS(argv)
-        for name, flag in values.items():
-            if flag.value is None:
-                raise ConfigError(f"--{name} is missing: {flags.FLAGS[name].help}")
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    absl_logging.set_verbosity(absl_logging.ERROR)  # libraries; ours go through the standard loggers
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("evaluation").setLevel(logging.INFO)
-    return remaining
-
-
-def main(values: dict[str, flags.FlagHolder]) -> None:
-    config, source = values["config"].value, values["checkpoint"].value
-    tasks, shard = vtab_tasks.select(values["tasks"].value), parse_shard(values["shard"].value)
+def main(values: dict) -> None:
+    config, source = values["config"], values["checkpoint"]
+    tasks, shard = vtab_tasks.select(values["tasks"]), parse_shard(values["shard"])
     report = evaluate(config, *load_encoder(source, config), name=source, tasks=tasks, shard=shard,
-                      **{name: values[name].value for name in ("protocol", "data_dir", "workdir")})
+                      **{name: values[name] for name in ("protocol", "data_dir", "workdir")})
     print(report["summary"])
 
 
 if __name__ == "__main__":
-    try:
-        command_line = define_flags()
-        app.run(lambda _: main(command_line), flags_parser=lambda argv: parse_flags(argv, command_line))
-    except (CheckpointError, ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
+    command_line.run(main, define_flags())

@@ -15,28 +15,28 @@ def image():
 
 
 def test_hsv_equals_colorsys(image):
-    h, s, v = augment.rgb_to_hsv(image)
+    h, s, v = augment.rgb_to_hsv(*augment.split(image))
     expected = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in np.asarray(image).reshape(-1, 3)])
     np.testing.assert_allclose(np.stack([h, s, v], -1).reshape(-1, 3), expected, atol=2e-6)
-    np.testing.assert_allclose(augment.hsv_to_rgb(h, s, v), image, atol=1e-6)
+    np.testing.assert_allclose(augment.merge(augment.hsv_to_rgb(h, s, v)), image, atol=1e-6)
 
 
 @pytest.mark.parametrize("colour", [(0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
 def test_hsv_at_greys_and_corners(colour):
     pixel = jnp.asarray(colour, jnp.float32).reshape(1, 1, 3)
-    h, s, v = augment.rgb_to_hsv(pixel)
+    h, s, v = augment.rgb_to_hsv(*augment.split(pixel))
     np.testing.assert_allclose([h.item(), s.item(), v.item()], colorsys.rgb_to_hsv(*colour), atol=1e-6)
-    np.testing.assert_allclose(augment.hsv_to_rgb(h, s, v), pixel, atol=1e-6)
+    np.testing.assert_allclose(augment.merge(augment.hsv_to_rgb(h, s, v)), pixel, atol=1e-6)
 
 
 def test_contrast_scales_deviations_from_each_channels_mean(image):
-    out = np.asarray(augment.adjust_contrast(image, 1.4))
+    out = np.stack([augment.adjust_contrast(plane, 1.4) for plane in augment.split(image)], axis=-1)
     mean = np.asarray(image).mean((0, 1))
     np.testing.assert_allclose(out, (np.asarray(image) - mean) * 1.4 + mean, atol=1e-6)
 
 
 def test_saturation_and_hue(image):
-    out = augment.adjust_hsv(image, 1.2, 0.1)
+    out = augment.merge(augment.adjust_hsv(augment.split(image), 1.2, 0.1))
     expected = []
     for pixel in np.asarray(image).reshape(-1, 3):
         h, s, v = colorsys.rgb_to_hsv(*pixel)

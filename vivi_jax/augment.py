@@ -4,8 +4,12 @@ The host crops, resizes and flips (input_pipeline); everything that needs no JPE
 per image, so that an image's augmentation does not depend on how the batch is split over devices or micro-batches.
 Each function takes one image float32[H, W, 3] in [0, 1] and is batched with `jax.vmap`.
 """
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
+
+Planes = tuple[jax.Array, jax.Array, jax.Array]  # one [H, W] per channel
 
 # BYOL's two distributions (Grill et al. 2020, table 6), which VITO A.1 adopts "without modification".
 # Views 1 and 3 use A1, view 2 uses A2 (VITO A.1). Crop and flip stand in the data section: the host does them.
@@ -71,46 +75,65 @@ def color_jitter(image: jax.Array, key: jax.Array, brightness: float, contrast: 
 def jitter_in_order(image: jax.Array, order: jax.Array, *, shift: jax.Array, contrast_factor: jax.Array,
                     saturation_factor: jax.Array, hue_shift: jax.Array) -> jax.Array:
     """Brightness (0), contrast (1), saturation (2) and hue (3) in the given order, int[4], clipping after each."""
-    def apply(position: int, image: jax.Array) -> jax.Array:
+    def apply(position: int, planes: Planes) -> Planes:
         # All four run with identity parameters but for the one whose turn it is: cheaper than four branches each time,
         # which a batch with an order per image would all take.
         turn = order[position]
-        image = jnp.clip(image + jnp.where(turn == 0, shift, 0.0), 0.0, 1.0)
-        image = jnp.clip(adjust_contrast(image, jnp.where(turn == 1, contrast_factor, 1.0)), 0.0, 1.0)
-        return jnp.clip(adjust_hsv(image, jnp.where(turn == 2, saturation_factor, 1.0),
-                                   jnp.where(turn == 3, hue_shift, 0.0)), 0.0, 1.0)
+        planes = _clipped(plane + jnp.where(turn == 0, shift, 0.0) for plane in planes)
+        factor = jnp.where(turn == 1, contrast_factor, 1.0)
+        planes = _clipped(adjust_contrast(plane, factor) for plane in planes)
+        return _clipped(adjust_hsv(planes, jnp.where(turn == 2, saturation_factor, 1.0),
+                                   jnp.where(turn == 3, hue_shift, 0.0)))
 
-    return jax.lax.fori_loop(0, 4, apply, image)
-
-
-def adjust_contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
-    mean = image.mean(axis=(0, 1), keepdims=True)
-    return (image - mean) * factor + mean
+    # Apart, the planes are contiguous: on CPUs four times as fast as with the channels innermost.
+    return merge(jax.lax.fori_loop(0, 4, apply, split(image)))
 
 
-def adjust_hsv(image: jax.Array, saturation_factor: jax.Array, hue_shift: jax.Array) -> jax.Array:
+def split(image: jax.Array) -> Planes:
+    return image[..., 0], image[..., 1], image[..., 2]
+
+
+def merge(planes: Planes) -> jax.Array:
+    """[...] three times -> [..., 3]."""
+    return jnp.stack(planes, axis=-1)
+
+
+def _clipped(planes: Iterable[jax.Array]) -> Planes:
+    return tuple(jnp.clip(plane, 0.0, 1.0) for plane in planes)
+
+
+def adjust_contrast(plane: jax.Array, factor: jax.Array) -> jax.Array:
+    mean = plane.mean()
+    return (plane - mean) * factor + mean
+
+
+def adjust_hsv(planes: Planes, saturation_factor: jax.Array, hue_shift: jax.Array) -> Planes:
     """Multiplies S (clipped to [0, 1]) and turns H by `hue_shift` of a full circle."""
-    h, s, v = rgb_to_hsv(image)
-    return hsv_to_rgb((h + hue_shift) % 1.0, jnp.clip(s * saturation_factor, 0.0, 1.0), v)
+    h, s, v = rgb_to_hsv(*planes)
+    h = h + hue_shift
+    return hsv_to_rgb(h - jnp.floor(h), jnp.clip(s * saturation_factor, 0.0, 1.0), v)
 
 
-def rgb_to_hsv(image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """RGB [..., 3] -> H, S, V, each [...] in [0, 1]; the hexcone model (H = S = 0 for grey)."""
-    r, g, b = image[..., 0], image[..., 1], image[..., 2]
-    v = image.max(axis=-1)
-    chroma = v - image.min(axis=-1)
+def rgb_to_hsv(r: jax.Array, g: jax.Array, b: jax.Array) -> Planes:
+    """H, S and V in [0, 1], of the same shape; the hexcone model (H = S = 0 for grey)."""
+    v = jnp.maximum(jnp.maximum(r, g), b)
+    chroma = v - jnp.minimum(jnp.minimum(r, g), b)
     safe = jnp.where(chroma > 0, chroma, 1.0)
-    sector = jnp.where(v == r, ((g - b) / safe) % 6, jnp.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    # In [-1, 1], and the other sectors in [1, 3] and [3, 5]: a comparison does for the remainder and is cheaper.
+    red = (g - b) / safe
+    sector = jnp.where(v == r, jnp.where(red < 0, red + 6, red),
+                       jnp.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4))
     return jnp.where(chroma > 0, sector / 6, 0.0), jnp.where(v > 0, chroma / jnp.where(v > 0, v, 1.0), 0.0), v
 
 
-def hsv_to_rgb(h: jax.Array, s: jax.Array, v: jax.Array) -> jax.Array:
-    """Inverse of `rgb_to_hsv`: [...] each -> [..., 3]."""
+def hsv_to_rgb(h: jax.Array, s: jax.Array, v: jax.Array) -> Planes:
+    """Inverse of `rgb_to_hsv`, for H in [0, 1]."""
     def channel(offset: int) -> jax.Array:  # 5, 3, 1 for r, g, b: how far the channel lies below V around the hexagon
-        k = (offset + h * 6) % 6
+        k = offset + h * 6
+        k = jnp.where(k >= 6, k - 6, k)
         return v - v * s * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
 
-    return jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+    return channel(5), channel(3), channel(1)
 
 
 def to_grey(image: jax.Array) -> jax.Array:

@@ -48,7 +48,8 @@ def inception_color(image: jax.Array, key: jax.Array) -> jax.Array:
 
 def shift_and_saturate(image: jax.Array, shift: jax.Array, factor: jax.Array) -> jax.Array:
     # Clipped only at the end, as there: HSV of values outside [0, 1] is the same formula, V being the largest channel.
-    return jnp.clip(photometric.adjust_hsv(image + shift, factor, 0.0), 0.0, 1.0)
+    planes = photometric.adjust_hsv(photometric.split(image + shift), factor, 0.0)
+    return jnp.clip(photometric.merge(planes), 0.0, 1.0)
 
 
 def hsv_randomisation(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -63,9 +64,9 @@ def hsv_randomisation(image: jax.Array, key: jax.Array) -> jax.Array:
 
 def change_hsv(image: jax.Array, *, hue: jax.Array, power: jax.Array, factor: jax.Array, shift: jax.Array) -> jax.Array:
     """Turns H by `hue` of a circle and maps S and V by factor * x^power + shift; the last three are [2]: S, V."""
-    h, s, v = photometric.rgb_to_hsv(image)
+    h, s, v = photometric.rgb_to_hsv(*photometric.split(image))
     s, v = (jnp.clip(factor[i] * x ** power[i] + shift[i], 0.0, 1.0) for i, x in enumerate((s, v)))
-    return photometric.hsv_to_rgb((h + hue) % 1.0, s, v)
+    return photometric.merge(photometric.hsv_to_rgb((h + hue) % 1.0, s, v))
 
 
 COLORS = {"inception": inception_color, "autoaugment": autoaugment, "none": lambda image, key: image}
