@@ -13,8 +13,9 @@ import statistics
 
 from benchmarks.learning import python
 from benchmarks.results import record
+from input_pipeline.synthetic_actions import ACTIONS
 
-VIDEOS = 480
+VIDEOS = 960
 STARTS = ("pretrained", "from scratch")
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     gains = [pretrained - scratch for pretrained, scratch in zip(*accuracy.values(), strict=True)]
     rows = [{"start": start, "top1": values, "median": statistics.median(values)} for start, values in accuracy.items()]
     values = {"rows": rows, "gain_median": statistics.median(gains), "gain_min": min(gains), "target_gain": 0.2,
-              "videos_per_class": arguments.videos_per_class, "classes": 10, "videos": VIDEOS}
+              "videos_per_class": arguments.videos_per_class, "classes": len(ACTIONS), "videos": VIDEOS}
     command = f"python -m benchmarks.vdim_learning --seeds={arguments.seeds} " \
               f"--videos_per_class={arguments.videos_per_class}"
     print(json.dumps(values, indent=1), f"\nwrote {record('vdim_learning', values, command=command, seeds=seeds)}")

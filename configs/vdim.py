@@ -7,7 +7,7 @@
 The paper's best run on UCF-101 (74.1 % on split 1 after fine-tuning): 50,000 steps on the 9,537 training videos of
 split 1. The one on Kinetics-600 (79.7 % UCF-101, 49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. Of neither
 are the hours given. One device runs the same batch with --config.micro_batches=16 (BatchNorm per micro-batch then).
-`configs/vdim.py:demo` is a two-core laptop's version of about three minutes.
+`configs/vdim.py:demo` is a two-core laptop's version of a few minutes.
 
 Variants, comma-separated after a colon:
     data=ucf101|kinetics600     the steps; Kinetics begins with difference=no (VDIM §4.3)
@@ -105,7 +105,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
 
 
 def demo(config: ml_collections.ConfigDict) -> None:
-    """Two CPU cores, about three minutes: the small table on 8 frames of 48 pixels of rendered action clips.
+    """Two CPU cores, a few minutes: the small table on 8 frames of 48 pixels of rendered action clips.
 
     A higher learning rate, because this run is over a hundred times shorter than the paper's.
     """
@@ -113,6 +113,6 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.encoder.update(dict(table="small", frames=8, dtype="float32"))
     config.method.embed_dim = 128
     config.data.update(dict(frames=8, image_size=48, offset=config.data.offset * 8 // 32))
-    config.schedule.update(dict(lr=1e-3, total_steps=300, warmup_steps=20))
+    config.schedule.update(dict(lr=1e-3, total_steps=450, warmup_steps=20))
     config.evaluation.image_size = 48
     config.run.update(dict(log_every=20, checkpoint_every=100))
