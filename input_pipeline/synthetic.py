@@ -37,6 +37,7 @@ from input_pipeline.store import DataError
 
 FPS = 25
 COLOUR_PACE = 0.25  # of the drift of colours in videos of several shots
+ZOOM = 2.2  # how much larger the object is in the last of several shots than in the first
 TEST_EVERY = 4  # one video in four is held out
 SETTINGS = ".settings.json"
 
@@ -136,11 +137,11 @@ class Pose(NamedTuple):
 
 
 def render_shot(rng: np.random.Generator, contours: list[np.ndarray], *, size: int, frames: int, fps: float = FPS,
-                colour_pace: float = 1.0) -> np.ndarray:
-    """One camera shot of one object, whose place, size, rotation and squeeze drift: see render_scene."""
+                colour_pace: float = 1.0, zoom: float = 1.0) -> np.ndarray:
+    """One camera shot of one object, `zoom` times as large, whose place, size, rotation and squeeze drift."""
     time = np.arange(frames) / fps  # seconds
     place = size * _drift(rng, time, 0.4, 0.6, channels=2)
-    side = size * _drift(rng, time, 0.42, 0.56)[:, 0]
+    side = zoom * size * _drift(rng, time, 0.42, 0.56)[:, 0]
     angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, time, -1.5, 1.5)[:, 0]) / fps
     squeeze = np.exp(_drift(rng, time, -0.1, 0.1)[:, 0])
     return render_scene(rng, contours, Pose(place, side, angle, squeeze), size=size, fps=fps, colour_pace=colour_pace)
@@ -206,7 +207,8 @@ def render_video(rng: np.random.Generator, shape: str, *, size: int, frames: int
                  ) -> np.ndarray:
     """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB.
 
-    Each shot gets at least four fifths of an equal share of the frames.
+    Each shot gets at least four fifths of an equal share of the frames. From shot to shot the camera comes nearer, ZOOM
+    times in all: what else there is in a shot does not tell whether it came before another one.
     """
     contours = unit_shape(shape)
     if shots == 1:
@@ -214,9 +216,10 @@ def render_video(rng: np.random.Generator, shape: str, *, size: int, frames: int
     slack = np.sort(rng.integers(0, frames // 5 + 1, shots - 1))
     cuts = (np.arange(1, shots) * (frames - frames // 5)) // shots + slack
     video = np.empty((0, size, size, 3), np.uint8)
-    for start, stop in itertools.pairwise([0, *cuts, frames]):
-        draws = (render_shot(rng, contours, size=size, frames=int(stop - start), fps=fps, colour_pace=COLOUR_PACE)
-                 for _ in range(1000))  # every other one is taken, or more
+    zooms = ZOOM ** (np.arange(shots) / (shots - 1) - 0.75)  # in the last shots it is as large as in videos of one
+    for zoom, (start, stop) in zip(zooms, itertools.pairwise([0, *cuts, frames]), strict=True):
+        draws = (render_shot(rng, contours, size=size, frames=int(stop - start), fps=fps, colour_pace=COLOUR_PACE,
+                             zoom=zoom) for _ in range(1000))  # every other one is taken, or more
         longer = (np.concatenate([video, shot]) for shot in draws)
         video = next(candidate for candidate in longer if cuts_are_clear(candidate, cuts[cuts < stop]))
     return video

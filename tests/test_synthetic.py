@@ -193,6 +193,19 @@ def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(t
     assert batch["shots"].shape == (16, 4, 8, 16, 16, 3) and not caplog.records
 
 
+def test_the_object_is_larger_in_each_later_shot(monkeypatch):
+    sides = []
+    render_scene = synthetic.render_scene
+    monkeypatch.setattr(synthetic, "render_scene",
+                        lambda rng, contours, pose, **kw: sides.append(pose.side.mean()) or render_scene(
+                            rng, contours, pose, **kw))
+    monkeypatch.setattr(synthetic, "cuts_are_clear", lambda video, cuts: True)  # so that every draw is a shot
+    for seed in range(10):
+        synthetic.render_video(np.random.default_rng(seed), "star", size=64, frames=40, shots=4, fps=10)
+    ratios = np.array(sides).reshape(10, 4)[:, [0, 3]]
+    assert np.exp(np.log(ratios[:, 1] / ratios[:, 0]).mean()) == pytest.approx(synthetic.ZOOM, rel=0.15)
+
+
 def test_shots_are_hard_cuts():
     for shots in (1, 2, 4):
         video = synthetic.render_video(np.random.default_rng(shots), "star", size=64, frames=75, shots=shots)
