@@ -1,6 +1,6 @@
 """Prepares millions of videos on many machines: prepare.py as a pipeline of Apache Beam, same flags, same bytes.
 
-    python -m input_pipeline.prepare_beam --videos=gs://BUCKET/VIDEOS --out=gs://BUCKET/STORE --runner=DataflowRunner ...
+    python -m input_pipeline.prepare_beam --videos=gs://BUCKET/VIDEOS --out=gs://BUCKET/STORE --runner=NAME ...
 
 Flags that are not prepare's are Beam's: --runner (DirectRunner by default) and the runner's own, for Dataflow, Flink or
 Spark; launch/beam.sh fills them in. Paths may be local, or in a bucket. Started again after a kill, the same command
@@ -160,9 +160,15 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """The command."""
     prepare.define_flags()
-    logging.basicConfig(format="%(message)s")
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing; what it does not know is left for Beam."""
+    remaining = flags.FLAGS(argv, known_only=True)
+    logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("input_pipeline").setLevel(logging.INFO)
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    return remaining
 
 
 if __name__ == "__main__":
