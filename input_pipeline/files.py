@@ -19,6 +19,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def absolute(path: str) -> str:
+    """A path that means the same to a worker with another current folder."""
+    return path if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
 def join(root: str, *names: str) -> str:
     return "/".join([root.rstrip("/"), *names]) if is_remote(root) else os.path.join(root, *names)
 

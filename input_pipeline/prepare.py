@@ -17,6 +17,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -76,7 +77,7 @@ def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: 
     shards, settings = plan.shards, plan.settings
     ahead = 4 + 2 * workers // settings.videos_per_shard  # shards in work, so that one long video stops nobody
     waiting = collections.deque()
-    with _pool(workers, settings) as submit, _progress(len(plan.inputs)) as done:
+    with pool(workers, settings.limits) as submit, progress(len(plan.inputs)) as done:
         for shard in range(len(shards) + ahead):
             if shard < len(shards):
                 if _rows_path(partial, shard).exists():  # by an earlier run
@@ -94,9 +95,9 @@ def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: 
 
 
 @contextlib.contextmanager
-def _pool(workers: int, settings: Settings) -> Iterator[Callable]:
+def pool(workers: int, limits: dict) -> Iterator[Callable]:
     """Yields submit(function, *args) -> future; the function gets a free sandbox as its first argument."""
-    sandboxes = [Sandbox(**settings.limits) for _ in range(workers)]
+    sandboxes = [Sandbox(**limits) for _ in range(workers)]
     free = queue.SimpleQueue()
     for sandbox in sandboxes:
         free.put(sandbox)
@@ -118,7 +119,7 @@ def _pool(workers: int, settings: Settings) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable]:
+def progress(total: int) -> Iterator[Callable]:
     """Yields done(n); a bar on a terminal, a line a minute in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 60
     with tqdm.tqdm(total=total, unit="file", mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
@@ -220,6 +221,14 @@ def define_flags() -> None:
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
     flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")
     flags.DEFINE_float("wall_s", DEFAULT.wall_s, "limit per file: wall time, seconds")
+
+
+def parse_known_flags(argv: list[str]) -> list[str]:
+    """absl's parsing for commands that run on Beam: what it does not know is returned, for Beam."""
+    remaining = flags.FLAGS(argv, known_only=True)
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("input_pipeline").setLevel(logging.INFO)
+    return remaining
 
 
 if __name__ == "__main__":

@@ -56,8 +56,7 @@ def prepare_with_beam(videos: str, out: str, options: list[str], settings: Setti
       DataError: as prepare.prepare; a bucket that does not let us; an option that Beam does not know.
     """
     beam_options = beam_runner.parse(options)
-    videos, out = (path if files.is_remote(path) else os.path.abspath(os.path.expanduser(path))
-                   for path in (videos, out))  # workers may have another current folder
+    videos, out = files.absolute(videos), files.absolute(out)
     plan = preparation.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
     try:
         if preparation.is_complete(out, plan):
@@ -160,15 +159,7 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """The command."""
     prepare.define_flags()
-    app.run(main, flags_parser=_parse_flags)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing; what it does not know is left for Beam."""
-    remaining = flags.FLAGS(argv, known_only=True)
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("input_pipeline").setLevel(logging.INFO)
-    return remaining
+    app.run(main, flags_parser=prepare.parse_known_flags)
 
 
 if __name__ == "__main__":
