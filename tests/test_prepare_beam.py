@@ -151,6 +151,7 @@ def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
                                        prepare.Settings(videos_per_shard=3, fps=5.0))
 
 
+@pytest.mark.slow
 def test_same_bytes_from_a_bucket_to_a_bucket(shelf, reference):
     assert prepare_beam.prepare_with_beam("shelf://b/in/", "shelf://b/out", DIRECT, SMALL)
     made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in shelf.glob("b%out%*")}
