@@ -18,6 +18,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
 from absl import app, flags
@@ -39,7 +40,12 @@ def load_classifier(weights: str, batch_size: int):
     from vivi_jax.errors import CheckpointError, ConfigError
 
     try:
-        return frame_classifier.load(weights, batch_size=batch_size)
+        if not files.is_remote(weights):
+            return frame_classifier.load(weights, batch_size=batch_size)
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = os.path.join(scratch, os.path.basename(weights))
+            files.fetch(weights, copy)
+            return frame_classifier.load(copy, batch_size=batch_size)
     except (CheckpointError, ConfigError) as e:
         raise DataError(str(e)) from e
 

@@ -1,6 +1,7 @@
 """Curation keeps exactly the videos that satisfy the rule, wherever and however often it is run, and says why not."""
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -177,6 +178,20 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     assert curate.curate(**options, out=str(tmp_path / "three"), workers=3)
     assert curate.curate(**options, out=str(tmp_path / "beam"), beam_options=["--runner=DirectRunner"])
     assert contents(tmp_path / "local") == contents(tmp_path / "three") == contents(tmp_path / "beam")
+    from shelf import ShelfFileSystem
+    shelf = tmp_path / "shelf"
+    shelf.mkdir()
+    monkeypatch.setattr(ShelfFileSystem, "root", shelf, raising=False)
+    for path in (*library.iterdir(), pathlib.Path(classifier)):
+        shutil.copy(path, shelf / f"b%in%{path.name}")
+    assert curate.curate("shelf://b/in/manifest.csv", "shelf://b/in/classes.csv", "shelf://b/in/resnet.safetensors",
+                         "shelf://b/out", rule=RULE, beam_options=["--runner=DirectRunner"])
+    in_bucket = {path.name.removeprefix("b%out%"): path.read_bytes() for path in shelf.glob("b%out%*")}
+    missing = b"unreadable: No such file or directory"
+    assert in_bucket.keys() == contents(tmp_path / "local").keys()
+    assert in_bucket["report.json"] == contents(tmp_path / "local")["report.json"]
+    assert in_bucket["decisions.jsonl"].count(b"unreadable: cannot read shelf://b/in/missing.mp4") == 1
+    assert contents(tmp_path / "local")["decisions.jsonl"].count(missing) == 1  # the only line that differs
     assert set(contents(tmp_path / "local")) == {"decisions.jsonl", "kept.csv", "report.json", "report.md",
                                                  "report.png"}
     assert not curate.curate(**options, out=str(tmp_path / "beam"))

@@ -19,6 +19,8 @@ jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not install
 import launch_schemas  # noqa: E402
 import yaml  # noqa: E402
 
+from vivi_jax import preemption  # noqa: E402
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 FLAGS = ["--config=configs/vito.py", "--config.data.path=/mnt/b/a store", '--config.note="$HOME\\']
@@ -123,7 +125,7 @@ def test_the_jobset_is_valid_and_carries_the_flags(cloud, options):
     pod = job["template"]["spec"]
     assert pod["containers"][0]["args"] == FLAGS and job["parallelism"] == job["completions"] == 4
     assert ("cloud.google.com/gke-spot" in pod["nodeSelector"]) == ("volumes" in pod) == bool(options)
-    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [143]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [preemption.EXIT_CODE]
     if options:
         assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "b"
         assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/mnt/b"
@@ -132,6 +134,7 @@ def test_the_jobset_is_valid_and_carries_the_flags(cloud, options):
 def test_the_skypilot_file_is_valid_and_passes_the_flags_on(cloud, tmp_path):
     task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
     jsonschema.validate(task, launch_schemas.SKYPILOT)
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [preemption.EXIT_CODE]
     assert launch("sky.sh", "vito", "--nodes=2", "--spot", "--bucket=gs://b", "--", *FLAGS).returncode == 0
     call = calls(cloud)[0]
     assert call[:3] == ["sky", "jobs", "launch"] and "--use-spot" in call and call[call.index("--num-nodes") + 1] == "2"
@@ -292,7 +295,7 @@ def test_a_slurm_job_saves_is_queued_again_and_ends(cloud, tmp_path):
     wait_for(lambda: (cloud / "starts").exists() and (cloud / "srun.pid").exists())
     time.sleep(0.2)
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == 143
+    assert job.wait(timeout=30) == preemption.EXIT_CODE == 143
     assert (cloud / "saved").read_text() == "saved\n"
     assert calls(cloud)[1:] == [["scancel", "--signal=TERM", "7"], ["scontrol", "requeue", "7"]]
     assert subprocess.run(["bash", script, *FLAGS], env=environment, timeout=30).returncode == 0
