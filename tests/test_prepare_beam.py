@@ -14,6 +14,7 @@ from input_pipeline import files, inputs, prepare, store
 from input_pipeline.store import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
+from shelf import ShelfFileSystem
 
 from input_pipeline import beam_runner, prepare_beam
 
