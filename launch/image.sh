@@ -9,5 +9,7 @@ case "$target" in
   cpu | cuda | tpu | beam) ;;
   *) fail "unknown kind of image $target: cpu, cuda, tpu or beam" ;;
 esac
-run docker build --file=launch/Dockerfile "--target=$target" "--tag=$image" .
+# The same Python as environment.sh takes here: Beam sends the workers code that another version does not read.
+version="$("$(bash launch/python.sh)" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+run docker build --file=launch/Dockerfile "--target=$target" "--build-arg=PYTHON=$version" "--tag=$image" .
 run docker push "$image"

@@ -6,20 +6,15 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_export import random_variables
 from video_files import write_video
 
-from evaluation import adapt
 from input_pipeline import curate, curation, inputs
 from input_pipeline.curation import Rule
 from input_pipeline.sandbox import Sandbox
 from input_pipeline.store import DataError
-from vivi_jax import export
-from vivi_jax.models.resnet import ResNet
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLOURS = {"ruby": (200, 40, 40), "jade": (40, 190, 60), "sapphire": (40, 60, 210)}
@@ -71,6 +66,12 @@ def library(tmp_path_factory):
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     """A ResNet whose classifier was fitted to the colours: random features, ridge regression."""
+    import jax  # here, as all that loads a network: the tests without one are quick
+    from test_export import random_variables
+
+    from vivi_jax import export
+    from vivi_jax.models.resnet import ResNet
+
     encoder = ResNet(depth=18, width=0.125, num_classes=3)
     variables = random_variables(encoder)
     images = np.stack([picture for name in COLOURS for picture in film((name, 20))[:, 4:36, 8:40]])
@@ -216,6 +217,9 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_the_command_line(library, classifier, tmp_path):
     """Killed once; then it goes on. And what is wrong with the classifier is said in one line."""
+    from evaluation import adapt
+    from vivi_jax import export
+
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-m", "input_pipeline.curate", *flags(library, classifier, out)],
                                cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -156,16 +156,17 @@ def test_the_skypilot_file_is_valid_and_passes_the_flags_on(cloud, tmp_path):
 def test_the_container_file_copies_what_there_is_and_pins_the_same_beam(cloud):
     text = (ROOT / "launch/Dockerfile").read_text()
     instructions = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert {line.split()[0] for line in instructions} <= {"FROM", "WORKDIR", "COPY", "ENV", "RUN", "ENTRYPOINT"}
+    assert {line.split()[0] for line in instructions} <= {"ARG", "FROM", "WORKDIR", "COPY", "ENV", "RUN", "ENTRYPOINT"}
     stages = [line.split() for line in instructions if line.startswith("FROM")]
-    assert [stage[3] for stage in stages] == ["base", "cpu", "cuda", "tpu", "beam"]
+    assert [stage[3] for stage in stages] == ["sdk", "base", "cpu", "cuda", "tpu", "beam"]
     for line in instructions:
         if line.startswith("COPY") and "--from" not in line:
             assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
-    beam = re.search(r"apache/beam_python3.11_sdk:([\d.]+)", text)[1]
+    beam = re.search(r"apache/beam_python\${PYTHON}_sdk:([\d.]+)", text)[1]
     assert f"apache-beam=={beam}\n" in (ROOT / "constraints.txt").read_text()
     assert launch("image.sh", "tpu", "r/v:1").returncode == 0
-    assert calls(cloud) == [["docker", "build", "--file=launch/Dockerfile", "--target=tpu", "--tag=r/v:1", "."],
+    assert calls(cloud) == [["docker", "build", "--file=launch/Dockerfile", "--target=tpu",
+                             f"--build-arg=PYTHON={sys.version_info[0]}.{sys.version_info[1]}", "--tag=r/v:1", "."],
                             ["docker", "push", "r/v:1"]]
 
 
