@@ -118,7 +118,7 @@ def _look(root: pathlib.Path, name: str) -> tuple[Sequence | None, list[str]]:
         wrong.append(f"{name}: {len(lacking)} frames have no mask, the first {lacking[0]}")
     if not lacking and len(frames) < 3:
         wrong.append(f"{name}: {len(frames)} frames; the first and the last are not scored, so there must be 3 or more")
-    masks = [annotations / f"{path.stem}.png" for path in (frames[:1] if lacking else frames)]
+    masks = [annotations / f"{path.stem}.png" for path in frames if path.stem in there]
     sequence, more = _read(name, frames, masks)
     return sequence, wrong + more
 
