@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -195,7 +196,8 @@ def run(args: argparse.Namespace) -> dict:
     encoder, variables, _ = adapt.load_encoder(args.checkpoint)
     sequences = davis_data.load(args.data, names)
     protocol = choose_protocol(args.protocol, encoder, args.short_side)
-    claim(out, {"config": dataclasses.asdict(protocol), "encoder_sha256": checkpoint.state_sha256(variables)})
+    claim(out, {"config": dataclasses.asdict(protocol), "data": os.path.realpath(args.data),
+                "encoder_sha256": checkpoint.state_sha256(variables)})
     found = evaluate(encoder, variables, sequences, protocol, out)
     return {"source": source, "protocol": args.protocol, "settings": dataclasses.asdict(protocol), "data": args.data,
             **found}

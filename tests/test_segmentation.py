@@ -333,7 +333,7 @@ def test_the_schedule_is_a_polynomial():
 
 @pytest.mark.slow
 def test_the_full_size_step_compiles_for_eight_devices():
-    """The paper's crop and batch, split over 8 devices; a ResNet-18, as the ResNet-50 compiles for minutes on a core."""
+    """The paper's crop and batch over 8 devices; a ResNet-18, as the ResNet-50 compiles for minutes on a core."""
     config = segmentation_config.get_config("voc")
     config.encoder.depth = 18
     encoder, _ = segmentation.load_pretrained("none", config)
