@@ -148,16 +148,16 @@ def attend(protocol: Protocol, state: dict, queries_hxwxC: jax.Array) -> jax.Arr
         label = cut(labels, slice_sizes=(len(labels), side, side, labels.shape[-1])).reshape(-1, labels.shape[-1])
         allowed = near & jax.lax.dynamic_slice(inside, (y, x), (side, side)).reshape(1, -1)
         allowed = (valid[None, :, None] & allowed[:, None]).reshape(len(query), -1)
-        similarity = jnp.where(allowed, jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
+        similarity = jnp.where(allowed, jnp.matmul(query, key.T, precision=dense.EXACT), -jnp.inf)
         if not protocol.first_near:
             whole = tuple(slice(radius, radius + length) for length in (height, width))
             first = state["keys"][0][whole].reshape(-1, channels)
             similarity = jnp.concatenate(
-                [jnp.matmul(query, first.T, precision=jax.lax.Precision.HIGHEST), similarity], axis=1)
+                [jnp.matmul(query, first.T, precision=dense.EXACT), similarity], axis=1)
             label = jnp.concatenate([state["labels"][0][whole].reshape(-1, label.shape[-1]), label])
         best, index = jax.lax.top_k(similarity, protocol.top_k)
         weights = jax.nn.softmax(best / protocol.temperature, axis=-1)
-        return jnp.einsum("qk,qkc->qc", weights, label[index]).reshape(TILE, TILE, -1)
+        return jnp.einsum("qk,qkc->qc", weights, label[index], precision=dense.EXACT).reshape(TILE, TILE, -1)
 
     rows, columns = queries.shape[0] // TILE, queries.shape[1] // TILE
     corners = TILE * jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1).reshape(-1, 2)

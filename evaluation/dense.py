@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+EXACT = jax.lax.Precision.HIGHEST  # TPUs would round the factors of these products to bfloat16
 # The last feature map and the one before it, by name, of each kind of encoder in models.ENCODERS.
 RESNET_LAYERS = {"last": "stage4", "middle": "stage3"}
 VDIM_LAYERS = {"last": "global", "middle": "local2"}
@@ -42,4 +43,4 @@ def upsample(maps_BxhxwxC: jax.Array, height: int, width: int) -> jax.Array:
     """Bilinear, corners aligned: float32[B, height, width, C]."""
     rows = interpolation(aligned(height, maps_BxhxwxC.shape[1]), maps_BxhxwxC.shape[1])
     columns = interpolation(aligned(width, maps_BxhxwxC.shape[2]), maps_BxhxwxC.shape[2])
-    return jnp.einsum("Yh,bhwc,Xw->bYXc", rows, maps_BxhxwxC, columns)
+    return jnp.einsum("Yh,bhwc,Xw->bYXc", rows, maps_BxhxwxC, columns, precision=EXACT)

@@ -99,7 +99,8 @@ def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, colum
 
     def some_rows(rows_BxR: jax.Array) -> jax.Array:
         rows = jax.vmap(lambda positions: dense.interpolation(positions, height))(rows_BxR)
-        return jnp.einsum("bYh,bhwc,bXw->bYXc", rows, logits_BxhxwxC, columns).argmax(axis=-1).astype(jnp.uint8)
+        logits = jnp.einsum("bYh,bhwc,bXw->bYXc", rows, logits_BxhxwxC, columns, precision=dense.EXACT)
+        return logits.argmax(axis=-1).astype(jnp.uint8)
 
     chunks = jnp.moveaxis(rows_BxH.reshape(len(rows_BxH), -1, CANVAS), 1, 0)  # [H / 64, B, 64]
     found = jnp.moveaxis(jax.lax.map(some_rows, chunks), 0, 1)
