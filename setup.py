@@ -11,7 +11,7 @@ setuptools.setup(
     install_requires=[
         "absl-py", "array-record>=0.8", "av>=18", "chex", "clu>=0.0.12", "flax>=0.12", "jax>=0.10.2",
         "ml-collections>=1.1", "numpy", "opencv-python-headless", "optax>=0.2.8", "orbax-checkpoint>=0.12",
-        "safetensors", "tensorboard", "tqdm",
+        "pillow", "safetensors", "tensorboard", "tqdm",
         # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
         "tensorflow-cpu>=2.21; platform_system == 'Linux'", "tensorflow>=2.21; platform_system != 'Linux'",
         "tensorflow-datasets>=4.9.10", "importlib-resources", "matplotlib", "scikit-learn", "scipy",

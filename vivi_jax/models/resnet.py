@@ -30,6 +30,7 @@ DEPTHS = {
 }
 NORMS = ("batch", "group")
 STEMS = ("imagenet", "small")
+OUTPUT_STRIDES = (8, 16, 32)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -45,6 +46,10 @@ class ResNet(nn.Module):
       width: multiplier of all channel counts (3 for VIVI's Big; fractions for small test networks).
       num_classes: adds a linear classifier on the pooled features; None leaves it out.
       stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2) or "small" (3x3 stride 1, no pool; for images to 64 px).
+      output_stride: pixels between neighbouring locations of stage4 with the "imagenet" stem, 32, 16 or 8 ("small": a
+        quarter of it). 16 and 8 leave out the strides of the last one or two stages; the parameters are the same.
+      dilate: what comes after a stride left out is dilated, so that every 2nd (4th) location has the value it has with
+        the stride. Without, the convolutions stay as they are and see less far (as VFS and CRW do for DAVIS).
       bn_groups: BatchNorm normalises this many equal, consecutive groups of examples separately (VIVI trained with
         statistics per TPU core); 1 = the whole batch.
       input_mean, input_std: per RGB channel, in [0, 1].
@@ -59,6 +64,8 @@ class ResNet(nn.Module):
     width: float = 1
     num_classes: int | None = None
     stem: str = "imagenet"
+    output_stride: int = 32
+    dilate: bool = True
     bn_groups: int = 1
     input_mean: tuple[float, float, float] = IMAGENET_MEAN
     input_std: tuple[float, float, float] = IMAGENET_STD
@@ -66,7 +73,8 @@ class ResNet(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        for field, known in (("depth", tuple(DEPTHS)), ("version", (1, 2)), ("norm", NORMS), ("stem", STEMS)):
+        for field, known in (("depth", tuple(DEPTHS)), ("version", (1, 2)), ("norm", NORMS), ("stem", STEMS),
+                             ("output_stride", OUTPUT_STRIDES)):
             if getattr(self, field) not in known:
                 raise ConfigError(f"ResNet {field}={getattr(self, field)!r}: must be one of {known}")
         if round(64 * self.width) < 1:
@@ -83,8 +91,8 @@ class ResNet(nn.Module):
 
         Returns:
           pooled: float32 [B, C], the spatial mean of stage4.
-          intermediates: "stage1".."stage4" [B, h, w, c] in `dtype` (at 224 px: 56, 28, 14, 7), in v2 stage4 after the
-            final norm + ReLU; and "logits" float32 [B, num_classes] if there is a classifier.
+          intermediates: "stage1".."stage4" [B, h, w, c] in `dtype` (at 224 px and output stride 32: 56, 28, 14, 7), in
+            v2 stage4 after the final norm + ReLU; and "logits" float32 [B, num_classes] if there is a classifier.
 
         Raises:
           ValueError: images that are not floating point [B, H, W, 3].
@@ -99,12 +107,17 @@ class ResNet(nn.Module):
         x = (images - channelwise(self.input_mean, 4)) / channelwise(self.input_std, 4)
         x = self._stem(x.astype(self.dtype), channels, conv, norm, train)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block  # argument 2 of __call__ is `train`
-        stages = {}
+        stages, total_stride, dilation = {}, 4, 1
         for stage, num_blocks in enumerate(stage_blocks, 1):
+            first_dilation, stride = dilation, 2 if stage > 1 and total_stride < self.output_stride else 1
+            if stage > 1 and stride == 1 and self.dilate:
+                dilation *= 2  # from behind the convolution that had the stride
+            total_stride *= stride
             for i in range(1, num_blocks + 1):
                 x = block(
                     channels=channels * 2 ** (stage - 1),
-                    stride=2 if stage > 1 and i == 1 else 1,
+                    stride=stride if i == 1 else 1,
+                    dilations=(first_dilation if i == 1 else dilation, dilation),
                     bottleneck=bottleneck,
                     version=self.version,
                     conv=conv,
@@ -139,16 +152,18 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     version: int
-    conv: Any  # (features, size, stride, name) -> module
+    conv: Any  # (features, size, stride, dilation, name) -> module
     norm: Any  # (name) -> module
+    dilations: tuple[int, int] = (1, 1)  # up to the convolution that has the stride, and behind it
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H/stride, W/stride, C']."""
-        if self.bottleneck:  # (features, kernel size, stride)
-            convs = ((self.channels, 1, 1), (self.channels, 3, self.stride), (4 * self.channels, 1, 1))
+        before, behind = self.dilations
+        if self.bottleneck:  # (features, kernel size, stride, dilation)
+            convs = ((self.channels, 1), (self.channels, 3, self.stride, before), (4 * self.channels, 1))
         else:
-            convs = ((self.channels, 3, self.stride), (self.channels, 3, 1))
+            convs = ((self.channels, 3, self.stride, before), (self.channels, 3, 1, behind))
         features_out = convs[-1][0]
         projects = self.stride != 1 or x.shape[-1] != features_out
 
@@ -171,11 +186,12 @@ class Block(nn.Module):
 
 
 class Conv(nn.Module):
-    """Square convolution without bias, padded by size // 2 on every side as torch does."""
+    """Square convolution without bias, padded by dilation * (size // 2) on every side as torch does."""
 
     features: int
     size: int
     stride: int = 1
+    dilation: int = 1
     standardize: bool = False
     dtype: Any = "float32"
 
@@ -191,9 +207,9 @@ class Conv(nn.Module):
             # matmul of four axes, whose weight gradient transposes the activations (a fifth of the whole step).
             x = x[:, :: self.stride, :: self.stride]
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
-        pad = self.size // 2
-        dims = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2, dimension_numbers=dims)
+        pad = self.dilation * (self.size // 2)
+        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2,
+                                        rhs_dilation=(self.dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
