@@ -23,7 +23,7 @@ class DetectionNetwork(nn.Module):
       predict_iou: one more output, the IoU of the predicted box with the true one (Wu et al. 2020).
       extra_from_encoder: P6 comes from stage4 (RetinaNet §4) and not from P5 (FCOS §3.2).
       channels: of the pyramid and head; layers: convolutions in each tower.
-      norm: "group" (FCOS's and ATSS's code) or None (RetinaNet), in the towers.
+      norm: "group" (FCOS's and ATSS's code) or "" (RetinaNet: none), in the towers.
     """
     encoder: nn.Module
     num_classes: int
@@ -32,13 +32,13 @@ class DetectionNetwork(nn.Module):
     extra_from_encoder: bool
     channels: int
     layers: int
-    norm: str | None
+    norm: str
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Float images [B, H, W, 3] in [0, 1] -> float32, A = all anchors, in the order of detection_targets.anchors:
+        """Float images [B, H, W, 3] in [0, 1] -> float32 outputs of all A anchors, in detection_targets.anchors' order.
 
-        {"logits": [B, A, K], "boxes": [B, A, 4] (as detection_targets decodes them), "iou": logits [B, A], if asked for}
+        {"logits": [B, A, K], "boxes": [B, A, 4], as detection_targets decodes them, "iou": logits [B, A], if asked for}
         """
         dtype = self.encoder.dtype
         _, stages = self.encoder(images, train=train)
@@ -75,7 +75,7 @@ class Head(nn.Module):
     predict_iou: bool
     channels: int
     layers: int
-    norm: str | None
+    norm: str
     dtype: Any
 
     @nn.compact
@@ -96,12 +96,12 @@ class Head(nn.Module):
                 return x
             return run
 
-        def flat(x: jax.Array, outputs: int) -> jax.Array:  # [B, h, w, anchors * outputs] -> [B, cells * anchors, outputs]
+        def flat(x: jax.Array, outputs: int) -> jax.Array:  # [B, h, w, anchors * outputs] -> [B, all anchors, outputs]
             return x.astype(jnp.float32).reshape(x.shape[0], -1, outputs)
 
         n = self.anchors_per_cell
         class_tower, box_tower = tower("class"), tower("box")
-        # At the start every class has a probability of 0.01, so that background does not swamp the loss: RetinaNet §4.1.
+        # Every class begins at a probability of 0.01, so that background does not swamp the loss (RetinaNet §4.1).
         to_logits = conv(n * self.num_classes, "logits", bias=-math.log(99))
         to_boxes = conv(n * 4, "boxes")
         to_iou = conv(n, "iou") if self.predict_iou else None

@@ -1,8 +1,8 @@
 """FCOS* and RetinaNet as methods of vivi_jax.train: predictions are the embeddings, the loss compares them with boxes.
 
     FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class probability * predicted IoU)
-                (Wu et al. 2020). VITO A.2 names FCOS, these two and task alignment (Feng et al. 2021); how they were put
-                together stands in a paper that was not at hand (Odin). Task alignment is left out.
+                (Wu et al. 2020). VITO A.2 names FCOS, these two and Feng et al. 2021 (task alignment); how they were
+                put together stands in a paper that was not at hand (Odin). Task alignment is left out.
     RetinaNet   Lin et al. 2017, with the values of detectron2 where those differ.
 """
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ class Detector:
     """
 
     def __init__(self, encoder: nn.Module, *, form: str, options: dict, num_classes: int, image_size: tuple[int, int],
-                 max_boxes: int, alpha: float, gamma: float, channels: int, layers: int, norm: str | None):
+                 max_boxes: int, alpha: float, gamma: float, channels: int, layers: int, norm: str):
         self.form = choose("config.method.form", form, FORMS)(**options)
         self.image_size, self.max_boxes, self.alpha, self.gamma = tuple(image_size), max_boxes, alpha, gamma
         self.network = DetectionNetwork(
@@ -156,7 +156,7 @@ class Detector:
 
 
 def focal_loss(logits_BxAxK: jax.Array, class_BxA: jax.Array, *, alpha: float, gamma: float) -> jax.Array:
-    """-alpha_t (1 - p_t)^gamma log p_t, summed over the classes: [B, A] (RetinaNet, equation 5); class -1: background."""
+    """-alpha_t (1 - p_t)^gamma log p_t, summed over classes: [B, A] (RetinaNet, equation 5). Class -1: background."""
     is_class = class_BxA[..., None] == jnp.arange(logits_BxAxK.shape[-1])[None, None]
     signed = jnp.where(is_class, logits_BxAxK, -logits_BxAxK)  # p_t = sigmoid of it
     loss = jax.nn.softplus(-signed) * jax.nn.sigmoid(-signed) ** gamma
