@@ -20,7 +20,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "evaluation": ["pycocotools"],
-        "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image"],
+        "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image", "pycocotools"],
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )

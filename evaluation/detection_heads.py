@@ -152,7 +152,7 @@ def pyramid_levels(encoder: nn.Module, image_size: tuple[int, int]) -> tuple[lis
         raise ConfigError(f"the encoder {type(encoder).__name__} has no {', '.join(missing)}: detection needs maps of "
                           "three strides, as a ResNet of images gives them")
     sizes = [shapes[stage].shape[1:3] for stage in STAGES]
-    strides = [image_size[0] // height for height, _ in sizes]
+    strides = [2 ** math.ceil(math.log2(image_size[0] / height)) for height, _ in sizes]
     if any((h * s, w * s) != tuple(image_size) for (h, w), s in zip(sizes, strides, strict=True)):
         raise ConfigError(f"config.data.image_size={tuple(image_size)}: height and width must be multiples of "
                           f"{strides[0] * 4} for this encoder")

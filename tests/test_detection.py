@@ -1,0 +1,200 @@
+"""FCOS* and RetinaNet as methods, and the protocol: losses, full sizes, learning by heart, kills, one-line mistakes."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import detection as detection_config
+from evaluation import detection, detection_data, detection_report, detection_targets
+from evaluation.detection_method import Detector
+from input_pipeline.store import DataError
+from vivi_jax import sharding
+from vivi_jax.errors import ConfigError
+from vivi_jax.models import build_encoder
+from vivi_jax.train_step import create
+
+VARIANTS = ("coco", "lvis", "retinanet")
+PLAIN = ("331352", "403385", "41888", "153299", "143931", "6818")  # images of a few objects, none tiny
+
+
+def make_detector(variant: str, classes=3, **changes) -> Detector:
+    """The demo's detector on 64 x 96 px."""
+    config = detection_config.get_config(f"{variant},demo")
+    config.data.image_size, config.data.max_boxes = (64, 96), 4
+    for key, value in changes.items():
+        config.method[key] = value
+    encoder, _ = detection.load_pretrained("none", config)
+    return detection.make_detector(config, encoder, classes)
+
+
+@pytest.fixture(scope="module")
+def detectors() -> dict[str, Detector]:
+    return {variant: make_detector(variant) for variant in ("coco", "retinanet")}
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    """Eight images: with objects, without, with a crowd alone, and with padding among its boxes."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 40, (8, 4, 2))
+    boxes = np.concatenate([low, low + rng.uniform(10, 24, (8, 4, 2))], axis=2).astype(np.float32)
+    classes = rng.integers(0, 3, (8, 4)).astype(np.int32)
+    classes[1] = detection_targets.NO_BOX
+    classes[2] = [detection_targets.CROWD, -1, -1, -1]
+    classes[3, 2:] = detection_targets.NO_BOX
+    boxes[classes == detection_targets.NO_BOX] = 0
+    return {"image": rng.integers(0, 256, (8, 64, 96, 3), dtype=np.uint8), "boxes": boxes, "classes": classes}
+
+
+def make_outputs(detector: Detector, seed=0) -> dict[str, np.ndarray]:
+    rng, count = np.random.default_rng(seed), len(detector.anchors)
+    shapes = {"logits": (8, count, 3), "boxes": (8, count, 4)} | (
+        {"iou": (8, count)} if detector.form.predict_iou else {})
+    return {name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+
+
+# ---- The methods ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["coco", "retinanet"])
+def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, variant):
+    """Class loss of all but ignored anchors, box loss of positive ones, both per positive anchor of the whole batch."""
+    detector, batch = detectors[variant], make_batch()
+    outputs = make_outputs(detector)
+
+    def loss(outputs, batch):
+        value, metrics = detector.loss(outputs, batch)
+        return value, metrics
+
+    results = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=sharding.over_batch(mesh))
+        results.append(jax.tree.map(np.asarray, step(outputs, batch)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), *results)
+    (value, metrics), gradient = results[0]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+    anchors = jnp.asarray(detector.anchors)
+    matched = np.asarray(jax.jit(jax.vmap(lambda boxes, classes: detector.form.assign(
+        anchors, detector.level_sizes, boxes, classes)))(batch["boxes"], batch["classes"]))
+    image, anchor = np.nonzero(matched >= 0)
+    row = matched[image, anchor]
+    p = 1 / (1 + np.exp(-outputs["logits"].astype(float)))
+    target = np.zeros_like(p)
+    target[image, anchor, batch["classes"][image, row]] = 1
+    focal = -np.where(target == 1, 0.25 * (1 - p) ** 2 * np.log(p), 0.75 * p ** 2 * np.log(1 - p)).sum(axis=-1)
+    counted = focal[matched != detection_targets.IGNORED].sum()
+    assert metrics["class_loss"] == pytest.approx(counted / len(row), rel=1e-4)
+    true, raw = batch["boxes"][image, row], outputs["boxes"][image, anchor]
+    if variant == "coco":
+        giou, iou = jax.jit(lambda raw, anchors, true: [overlap(detector.form.decode(raw, anchors), true) for overlap in (
+            detection_targets.giou, detection_targets.iou)])(raw, detector.anchors[anchor], true)
+        per_box = 2 * (1 - np.asarray(giou))
+        q = 1 / (1 + np.exp(-outputs["iou"][image, anchor].astype(float)))
+        assert metrics["iou_loss"] == pytest.approx(-(iou * np.log(q) + (1 - iou) * np.log(1 - q)).mean(), rel=1e-4)
+    else:
+        encode = jax.jit(detection_targets.encode_deltas)
+        error = np.abs(raw - np.asarray(encode(true, detector.anchors[anchor])))
+        per_box = np.where(error < 0.1, error ** 2 / 0.2, error - 0.05).sum(axis=-1)
+    assert metrics["box_loss"] == pytest.approx(per_box.mean(), rel=1e-4)
+    assert value == pytest.approx(sum(metrics[name] for name in metrics if name.endswith("loss")), rel=1e-5)
+    assert metrics["positives_per_image"] == len(row) / 8 and set(image) == {0, 3, 4, 5, 6, 7}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["coco", "retinanet"])
+def test_a_batch_without_objects_teaches_background_alone(detectors, variant):
+    detector, batch = detectors[variant], make_batch()
+    batch["classes"][:] = detection_targets.NO_BOX
+    batch["boxes"][:] = 0
+    (_, metrics), gradient = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))(make_outputs(detector), batch)
+    assert metrics["box_loss"] == 0 and metrics["positives_per_image"] == 0 and metrics["class_loss"] > 0
+    assert (np.asarray(gradient["logits"]) > 0).all() and not np.asarray(gradient["boxes"]).any()
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.slow
+def test_detection_finds_what_the_outputs_say(detectors):
+    """A head that is sure of two anchors: their boxes and classes come out, scored by class and IoU."""
+    detector = detectors["coco"]
+    outputs = {name: np.full_like(value, -20) for name, value in make_outputs(detector).items()}
+    outputs["boxes"][:] = 0
+    outputs["logits"][0, 5, 2] = outputs["logits"][0, 40, 1] = 20
+    outputs["iou"][0, 5], outputs["iou"][0, 40] = 0.0, 20
+
+    class Fixed:
+        def apply(self, variables, images, train):
+            return variables
+
+    detector_like = Detector.__new__(Detector)
+    detector_like.__dict__ = detector.__dict__ | {"network": Fixed()}
+    found = jax.jit(lambda outputs, images: detector_like.detect(
+        outputs, images, min_score=0.05, per_level=50, max_overlap=0.5, max_detections=5))(
+        outputs, np.zeros((8, 64, 96, 3), np.uint8))
+    np.testing.assert_allclose(found["scores"][0], [1, np.sqrt(0.5), 0, 0, 0], atol=1e-4)
+    assert found["classes"][0, :2].tolist() == [1, 2] and not np.asarray(found["scores"][1:]).any()
+    np.testing.assert_allclose(found["boxes"][0, :2], detector.anchors[[40, 5]], atol=1e-3)
+
+
+def test_impossible_encoders_sizes_and_forms_are_refused():
+    config = detection_config.get_config("coco,demo")
+    encoder, _ = detection.load_pretrained("none", config)
+    config.data.image_size = (100, 160)
+    with pytest.raises(ConfigError, match=r"image_size=\(100, 160\): height and width must be multiples of 32"):
+        detection.make_detector(config, encoder, 3)
+    with pytest.raises(ConfigError, match="did you mean 'fcos'"):
+        make_detector("coco", form="fcoss")
+    vdim = build_encoder("vdim", table="small", width=1.0, frames=8, norm="batch", input_mean=(0.0,) * 3,
+                         input_std=(1.0,) * 3, dtype="float32")
+    config.data.image_size = (64, 64)
+    with pytest.raises(ConfigError, match="VdimEncoder has no stage2, stage3, stage4"):
+        detection.make_detector(config, vdim, 3)
+
+
+# ---- The papers' sizes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant, images, steps, lr_at", [
+    ("coco", 118_287, 27_724, {0: 1e-3 / 232, 231: 1e-3, 18_481: 1e-3, 18_484: 1e-4, 24_645: 1e-5}),
+    ("lvis", 100_170, 23_477, {196: 1e-3, 15_655: 1e-4}),
+    ("retinanet", 118_287, 90_000, {1000: 0.01, 59_999: 0.01, 60_001: 1e-3, 80_001: 1e-4}),
+])
+def test_schedules_of_the_sheet(variant, images, steps, lr_at):
+    config = detection_config.get_config(variant)
+    rate, total = detection.schedule(config.batch_size, images, **config.schedule)
+    assert total == steps
+    for step, lr in lr_at.items():
+        assert float(rate(step)) == pytest.approx(lr, rel=1e-3), step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant, classes, anchors", [("coco", 80, 17_064), ("lvis", 1203, 17_064),
+                                                       ("retinanet", 80, 153_576)])
+def test_the_papers_step_has_its_shapes(variant, classes, anchors):
+    """The whole training step and testing at full size and batch, abstractly."""
+    config = detection_config.get_config(variant)
+    encoder, _ = detection.load_pretrained("none", config)
+    detector = detection.make_detector(config, encoder, classes)
+    assert detector.anchors.shape == (anchors, 4) and sum(detector.level_sizes) == anchors
+    parts = detection.make_parts(config, detector, 0, 118_287)
+    assert parts.batch_spec["image"].shape == ({"retinanet": 16}.get(variant, 128), 800, 1024, 3)
+    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+    new_state, metrics = jax.eval_shape(parts.train_step, state, parts.batch_spec)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), new_state)
+    assert metrics["loss"].dtype == jnp.float32
+    sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
+    assert sizes["encoder"] == 25_557_032 - 2_049_000
+    batch = {"image": jax.ShapeDtypeStruct((64, 800, 1024, 3), np.uint8),
+             "index": jax.ShapeDtypeStruct((64,), np.int32)}
+    variables = {"params": state.params, **state.model_state}
+    found = jax.eval_shape(detection.make_detect(config, detector), variables, batch)
+    assert found["boxes"].shape == (64, 300 if variant == "lvis" else 100, 4)
