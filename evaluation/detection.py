@@ -51,7 +51,7 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     test_set = detection_data.load_set(data, config.data.test_annotations, config.data.test_images)
     detection_data.check_sets(train_set, test_set)
     truth = detection_data.read_annotations(test_set.source)
-    check_truth(config.metric, truth)
+    check_truth(config.metric, truth, test_set.source)
     detector = make_detector(config, encoder, len(train_set.category_ids))
     check_sections(config, detector, train_set)
 

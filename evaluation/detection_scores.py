@@ -86,8 +86,8 @@ def coco_ap(truth: dict, rows: list[dict]) -> dict:
 METRICS = {"coco": coco_ap, "lvis": lvis_ap}
 
 
-def check_truth(metric: str, truth: dict) -> None:
-    """Says what is missing for a metric, so that it is said before the training.
+def check_truth(metric: str, truth: dict, source: str) -> None:
+    """Says what the annotation file `source`, read as `truth`, lacks for a metric: before the training, not after it.
 
     Raises:
       ConfigError: no such metric, or pycocotools is not installed.
@@ -97,4 +97,7 @@ def check_truth(metric: str, truth: dict) -> None:
     if metric == "coco" and importlib.util.find_spec("pycocotools") is None:
         raise ConfigError("COCO's AP needs the package pycocotools: pip install -c constraints.txt -e .[evaluation]")
     if metric == "lvis":
-        lvis_ap(truth, [])
+        try:
+            lvis_ap(truth, [])
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None

@@ -154,5 +154,5 @@ def test_empty_and_degenerate_input_has_defined_scores():
     flat = copy.deepcopy(one_box())
     flat["annotations"][0].update(bbox=[3, 3, 0, 0], area=0)
     assert lvis_ap.lvis_ap(flat, [row(1, [3, 3, 0, 0], 0.5)])["AP"] == 0  # nothing overlaps a box without area
-    with pytest.raises(DataError, match="no 'neg_category_ids'.*no LVIS annotation file"):
-        check_truth("lvis", {**one_box(), "images": [{"id": 7}]})
+    with pytest.raises(DataError, match="a.json: its images have no 'neg_category_ids'.*no LVIS annotation file"):
+        check_truth("lvis", {**one_box(), "images": [{"id": 7}]}, "a.json")
