@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from input_pipeline.store import DataError
 
 _LOG = logging.getLogger("evaluation.detection")
 PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract
+_NEEDED = {"images": ("id", "height", "width"), "annotations": ("id", "image_id", "category_id", "bbox"),
+           "categories": ("id", "name")}
 _MIN_SIDE = 1.0  # pixels of the network's input: of what is cut off by a crop, smaller pieces are no objects
 
 
@@ -60,15 +63,15 @@ def read_annotations(path: str | os.PathLike) -> dict:
     if not isinstance(contents, dict) or not all(isinstance(contents.get(part), list)
                                                  for part in ("images", "annotations", "categories")):
         raise DataError(f"{path} is no COCO annotation file: it needs lists of images, annotations and categories")
-    wrong = [f"{part}: {keys - row.keys()} missing from {row}" for part, keys in (
-        ("images", {"id", "height", "width"}), ("annotations", {"id", "image_id", "category_id", "bbox"}),
-        ("categories", {"id", "name"})) for row in contents[part] if not keys <= row.keys()]
+    wrong = [f"{part} need {', '.join(keys)}: {str(row)[:200]}" for part, keys in _NEEDED.items()
+             for row in contents[part] if not isinstance(row, dict) or not row.keys() >= set(keys)]
     if wrong:
-        raise DataError(f"{path}: {len(wrong)} entries lack what they need, such as {wrong[0][:200]}")
+        raise DataError(f"{path}: {len(wrong)} entries lack what they need, such as: {wrong[0]}")
     for annotation in contents["annotations"]:
         annotation.pop("segmentation", None)
         box = annotation["bbox"]
-        if len(box) != 4 or not np.isfinite(box).all():
+        if not (isinstance(box, list) and len(box) == 4
+                and all(isinstance(x, int | float) and math.isfinite(x) for x in box)):
             raise DataError(f"{path}: the box of annotation {annotation['id']} is {box}, not four finite numbers")
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", box[2] * box[3])
@@ -249,9 +252,18 @@ def train_batches(dataset: DetectionSet, first_step: int, *, seed: int, batch_si
       scale: bounds of u, by which the fitting size is multiplied; flip_prob: chance of mirroring.
       max_boxes: G; of an image with more boxes the largest are kept.
 
-    Yields:
-      {"image": uint8[b, H, W, 3], "boxes": float32[b, G, 4], "classes": int32[b, G]}, see detection_targets.
+    Returns:
+      Iterator over {"image": uint8[b, H, W, 3], "boxes": float32[b, G, 4], "classes": int32[b, G]}, see
+      detection_targets.
+
+    Raises:
+      DataError: at once, for impossible values; while iterating, what read_image says.
     """
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] and 0 <= flip_prob <= 1 and max_boxes > 0):
+        raise DataError(f"scale={scale}, flip_prob={flip_prob}, max_boxes={max_boxes}: sizes need 0 < low <= high, a "
+                        "chance is in [0, 1], and there must be room for a box")
+    if batch_size % process_count:
+        raise DataError(f"batch_size={batch_size} does not divide among {process_count} processes")
     rows = batch_size // process_count
 
     def example(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -259,8 +271,8 @@ def train_batches(dataset: DetectionSet, first_step: int, *, seed: int, batch_si
         return training_example(dataset, sampling.pick(seed, i, len(dataset)), sampling.example_rng(seed, i),
                                 image_size=image_size, scale=scale, flip_prob=flip_prob, max_boxes=max_boxes)
 
-    for examples in _batched(example, first_step * rows, None, rows, threads):
-        yield dict(zip(("image", "boxes", "classes"), map(np.stack, zip(*examples, strict=True)), strict=True))
+    return (dict(zip(("image", "boxes", "classes"), map(np.stack, zip(*examples, strict=True)), strict=True))
+            for examples in _batched(example, first_step * rows, None, rows, threads))
 
 
 def training_example(dataset: DetectionSet, index: int, rng: np.random.Generator, *, image_size: tuple[int, int],

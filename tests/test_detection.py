@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_attention import make_run
 
 from configs import detection as detection_config
 from evaluation import detection, detection_data, detection_report, detection_scores, detection_targets
+from evaluation.action_classifier import with_pretrained
 from evaluation.detection_method import Detector
 from input_pipeline.store import DataError
 from vivi_jax import sharding
@@ -160,6 +162,21 @@ def test_impossible_encoders_sizes_and_forms_are_refused():
         detection.make_detector(config, vdim, 3)
 
 
+@pytest.mark.slow
+def test_a_runs_encoder_goes_under_the_detector(tmp_path):
+    """All its weights and statistics; the rest starts afresh."""
+    config = detection_config.get_config("coco,demo")
+    encoder, pretrained = detection.load_pretrained(str(make_run(tmp_path, "demo")), config)
+    assert (encoder.width, encoder.dtype, encoder.num_classes) == (0.0625, "float32", None)
+    detector = detection.make_detector(config, encoder, 3)
+    params, state, _ = jax.eval_shape(lambda: detector.init(jax.random.key(0), detector.batch_spec(1)))
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
+    params, state = with_pretrained(*zeros, pretrained)
+    for tree, loaded in ((params, pretrained["params"]), (state["batch_stats"], pretrained["batch_stats"])):
+        jax.tree.map(np.testing.assert_array_equal, tree["encoder"], loaded["encoder"])
+    assert set(params) == {"encoder", "pyramid", "head"} and not any(x.any() for x in jax.tree.leaves(params["head"]))
+
+
 # ---- The papers' sizes ----------------------------------------------------------------------------------------------
 
 
@@ -280,8 +297,9 @@ def test_fcos_learns_by_heart_also_when_killed(plain_coco, tmp_path):
 
 @pytest.mark.slow
 def test_retinanet_learns_by_heart(plain_coco, tmp_path):
-    done = subprocess.run(command("retinanet", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=1e-2"),
-                          capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
+    arguments = command("retinanet", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=2e-2",
+                        "--config.method.options.cells_per_side=2.0")  # anchors from 16 px, as the image is small
+    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     check_run(tmp_path / "w", plain_coco)
 
@@ -313,6 +331,7 @@ def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, t
             (dict(test__batch_size=9), ConfigError, "config.test.batch_size=9 does not divide over 8 devices"),
             (dict(schedule__unit="year"), ConfigError, "config.schedule.unit='year'"),
             (dict(data__flips=0.5), ConfigError, "config.data: .*flips"),
+            (dict(data__scale=(1.25, 0.8)), DataError, r"scale=\(1.25, 0.8\).*sizes need 0 < low <= high"),
             (dict(data__test_images="nowhere"), DataError, "7 of the 7 images of")):
         with pytest.raises(error, match=message):
             evaluate(**changes)
