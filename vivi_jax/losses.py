@@ -11,6 +11,10 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
+# info_nce compares queries with this many keys at a time. The logits of a larger batch never exist at once, nor do its
+# gathered keys; a smaller one has a plain matrix of them.
+KEYS_AT_A_TIME = 512
+
 
 def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     """InfoNCE with in-batch negatives (van den Oord et al. 2018; VITO Eq. 1).
@@ -18,11 +22,32 @@ def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     Query b's positive is key b; its negatives are the keys of all other examples. Similarities are dot products: any
     temperature is in the norm of the embeddings.
 
+    Memory: B x 512 logits; sharded by rows it divides by the number of devices.
+
     Returns:
       float32 scalar, mean over b of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
     """
-    logits_BxB = queries_BxD.astype(jnp.float32) @ keys_BxD.astype(jnp.float32).T
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BxB, jnp.arange(logits_BxB.shape[0])).mean()
+    queries_BxD, keys_BxD = queries_BxD.astype(jnp.float32), keys_BxD.astype(jnp.float32)
+    batch = len(keys_BxD)
+    blocks = batch // KEYS_AT_A_TIME if batch % KEYS_AT_A_TIME == 0 else 1
+    if blocks <= 1:
+        return optax.softmax_cross_entropy_with_integer_labels(queries_BxD @ keys_BxD.T, jnp.arange(batch)).mean()
+
+    # Block j has keys j, j + n, ...: with rows sharded over devices, each device gives as many to every block.
+    keys_nxCxD = jnp.moveaxis(keys_BxD.reshape(-1, blocks, keys_BxD.shape[-1]), 1, 0)
+
+    @jax.checkpoint  # the gradient computes a block's logits again
+    def add_block(sums, block):
+        (log_sum_B, positive_B), (j, keys_CxD) = sums, block
+        logits_BxC = queries_BxD @ keys_CxD.T
+        is_own_BxC = jnp.arange(batch)[:, None] == j + blocks * jnp.arange(len(keys_CxD))[None, :]
+        return (jnp.logaddexp(log_sum_B, jax.nn.logsumexp(logits_BxC, axis=1)),
+                positive_B + jnp.where(is_own_BxC, logits_BxC, 0.0).sum(axis=1)), None
+
+    # Finite, as the gradient of logaddexp at -inf is not; 0 beside any sum of exponentials in float32.
+    nothing = jnp.full(batch, -1e30), jnp.zeros(batch)
+    (log_sum_B, positive_B), _ = jax.lax.scan(add_block, nothing, (jnp.arange(blocks), keys_nxCxD))
+    return (log_sum_B - positive_B).mean()
 
 
 def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
