@@ -20,7 +20,8 @@ def test_rows_stay_with_the_process_that_reads_them():
     assert mesh.shape == {"data": 4, "fsdp": 2}
     assert list(mesh.devices.ravel()) == sorted(devices, key=lambda d: (d.process_index, d.id))
     rows = sharding.over_batch(mesh).devices_indices_map((16, 3))
-    assert [rows[device][0].indices(16)[:2] for device in mesh.devices.ravel()] == [(2 * i, 2 * i + 2) for i in range(8)]
+    first_and_stop = [rows[device][0].indices(16)[:2] for device in mesh.devices.ravel()]
+    assert first_and_stop == [(2 * i, 2 * i + 2) for i in range(8)]
 
 
 def test_large_arrays_are_split_along_their_longest_axis_that_divides_and_small_ones_stay_whole():

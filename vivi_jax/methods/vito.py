@@ -73,6 +73,7 @@ class Vito:
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
         """
         views_BxVxHxWx3 = augment.byol_views(batch["views"], keys["views"])
+        params = in_compute_type(params, self.network.encoder.dtype)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
             z_BxD, model_state = self.project(params, model_state, views_BxVxHxWx3[:, v])
@@ -100,3 +101,16 @@ class Vito:
             return {}
         _, masks = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
         return masks
+
+
+def in_compute_type(params: dict, dtype: str) -> dict:
+    """Kernels as the layers use them, converted once for all views: the values are the same.
+
+    Converted in each view, the gradient of every kernel would go over the network once per view: sums of converted
+    gradients are not taken before the sum over the devices.
+    """
+    def convert(path, leaf: jax.Array) -> jax.Array:
+        names = [entry.key for entry in path]
+        return leaf.astype(dtype) if names[-1] == "kernel" and "mlp2" not in names else leaf  # mlp2 is float32
+
+    return jax.tree_util.tree_map_with_path(convert, params)
