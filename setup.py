@@ -19,6 +19,7 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "plan": ["jax[tpu]"],  # for its TPU compiler, libtpu (0.0.42.* with jax 0.10.2): Linux, needs no TPU
         "evaluation": ["pycocotools"],
         "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image"],
         "torch": ["torch"],  # parity tests and the step benchmark

@@ -47,6 +47,7 @@ def systems(store: str) -> dict[str, ConfigDict]:
                "vdim": vdim.get_config("layers=68,demo")}
     configs["vito"].method.update(dict(projector_hidden=16, projector_out=8, attention_hidden=8))
     configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * STEPS, warmup_epochs=2.0))
+    configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
     configs["vivi"].method.update(dict(num_classes=2, exemplar_dim=8, shot_dim=8, predictor_hidden=8, predictor_out=8))
     configs["vivi"].data.update(dict(frames=2, labelled_path=store, labelled_batch_size=BATCH))
     configs["vivi"].schedule.update(dict(total_steps=STEPS, warmup_steps=2))

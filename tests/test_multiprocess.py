@@ -86,13 +86,17 @@ def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(r
             order[name] |= json.loads(path.read_text())
     assert order[layout] == order["1x4"] and len(order["1x4"]) >= 3 * 4  # steps x devices x arrays
 
-    losses = {}
+    losses, accuracies = {}, {}
     for name in ("1x4", layout):
         lines = [json.loads(line) for line in (runs[name] / system / "metrics.jsonl").read_text().splitlines()]
-        losses[name] = [line["loss"] for line in lines]
-        assert [line["step"] for line in lines] == list(range(1, 21))  # by one process, and nothing twice
+        steps = [line for line in lines if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, 21))  # by one process, and nothing twice
+        losses[name] = [line["loss"] for line in steps]
+        accuracies[name] = [line["knn_top1"] for line in lines if "knn_top1" in line]
     # Not bit for bit: the order in which four devices add up differs inside a process and between processes.
     np.testing.assert_allclose(losses[layout], losses["1x4"], rtol=1e-5)
+    assert len(accuracies["1x4"]) == (2 if system == "vito" else 0)  # evaluated before the first step and at the end
+    np.testing.assert_allclose(accuracies[layout], accuracies["1x4"])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
     python -m vivi_jax.plan --config=configs/vito.py --topology=v3:8x8
     python -m vivi_jax.plan --config=configs/vivi.py:ex4,big --topology=v5e:16x16 --config.encoder.remat=True
     python -m vivi_jax.plan --config=configs/vito.py --topology=gpu:h100x8
+    python -m vivi_jax.plan --all                      # docs/plan.md
 
 Compiles the real step of the config, as training does, for all devices of the topology: for TPUs with the TPU
 compiler (pip install -e .[plan]; Linux, no TPU needed), else for as many simulated CPU devices. Memory, FLOPs and
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -33,6 +35,7 @@ from vivi_jax.train_step import create, example_keys
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with variants: configs/vito.py",
                                          lock_config=True)
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v3:8x8 (chips) or gpu:h100x8.")
+ALL = flags.DEFINE_bool("all", False, "All rows of docs/plan.md that are missing (benchmarks/plan.py).")
 JSON = flags.DEFINE_string("json", None, "File to write the plan to.")
 
 
@@ -181,6 +184,8 @@ def text(result: dict) -> str:
 
 
 def main(_) -> None:
+    if ALL.value:
+        sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.plan"]))
     if not TOPOLOGY.value or CONFIG.value is None:
         raise ConfigError("give --config and --topology; for example --config=configs/vito.py --topology=v3:8x8")
     result = plan(CONFIG.value, TOPOLOGY.value)
