@@ -1,9 +1,11 @@
 """One host of a run for test_multiprocess.py: trains tiny VITO, VIVI and VDIM, one after the other, as main does.
 
-    python tests/host.py STORE WORKDIR
+    python tests/host.py STORE WORKDIR              20 steps of each
+    python tests/host.py STORE WORKDIR vito 100     so many steps of one
 """
 import hashlib
 import json
+import logging
 import pathlib
 import sys
 
@@ -18,7 +20,7 @@ from vivi_jax.feed import Feed
 from vivi_jax.models import ENCODERS
 from vivi_jax.models.resnet import Conv, make_norm
 
-STEPS, BATCH, SIZE = 20, 8, 32
+BATCH, SIZE = 8, 32
 
 
 class Tiny(nn.Module):
@@ -42,22 +44,22 @@ class Tiny(nn.Module):
 ENCODERS["tiny"] = Tiny
 
 
-def systems(store: str) -> dict[str, ConfigDict]:
+def systems(store: str, steps: int) -> dict[str, ConfigDict]:
     configs = {"vito": vito.get_config("demo"), "vivi": vivi.get_config("ex2,co=100,demo"),
                "vdim": vdim.get_config("layers=68,demo")}
     configs["vito"].method.update(dict(projector_hidden=16, projector_out=8, attention_hidden=8))
-    configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * STEPS, warmup_epochs=2.0))
+    configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * steps, warmup_epochs=2.0))
     configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
     configs["vivi"].method.update(dict(num_classes=2, exemplar_dim=8, shot_dim=8, predictor_hidden=8, predictor_out=8))
     configs["vivi"].data.update(dict(frames=2, labelled_path=store, labelled_batch_size=BATCH))
-    configs["vivi"].schedule.update(dict(total_steps=STEPS, warmup_steps=2))
+    configs["vivi"].schedule.update(dict(total_steps=steps, warmup_steps=2))
     configs["vdim"].method.embed_dim = 16
     configs["vdim"].data.update(dict(frames=4, offset=4))
-    configs["vdim"].schedule.update(dict(total_steps=STEPS, warmup_steps=2))
+    configs["vdim"].schedule.update(dict(total_steps=steps, warmup_steps=2))
     for config in configs.values():
         config.batch_size, config.data.path, config.data.image_size = BATCH, store, SIZE
         config.encoder = ConfigDict(dict(name="tiny", norm=config.encoder.norm))
-        config.run.update(dict(log_every=1, checkpoint_every=STEPS))
+        config.run.update(dict(log_every=1, checkpoint_every=steps))
     return configs
 
 
@@ -73,9 +75,15 @@ def order(config) -> dict[str, str]:
     return hashes
 
 
+def run(store: str, workdir: pathlib.Path, only: str = "", steps: int = 20) -> None:
+    processes.start(start_timeout_seconds=600, heartbeat_seconds=600)
+    for name, config in systems(store, steps).items():
+        if only in ("", name):
+            main.run(config, str(workdir / name))
+            (workdir / f"{name}.order.{jax.process_index()}.json").write_text(json.dumps(order(config)))
+
+
 if __name__ == "__main__":
-    store, workdir = sys.argv[1], pathlib.Path(sys.argv[2])
-    processes.start(start_timeout_seconds=120, heartbeat_seconds=100)
-    for name, config in systems(store).items():
-        main.run(config, str(workdir / name))
-        (workdir / f"{name}.order.{jax.process_index()}.json").write_text(json.dumps(order(config)))
+    logging.basicConfig(format="%(message)s")
+    main.set_log_level(logging.INFO)
+    main.ended(lambda: run(sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[3:4], *map(int, sys.argv[4:])))

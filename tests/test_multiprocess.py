@@ -71,7 +71,7 @@ def runs(store, tmp_path_factory) -> dict[str, pathlib.Path]:
         (root / name).mkdir()
         hosts = start(count, devices, root / name, ["tests/host.py", str(store), str(root / name)])
         for rank, host in enumerate(hosts):
-            assert host.wait(timeout=600) == 0, output(root / name, rank)
+            assert host.wait(timeout=1500) == 0, output(root / name, rank)
     return {name: root / name for name in LAYOUTS}
 
 
@@ -112,22 +112,23 @@ def test_one_host_saves_what_all_hosts_have(runs):
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_run_goes_on(store, tmp_path):
-    workdir = tmp_path / "run"
-    hosts = start(2, 1, workdir, vito(store, workdir))
-    deadline = time.monotonic() + 300
-    while not logged_steps(workdir):
-        assert time.monotonic() < deadline and hosts[0].poll() is None, output(workdir, 0)
+    command = ["tests/host.py", str(store), str(tmp_path), "vito", "150"]
+    workdir, log = tmp_path / "vito", tmp_path / "a"
+    hosts = start(2, 1, log, command)
+    deadline = time.monotonic() + 900
+    while len(logged_steps(workdir)) < 3:
+        assert time.monotonic() < deadline and hosts[0].poll() is None, output(log, 0)
         time.sleep(0.05)
     hosts[1].send_signal(signal.SIGTERM)
-    assert [host.wait(timeout=60) for host in hosts] == [128 + signal.SIGTERM] * 2, output(workdir, 0)
+    assert [host.wait(timeout=100) for host in hosts] == [128 + signal.SIGTERM] * 2, output(log, 0)
     saved = checkpoint.newest_good_step(workdir / "checkpoints")
-    assert saved == logged_steps(workdir)[-1]
+    assert saved == logged_steps(workdir)[-1] < 150
 
-    again = [*vito(store, workdir)]
-    hosts = start(1, 2, tmp_path / "again", again)  # on one host
-    assert hosts[0].wait(timeout=300) == 0, output(tmp_path / "again", 0)
-    assert f"going on from step {saved}" in output(tmp_path / "again", 0)
-    assert logged_steps(workdir) == list(range(1, 121))
+    log = tmp_path / "b"
+    host, = start(1, 2, log, command)  # on one host
+    assert host.wait(timeout=900) == 0, output(log, 0)
+    assert f"going on from step {saved}" in output(log, 0)
+    assert sorted(set(logged_steps(workdir))) == list(range(151))  # step 0: the evaluation of the untrained network
 
 
 @pytest.mark.slow

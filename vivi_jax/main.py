@@ -226,10 +226,15 @@ def set_log_level(level: int) -> None:
         logging.getLogger(package).setLevel(level)
 
 
-if __name__ == "__main__":
+def ended(command: Callable[[], None]) -> None:
+    """Runs a command to its end: what is the user's to mend is one line, all else keeps its traceback."""
     try:
-        app.run(main, flags_parser=parse_flags)
+        command()
     except (ConfigError, DataError, CheckpointError, NotFinite) as error:
-        sys.exit(f"error: {error}")  # the user's to mend: one line; everything else keeps its traceback
+        sys.exit(f"error: {error}")
     except preemption.Preempted:
         processes.leave(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
+
+
+if __name__ == "__main__":
+    ended(lambda: app.run(main, flags_parser=parse_flags))
