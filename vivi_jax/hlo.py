@@ -38,7 +38,7 @@ def read(text: str) -> Program:
                 cycles += times * int(found[1])
             if " while(" in line:
                 cycles += add(re.search(r"body=%([\w.\-]+)", line)[1], times * _trips(line, bodies))
-            elif " call(" in line or " async-start(" in line:
+            elif " call(" in line or " async-start(" in line or "calls=%all-reduce-scatter" in line:
                 cycles += sum(add(called, times) for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line))
             elif match := _COLLECTIVE.search(line):
                 _count(collectives, match, line, times)

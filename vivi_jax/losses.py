@@ -201,15 +201,17 @@ def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
       embedding_std: mean over dimensions of the standard deviation over examples, times sqrt(D): 1 for directions
         spread evenly over the sphere, 0 for a point.
       embedding_effective_rank: participation ratio tr(C)^2 / tr(C^2) of the covariance C, from 1 (a line) to D. It
-        needs one matmul; the entropy-based rank of Roy & Vetterli (2007) would need an eigendecomposition per step.
+        needs one matmul, for the smaller of C and the Gram matrix, whose squares have the same sum; the entropy-based
+        rank of Roy & Vetterli (2007) would need an eigendecomposition per step.
     """
     z_NxD = embeddings_NxD / jnp.linalg.norm(embeddings_NxD, axis=-1, keepdims=True)
     centred_NxD = z_NxD - z_NxD.mean(axis=0, keepdims=True)
-    covariance_DxD = centred_NxD.T @ centred_NxD / z_NxD.shape[0]
-    variance = jnp.diagonal(covariance_DxD)
+    examples, dim = z_NxD.shape
+    products = centred_NxD.T @ centred_NxD if dim <= examples else centred_NxD @ centred_NxD.T
+    variance_D = jnp.square(centred_NxD).mean(axis=0)
     return {
-        "embedding_std": jnp.sqrt(variance).mean() * jnp.sqrt(1.0 * z_NxD.shape[1]),
-        "embedding_effective_rank": variance.sum() ** 2 / jnp.maximum(jnp.square(covariance_DxD).sum(), 1e-12),
+        "embedding_std": jnp.sqrt(variance_D).mean() * jnp.sqrt(1.0 * dim),
+        "embedding_effective_rank": variance_D.sum() ** 2 / jnp.maximum(jnp.square(products / examples).sum(), 1e-12),
     }
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vivi_jax import augment, losses
-from vivi_jax.models.heads import MultiScalePool, Projector
+from vivi_jax.models.heads import MultiScalePool, Projector, in_compute_type
 
 
 class VitoNetwork(nn.Module):
@@ -101,16 +101,3 @@ class Vito:
             return {}
         _, masks = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
         return masks
-
-
-def in_compute_type(params: dict, dtype: str) -> dict:
-    """Kernels as the layers use them, converted once for all views: the values are the same.
-
-    Converted in each view, the gradient of every kernel would go over the network once per view: sums of converted
-    gradients are not taken before the sum over the devices.
-    """
-    def convert(path, leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path]
-        return leaf.astype(dtype) if names[-1] == "kernel" and "mlp2" not in names else leaf  # mlp2 is float32
-
-    return jax.tree_util.tree_map_with_path(convert, params)
