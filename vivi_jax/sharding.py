@@ -55,6 +55,17 @@ def over_state(state, mesh: Mesh):
     return jax.tree.map(sharding, state)
 
 
+def whole(tree):
+    """Inside a step: the arrays of a state in parts put together; unchanged where the state is whole anyway.
+
+    Without it the compiler may split layers over the channels of their kernels, and move activations instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()  # train.compile_step sets it
+    if mesh.empty or mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
 def check_batch_sizes(batch_spec: dict[str, jax.ShapeDtypeStruct], micro_batches: int, mesh: Mesh) -> None:
     """Raises ConfigError unless every device gets the same number of rows in every micro-batch."""
     share = mesh.size * micro_batches

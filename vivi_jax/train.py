@@ -121,7 +121,12 @@ def compile_step(parts: Parts, state: TrainState, mesh: Mesh):
     of_state = sharding.over_state(state, mesh)
     step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(of_state, sharding.over_batch(mesh)),
                    out_shardings=(of_state, sharding.replicated(mesh)))
-    return in_thread(lambda: step.lower(state, parts.batch_spec).compile())
+
+    def compile_on_mesh():
+        with jax.set_mesh(mesh):  # for sharding.whole; of the thread that traces
+            return step.lower(state, parts.batch_spec).compile()
+
+    return in_thread(compile_on_mesh)
 
 
 class StepLog:
