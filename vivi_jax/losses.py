@@ -16,38 +16,40 @@ from vivi_jax.errors import ConfigError
 KEYS_AT_A_TIME = 512
 
 
-def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
+def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     """InfoNCE with in-batch negatives (van den Oord et al. 2018; VITO Eq. 1).
 
-    Query b's positive is key b; its negatives are the keys of all other examples. Similarities are dot products: any
-    temperature is in the norm of the embeddings.
+    The positive of example b's queries (Q of them, or one [B, D]) is key b; their negatives are the keys of all other
+    examples. Similarities are dot products: any temperature is in the norm of the embeddings.
 
-    Memory: B x 512 logits; sharded by rows it divides by the number of devices.
+    Memory: B x Q x 512 logits; sharded by rows it divides by the number of devices.
 
     Returns:
-      float32 scalar, mean over b of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
+      float32 scalar, mean over b and queries of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
     """
-    queries_BxD, keys_BxD = queries_BxD.astype(jnp.float32), keys_BxD.astype(jnp.float32)
-    batch = len(keys_BxD)
+    batch, dim = keys_BxD.shape
+    queries_RxD = queries_BxQxD.reshape(-1, dim).astype(jnp.float32)  # two axes: why, see models/resnet.py, Conv
+    keys_BxD = keys_BxD.astype(jnp.float32)
+    own_key_R = jnp.arange(len(queries_RxD)) // (len(queries_RxD) // batch)
     blocks = batch // KEYS_AT_A_TIME if batch % KEYS_AT_A_TIME == 0 else 1
     if blocks <= 1:
-        return optax.softmax_cross_entropy_with_integer_labels(queries_BxD @ keys_BxD.T, jnp.arange(batch)).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(queries_RxD @ keys_BxD.T, own_key_R).mean()
 
     # Block j has keys j, j + n, ...: with rows sharded over devices, each device gives as many to every block.
-    keys_nxCxD = jnp.moveaxis(keys_BxD.reshape(-1, blocks, keys_BxD.shape[-1]), 1, 0)
+    keys_nxCxD = jnp.moveaxis(keys_BxD.reshape(-1, blocks, dim), 1, 0)
 
     @jax.checkpoint  # the gradient computes a block's logits again
     def add_block(sums, block):
-        (log_sum_B, positive_B), (j, keys_CxD) = sums, block
-        logits_BxC = queries_BxD @ keys_CxD.T
-        is_own_BxC = jnp.arange(batch)[:, None] == j + blocks * jnp.arange(len(keys_CxD))[None, :]
-        return (jnp.logaddexp(log_sum_B, jax.nn.logsumexp(logits_BxC, axis=1)),
-                positive_B + jnp.where(is_own_BxC, logits_BxC, 0.0).sum(axis=1)), None
+        (log_sum_R, positive_R), (j, keys_CxD) = sums, block
+        logits_RxC = queries_RxD @ keys_CxD.T
+        is_own_RxC = own_key_R[:, None] == j + blocks * jnp.arange(len(keys_CxD))[None, :]
+        return (jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1)),
+                positive_R + jnp.where(is_own_RxC, logits_RxC, 0.0).sum(axis=1)), None
 
     # Finite, as the gradient of logaddexp at -inf is not; 0 beside any sum of exponentials in float32.
-    nothing = jnp.full(batch, -1e30), jnp.zeros(batch)
-    (log_sum_B, positive_B), _ = jax.lax.scan(add_block, nothing, (jnp.arange(blocks), keys_nxCxD))
-    return (log_sum_B - positive_B).mean()
+    nothing = jnp.full(len(queries_RxD), -1e30), jnp.zeros(len(queries_RxD))
+    (log_sum_R, positive_R), _ = jax.lax.scan(add_block, nothing, (jnp.arange(blocks), keys_nxCxD))
+    return (log_sum_R - positive_R).mean()
 
 
 def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
@@ -62,7 +64,9 @@ def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
     """
     target_BxVxD = jax.lax.stop_gradient(target_BxVxD)
     views = online_BxVxD.shape[1]
-    return sum(info_nce(online_BxVxD[:, i], target_BxVxD[:, j]) for i in range(views) for j in range(views) if i != j)
+    # All views i against view j at once: its keys are gathered from the other devices once.
+    return sum((views - 1) * info_nce(jnp.concatenate([online_BxVxD[:, :j], online_BxVxD[:, j + 1:]], axis=1),
+                                      target_BxVxD[:, j]) for j in range(views))
 
 
 def semi_hard_triplet(exemplars_SxMxD: jax.Array, *, margin: float, groups: int) -> tuple[jax.Array, dict]:
