@@ -37,4 +37,13 @@ def run_section(**changes) -> ml_collections.ConfigDict:
         keep_checkpoints=3,
         hook_every=0,  # steps between online evaluations; 0: only at the end
         watchdog_seconds=1800.0,  # a step that takes longer ends the process; 0: never
+        fsdp=1,  # devices that hold one copy of parameters, optimizer and target between them; 1: all on every device
     ) | changes)
+
+
+def hosts_section() -> ml_collections.ConfigDict:
+    """`config.hosts`: how the processes of a run meet. May differ between the starts of one run."""
+    return ml_collections.ConfigDict(dict(
+        start_timeout_seconds=600.0,  # a process whose peers have not come by then ends
+        heartbeat_seconds=100,  # after so long a silence a process counts as dead, which ends the run
+    ))

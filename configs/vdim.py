@@ -94,6 +94,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         linear=True,  # a linear probe beside k-NN
     ))
     config.run = common.run_section()
+    config.hosts = common.hosts_section()
 
     if variant["color"] == "lab":  # comes normalised from augment_vdim
         config.encoder.update(dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0)))

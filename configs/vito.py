@@ -82,6 +82,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         linear=True,  # a linear probe beside k-NN
     ))
     config.run = common.run_section()
+    config.hosts = common.hosts_section()
 
     if variant["moclr"] == "yes":
         moclr(config)

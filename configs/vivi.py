@@ -148,6 +148,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         linear=True,  # a linear probe beside k-NN
     ))
     config.run = common.run_section()
+    config.hosts = common.hosts_section()
 
     if co != "no" and model["unlabelled"] == "videos":  # GroupNorm with 32 groups and standardised weights: VIVI §4
         config.encoder.update(dict(norm="group", weight_standardization=True, bn_groups=1))

@@ -86,9 +86,10 @@ def test_collapse_indicators_know_a_point_a_line_and_a_sphere():
     point = np.ones((64, 8), np.float32)
     line = np.outer(np.where(np.arange(64) % 2, 1.0, -1.0), np.ones(8)).astype(np.float32)
     sphere = np.concatenate([np.eye(8), -np.eye(8)]).astype(np.float32)
-    measured = [losses.collapse_indicators(jnp.asarray(z)) for z in (point, line, sphere)]
-    np.testing.assert_allclose([m["embedding_std"] for m in measured], [0, 1, 1], atol=1e-3)
-    np.testing.assert_allclose([m["embedding_effective_rank"] for m in measured[1:]], [1, 8], rtol=1e-4)
+    wide = np.pad(sphere, ((0, 0), (0, 24)))  # more dimensions than examples
+    measured = [losses.collapse_indicators(jnp.asarray(z)) for z in (point, line, sphere, wide)]
+    np.testing.assert_allclose([m["embedding_std"] for m in measured], [0, 1, 1, 0.5], atol=1e-3)
+    np.testing.assert_allclose([m["embedding_effective_rank"] for m in measured[1:]], [1, 8, 8], rtol=1e-4)
 
 
 def frames(shots: int, exemplars: int, dim: int = 3, seed: int = 0) -> np.ndarray:

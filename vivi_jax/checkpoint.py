@@ -13,9 +13,10 @@ import threading
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from vivi_jax import sharding
+from vivi_jax import processes, sharding
 from vivi_jax.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
@@ -66,9 +67,19 @@ class Checkpoints:
         """Returns (step, state) of the newest good checkpoint, or None where there is none yet.
 
         Args:
-          state_like: tree of arrays or ShapeDtypeStructs; the restored state has its structure, replicated over `mesh`
-            (which may differ from the mesh it was saved on).
+          state_like: tree of arrays or ShapeDtypeStructs; the restored state has its structure, placed on `mesh` as
+            sharding.over_state says (which may differ from the mesh it was saved on).
         """
+        step = processes.decided_by_first(self._settle)
+        self._manager.reload()
+        if step is None:
+            return None
+        target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state_like,
+                              sharding.over_state(state_like, mesh))
+        return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def _settle(self) -> int | None:
+        """The newest good step; the folders of newer ones are moved out of the way."""
         step = newest_good_step(self.directory)
         # Newer steps are damaged or were cut off while being written. They are moved aside, so that the run can write
         # these steps again and nothing that might be of use is deleted.
@@ -77,12 +88,7 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             aside.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(newer), aside)
-        self._manager.reload()
-        if step is None:
-            return None
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding.replicated(mesh)), state_like)
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return step
 
     def close(self) -> None:
         self.wait()
@@ -151,9 +157,14 @@ def sha256(path: pathlib.Path) -> str:
 
 
 def state_sha256(state) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all leaves: equal if and only if two states are, bit for bit."""
+    """SHA-256 over names, dtypes, shapes and bytes of all leaves: equal if and only if two states are, bit for bit.
+
+    With several processes all must call it: of a sharded array each has a part only.
+    """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

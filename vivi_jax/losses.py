@@ -11,18 +11,45 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
+# info_nce compares queries with this many keys at a time. The logits of a larger batch never exist at once, nor do its
+# gathered keys; a smaller one has a plain matrix of them.
+KEYS_AT_A_TIME = 512
 
-def info_nce(queries_BxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
+
+def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     """InfoNCE with in-batch negatives (van den Oord et al. 2018; VITO Eq. 1).
 
-    Query b's positive is key b; its negatives are the keys of all other examples. Similarities are dot products: any
-    temperature is in the norm of the embeddings.
+    The positive of example b's queries (Q of them, or one [B, D]) is key b; their negatives are the keys of all other
+    examples. Similarities are dot products: any temperature is in the norm of the embeddings.
+
+    Memory: B x Q x 512 logits; sharded by rows it divides by the number of devices.
 
     Returns:
-      float32 scalar, mean over b of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
+      float32 scalar, mean over b and queries of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
     """
-    logits_BxB = queries_BxD.astype(jnp.float32) @ keys_BxD.astype(jnp.float32).T
-    return optax.softmax_cross_entropy_with_integer_labels(logits_BxB, jnp.arange(logits_BxB.shape[0])).mean()
+    batch, dim = keys_BxD.shape
+    queries_RxD = queries_BxQxD.reshape(-1, dim).astype(jnp.float32)  # two axes: why, see models/resnet.py, Conv
+    keys_BxD = keys_BxD.astype(jnp.float32)
+    own_key_R = jnp.arange(len(queries_RxD)) // (len(queries_RxD) // batch)
+    blocks = batch // KEYS_AT_A_TIME if batch % KEYS_AT_A_TIME == 0 else 1
+    if blocks <= 1:
+        return optax.softmax_cross_entropy_with_integer_labels(queries_RxD @ keys_BxD.T, own_key_R).mean()
+
+    # Block j has keys j, j + n, ...: with rows sharded over devices, each device gives as many to every block.
+    keys_nxCxD = jnp.moveaxis(keys_BxD.reshape(-1, blocks, dim), 1, 0)
+
+    @jax.checkpoint  # the gradient computes a block's logits again
+    def add_block(sums, block):
+        (log_sum_R, positive_R), (j, keys_CxD) = sums, block
+        logits_RxC = queries_RxD @ keys_CxD.T
+        is_own_RxC = own_key_R[:, None] == j + blocks * jnp.arange(len(keys_CxD))[None, :]
+        return (jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1)),
+                positive_R + jnp.where(is_own_RxC, logits_RxC, 0.0).sum(axis=1)), None
+
+    # Finite, as the gradient of logaddexp at -inf is not; 0 beside any sum of exponentials in float32.
+    nothing = jnp.full(len(queries_RxD), -1e30), jnp.zeros(len(queries_RxD))
+    (log_sum_R, positive_R), _ = jax.lax.scan(add_block, nothing, (jnp.arange(blocks), keys_nxCxD))
+    return (log_sum_R - positive_R).mean()
 
 
 def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
@@ -37,7 +64,9 @@ def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
     """
     target_BxVxD = jax.lax.stop_gradient(target_BxVxD)
     views = online_BxVxD.shape[1]
-    return sum(info_nce(online_BxVxD[:, i], target_BxVxD[:, j]) for i in range(views) for j in range(views) if i != j)
+    # All views i against view j at once: its keys are gathered from the other devices once.
+    return sum((views - 1) * info_nce(jnp.concatenate([online_BxVxD[:, :j], online_BxVxD[:, j + 1:]], axis=1),
+                                      target_BxVxD[:, j]) for j in range(views))
 
 
 def semi_hard_triplet(exemplars_SxMxD: jax.Array, *, margin: float, groups: int) -> tuple[jax.Array, dict]:
@@ -176,15 +205,17 @@ def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
       embedding_std: mean over dimensions of the standard deviation over examples, times sqrt(D): 1 for directions
         spread evenly over the sphere, 0 for a point.
       embedding_effective_rank: participation ratio tr(C)^2 / tr(C^2) of the covariance C, from 1 (a line) to D. It
-        needs one matmul; the entropy-based rank of Roy & Vetterli (2007) would need an eigendecomposition per step.
+        needs one matmul, for the smaller of C and the Gram matrix, whose squares have the same sum; the entropy-based
+        rank of Roy & Vetterli (2007) would need an eigendecomposition per step.
     """
     z_NxD = embeddings_NxD / jnp.linalg.norm(embeddings_NxD, axis=-1, keepdims=True)
     centred_NxD = z_NxD - z_NxD.mean(axis=0, keepdims=True)
-    covariance_DxD = centred_NxD.T @ centred_NxD / z_NxD.shape[0]
-    variance = jnp.diagonal(covariance_DxD)
+    examples, dim = z_NxD.shape
+    products = centred_NxD.T @ centred_NxD if dim <= examples else centred_NxD @ centred_NxD.T
+    variance_D = jnp.square(centred_NxD).mean(axis=0)
     return {
-        "embedding_std": jnp.sqrt(variance).mean() * jnp.sqrt(1.0 * z_NxD.shape[1]),
-        "embedding_effective_rank": variance.sum() ** 2 / jnp.maximum(jnp.square(covariance_DxD).sum(), 1e-12),
+        "embedding_std": jnp.sqrt(variance_D).mean() * jnp.sqrt(1.0 * dim),
+        "embedding_effective_rank": variance_D.sum() ** 2 / jnp.maximum(jnp.square(products / examples).sum(), 1e-12),
     }
 
 

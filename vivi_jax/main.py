@@ -2,8 +2,12 @@
 
 From the config to the parts, from the parts to train(). The only file that joins the core, the input pipeline and the
 evaluation. Started again with the same --workdir, a run goes on where it was; a finished one does nothing.
+
+On many hosts: the same command on each of them (docs/scale.md).
 """
 import functools
+import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -20,9 +24,9 @@ from ml_collections import config_flags
 
 from evaluation import adapt
 from input_pipeline import images, pipeline, shot_frames, windows
-from input_pipeline.store import DataError, FrameStore
-from vivi_jax import checkpoint, preemption
-from vivi_jax.build import build, call
+from input_pipeline.store import META, DataError, FrameStore
+from vivi_jax import checkpoint, preemption, processes
+from vivi_jax.build import Parts, build, call
 from vivi_jax.errors import CheckpointError, ConfigError, choose
 from vivi_jax.train import Hook, NotFinite, train
 
@@ -33,24 +37,63 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<
 
 
 def main(_) -> None:
-    start = time.time()
     config = CONFIG.value
-    workdir = WORKDIR.value or f"runs/{config.name}"
-    parts = build(config)
-    batches = choose("config.data.source", config.data.source, SOURCES)(config)
-    batches(0)  # raises what is wrong with the data now, before anything is written
-    hooks = online_evaluation(config, parts.method)
-    claim_workdir(workdir, config)
+    call("hosts", processes.start, **config.hosts)
+    if jax.process_index() != 0:  # one host's log is enough; what goes wrong is said by all
+        set_log_level(logging.WARNING)
+    run(config, WORKDIR.value or f"runs/{config.name}")
+
+
+def run(config, workdir: str) -> None:
+    """Trains what `config` says, on all processes that have been started, to its end."""
+    start = time.time()
+    parts, batches, hooks = processes.together(functools.partial(prepare, config, workdir))
 
     state = train(parts, batches, workdir, seed=config.seed, micro_batches=config.micro_batches, hooks=hooks,
                   **config.run)
 
+    summary = {"config": config.name, "step": int(state.step), "seconds_this_start": round(time.time() - start, 1),
+               "checkpoint": f"{workdir}/checkpoints/{int(state.step)}", "processes": jax.process_count(),
+               "devices": jax.device_count(), "state_sha256": checkpoint.state_sha256(state)}
     if jax.process_index() == 0:
-        summary = {"config": config.name, "step": int(state.step), "seconds_this_start": round(time.time() - start, 1),
-                   "checkpoint": f"{workdir}/checkpoints/{int(state.step)}",
-                   "state_sha256": checkpoint.state_sha256(state)}
         pathlib.Path(workdir, "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         _LOG.info("done: step %d, checkpoint %s", summary["step"], summary["checkpoint"])
+
+
+def prepare(config, workdir: str) -> tuple[tuple[Parts, Callable[[int], Iterator[dict]], list[Hook]], dict]:
+    """The parts of the run, and what must be equal on all hosts."""
+    parts = build(config)
+    batches = choose("config.data.source", config.data.source, SOURCES)(config)
+    batches(0)  # raises what is wrong with the data now, before anything is written
+    hooks = online_evaluation(config, parts.method)
+    paths = {key: config.data[key] for key in ("path", "labelled_path") if config.data.get(key)}
+    facts = {"config": json.loads(config.to_json()), "code": code_identity(), "local devices": jax.local_device_count(),
+             "data": {f"config.data.{key}={path}": data_identity(path) for key, path in paths.items()}}
+    if jax.process_index() == 0:
+        claim_workdir(workdir, config)
+    return (parts, batches, hooks), facts
+
+
+def code_identity() -> dict[str, str]:
+    """SHA-256 (its beginning) of every source file, and the versions of the libraries that decide the numbers."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    packages = ("vivi_jax", "input_pipeline", "evaluation")
+    files = [path for package in packages for path in (root / package).rglob("*.py")]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in files} | {
+        library: importlib.metadata.version(library) for library in ("jax", "jaxlib", "flax", "optax", "numpy")}
+
+
+def data_identity(path: str) -> str:
+    """SHA-256 (its beginning) of the names of all files under `path` and of a store's description. Opens no data."""
+    if not os.path.isdir(path):
+        return "not a folder"  # the name of a TFDS data set
+    digest = hashlib.sha256()
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        digest.update(f"{os.path.relpath(folder, path)} {sorted(files)}".encode())
+        if META in files:
+            digest.update(pathlib.Path(folder, META).read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def video_batches(config) -> Callable[[int], Iterator[dict]]:
@@ -139,32 +182,22 @@ def online_evaluation(config, method) -> list[Hook]:
 def claim_workdir(workdir: str, config) -> None:
     """Writes config.json into a new run directory; refuses one that was started with another config.
 
-    `config.run` may change between starts: it says how often to log and save, not what to compute.
+    `config.run` and `config.hosts` may change between starts: they say how often to log and save, not what to compute.
     """
     path = pathlib.Path(workdir, "config.json")
     new = json.loads(config.to_json())
     if path.exists():
         old = checkpoint.load_config(workdir)
-        differences = [f"{key}: {was!r} there, {now!r} here" for key, was, now in differing(old, new)
-                       if not key.startswith("run.")]
+        differences = [f"{key}: {was!r} there, {now!r} here" for key, was, now in processes.differing(old, new)
+                       if not key.startswith(("run.", "hosts."))]
         if differences:
             raise ConfigError(f"{workdir} was started with another config ({'; '.join(differences)}); use another "
                               "--workdir, or the values it was started with")
-    elif jax.process_index() == 0:
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text(json.dumps(new, indent=1) + "\n")
         unfinished.rename(path)
-
-
-def differing(old: dict, new: dict, prefix: str = "") -> Iterator[tuple[str, object, object]]:
-    """Yields (dotted key, old value, new value) wherever two nested dicts differ; None where a key is absent."""
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from differing(was, now, f"{prefix}{key}.")
-        elif was != now:
-            yield f"{prefix}{key}", was, now
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -184,16 +217,24 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise ConfigError(" ".join(str(error).split())) from error
     absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
     logging.basicConfig(format="%(message)s", force=True)
-    for package in ("vivi_jax", "input_pipeline", "evaluation"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    set_log_level(logging.INFO)
     return remaining
 
 
-if __name__ == "__main__":
+def set_log_level(level: int) -> None:
+    for package in ("vivi_jax", "input_pipeline", "evaluation"):
+        logging.getLogger(package).setLevel(level)
+
+
+def ended(command: Callable[[], None]) -> None:
+    """Runs a command to its end: what is the user's to mend is one line, all else keeps its traceback."""
     try:
-        app.run(main, flags_parser=parse_flags)
+        command()
     except (ConfigError, DataError, CheckpointError, NotFinite) as error:
-        sys.exit(f"error: {error}")  # the user's to mend: one line; everything else keeps its traceback
+        sys.exit(f"error: {error}")
     except preemption.Preempted:
-        sys.stderr.flush()
-        os._exit(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
+        processes.leave(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
+
+
+if __name__ == "__main__":
+    ended(lambda: app.run(main, flags_parser=parse_flags))

@@ -16,10 +16,15 @@ class Preemption:
 
     The loop marks what may take long and leaves the state alone (waiting for data, compiling, evaluating) as
     interruptible: there the signal raises at once. Without a handler the process would die and save nothing.
+
+    Args:
+      alone: no other process takes part in the run. Else the loop's steps are never interrupted: the others would wait
+        for this process in the next one. All stop together at the step they agree on (processes.Agreement).
     """
 
-    def __init__(self):
+    def __init__(self, *, alone: bool = True):
         self.requested = False
+        self._alone = alone
         self._interruptible = False
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -30,7 +35,10 @@ class Preemption:
             raise Preempted
 
     @contextlib.contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def interruptible(self, *, in_loop: bool = False) -> Iterator[None]:
+        if in_loop and not self._alone:
+            yield
+            return
         self._interruptible = True
         try:
             if self.requested:

@@ -10,7 +10,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vivi_jax import metrics as metrics_lib
-from vivi_jax import preemption, sharding
+from vivi_jax import preemption, processes, sharding
 from vivi_jax.build import Parts
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.feed import Feed
@@ -26,14 +26,17 @@ class NotFinite(RuntimeError):
 
 def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, *, seed: int, micro_batches: int,
           hooks: list[Hook], hook_every: int, log_every: int, checkpoint_every: int, keep_checkpoints: int,
-          watchdog_seconds: float) -> TrainState:
+          watchdog_seconds: float, fsdp: int) -> TrainState:
     """Trains to parts.total_steps, from the newest good checkpoint in `workdir` if there is one.
+
+    With several processes all call it alike, with a `workdir` they share.
 
     Args:
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
       hooks: called before the first step, every `hook_every` steps (0: not) and at the end, for scalars that go to
         the metrics.
       watchdog_seconds: a step that takes longer ends the process, with all stacks on stderr (0: never).
+      fsdp: devices that hold one copy of the state between them (1: each has all of it).
 
     Returns:
       The state after the last step; it is on disk by then.
@@ -42,10 +45,11 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
       preemption.Preempted: after SIGTERM, with the state saved.
       NotFinite: the loss is NaN or infinite; nothing of that step is saved.
     """
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(parts.batch_spec, micro_batches, mesh)
     with contextlib.ExitStack() as cleanup:
-        stop = cleanup.enter_context(contextlib.closing(preemption.Preemption()))
+        stop = cleanup.enter_context(contextlib.closing(preemption.Preemption(alone=jax.process_count() == 1)))
+        anyone_asks = processes.Agreement(mesh)
         checkpoints = cleanup.enter_context(contextlib.closing(Checkpoints(workdir, keep=keep_checkpoints)))
         with stop.interruptible():
             first_step, state = restore_or_init(parts, checkpoints, mesh, seed)
@@ -68,7 +72,7 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
         for step in range(first_step + 1, parts.total_steps + 1):
             preemption.rearm_watchdog(watchdog_seconds)
             try:
-                with stop.interruptible():
+                with stop.interruptible(in_loop=True):
                     batch = next(feed)
                 state, metrics = train_step(state, batch)
                 log.step(step, metrics)
@@ -81,9 +85,9 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
                 if last or (hook_every and step % hook_every == 0):
                     log.flush()
                     preemption.stop_watchdog()
-                    with stop.interruptible():
+                    with stop.interruptible(in_loop=True):
                         log.scalars(step, call_hooks(hooks, step, state))
-                if stop.requested and not last:
+                if anyone_asks(stop.requested) and not last:
                     raise preemption.Preempted
             except preemption.Preempted:
                 log.flush()
@@ -98,24 +102,31 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
 
 def restore_or_init(parts: Parts, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
     """Returns (steps done, state): the newest good checkpoint, or step 0."""
-    init = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed),
-                   out_shardings=sharding.replicated(mesh))
-    restored = checkpoints.restore(jax.eval_shape(init), mesh)
+    def init() -> TrainState:
+        return create(parts.method, parts.optimizer, parts.batch_spec, seed)
+
+    like = jax.eval_shape(init)
+    restored = checkpoints.restore(like, mesh)
     if restored:
         _LOG.info("going on from step %d of %s", restored[0], checkpoints.directory)
         return restored
-    state = in_thread(init)
+    state = in_thread(jax.jit(init, out_shardings=sharding.over_state(like, mesh)))
     _LOG.info("parameters of the online network:\n%s",
               parameter_overview.get_parameter_overview(state.params, include_stats=False))
     return 0, state
 
 
 def compile_step(parts: Parts, state: TrainState, mesh: Mesh):
-    """The step as one program over the mesh: batch split, state on every device and donated."""
-    replicated = sharding.replicated(mesh)
-    step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(replicated, sharding.over_batch(mesh)),
-                   out_shardings=(replicated, replicated))
-    return in_thread(lambda: step.lower(state, parts.batch_spec).compile())
+    """The step as one program over the mesh: batch split, state (or its shapes) on every device and donated."""
+    of_state = sharding.over_state(state, mesh)
+    step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(of_state, sharding.over_batch(mesh)),
+                   out_shardings=(of_state, sharding.replicated(mesh)))
+
+    def compile_on_mesh():
+        with jax.set_mesh(mesh):  # for sharding.whole; of the thread that traces
+            return step.lower(state, parts.batch_spec).compile()
+
+    return in_thread(compile_on_mesh)
 
 
 class StepLog:

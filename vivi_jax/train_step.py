@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vivi_jax import optim
+from vivi_jax import optim, sharding
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -42,13 +42,13 @@ def make_train_step(method, optimizer: optax.GradientTransformation, schedule: o
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = example_keys(seed, state.step, batch)
-        grads, model_state, target, metrics = gradients(method, state, batch, keys)
+        grads, model_state, target, metrics = gradients(method, sharding.whole(state), batch, keys)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if target:  # xi <- (1 - lambda_xi) xi + lambda_xi theta (VITO Eq. 2)
             decay = optim.ema_decay(state.step, base=method.ema_base, total_steps=total_steps)
-            target = {**target, "params": optax.incremental_update(params, target["params"], 1 - decay)}
+            target |= {"params": optax.incremental_update(params, state.target["params"], 1 - decay)}
             metrics["ema_decay"] = decay
 
         metrics["learning_rate"] = schedule(state.step)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from vivi_jax import augment_vdim, losses
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.heads import ResidualMlp
+from vivi_jax.models.heads import ResidualMlp, in_compute_type
 
 Features = dict[str, jax.Array]  # layer -> [B, locations, D]
 
@@ -92,6 +92,8 @@ class Vdim:
         Returns:
           ({"view1", "view2": {layer: float32[B, locations, D]}}, new model_state, target).
         """
+        params = {name: tree if name == "encoder" else in_compute_type(tree, self.network.encoder.dtype)
+                  for name, tree in params.items()}  # phi sees the views apart
         views = (augment_vdim.augment_clips(batch[name], keys[name], color=self.color) for name in ("view1", "view2"))
         (view1, view2), model_state = self.network.apply(
             {"params": params, **model_state}, *views, train=True, mutable=list(model_state))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from vivi_jax import augment, losses
-from vivi_jax.models.heads import MultiScalePool, Projector
+from vivi_jax.models.heads import MultiScalePool, Projector, in_compute_type
 
 
 class VitoNetwork(nn.Module):
@@ -73,6 +73,7 @@ class Vito:
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
         """
         views_BxVxHxWx3 = augment.byol_views(batch["views"], keys["views"])
+        params = in_compute_type(params, self.network.encoder.dtype)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
             z_BxD, model_state = self.project(params, model_state, views_BxVxHxWx3[:, v])

@@ -124,3 +124,16 @@ def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float
     """Kernel [C, C'] of U(-0.01, 0.01) with ones on the diagonal (AMDIM)."""
     noise = jax.random.uniform(key, shape, dtype, -0.01, 0.01)
     return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
+
+
+def in_compute_type(params: dict, dtype: str) -> dict:
+    """Kernels as the layers use them, converted once for all views: the values are the same.
+
+    Converted in each view, the gradient of every kernel would go over the network once per view: sums of converted
+    gradients are not taken before the sum over the devices.
+    """
+    def convert(path, leaf: jax.Array) -> jax.Array:
+        names = [entry.key for entry in path]
+        return leaf.astype(dtype) if names[-1] == "kernel" and "mlp2" not in names else leaf  # AttentionPool: float32
+
+    return jax.tree_util.tree_map_with_path(convert, params)

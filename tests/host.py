@@ -1,0 +1,90 @@
+"""One host of a run for test_multiprocess.py: trains tiny VITO, VIVI and VDIM, one after the other, as main does.
+
+    python tests/host.py STORE WORKDIR              20 steps of each
+    python tests/host.py STORE WORKDIR vito 100     so many steps of one
+"""
+import hashlib
+import json
+import logging
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from configs import vdim, vito, vivi
+from vivi_jax import main, processes, sharding
+from vivi_jax.feed import Feed
+from vivi_jax.models import ENCODERS
+from vivi_jax.models.resnet import Conv, make_norm
+
+BATCH, SIZE = 8, 32
+
+
+class Tiny(nn.Module):
+    """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
+    norm: str
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x, maps = images.reshape(-1, *images.shape[-3:]), {}
+        for i in (3, 4):
+            x = Conv(8, 3, stride=2, name=f"conv{i}")(x)
+            x = maps[f"stage{i}"] = nn.relu(make_norm(self.norm, name=f"norm{i}")(x, train))
+        pooled = x.mean((1, 2)).reshape(*images.shape[:-3], -1)
+        if images.ndim == 5:
+            pooled = pooled.mean(1)
+            maps = {"local2": x.reshape(len(images), -1, *x.shape[1:]), "global": pooled[:, None, None, None]}
+        return pooled, maps
+
+
+ENCODERS["tiny"] = Tiny
+
+
+def systems(store: str, steps: int) -> dict[str, ConfigDict]:
+    configs = {"vito": vito.get_config("demo"), "vivi": vivi.get_config("ex2,co=100,demo"),
+               "vdim": vdim.get_config("layers=68,demo")}
+    configs["vito"].method.update(dict(projector_hidden=16, projector_out=8, attention_hidden=8))
+    configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * steps, warmup_epochs=2.0))
+    configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
+    configs["vivi"].method.update(dict(num_classes=2, exemplar_dim=8, shot_dim=8, predictor_hidden=8, predictor_out=8))
+    configs["vivi"].data.update(dict(frames=2, labelled_path=store, labelled_batch_size=BATCH))
+    # A low rate: mining takes other negatives after the smallest difference, which large steps would soon make.
+    configs["vivi"].schedule.update(dict(lr=2e-4, total_steps=steps, warmup_steps=2))
+    configs["vdim"].method.embed_dim = 16
+    configs["vdim"].data.update(dict(frames=4, offset=4))
+    configs["vdim"].schedule.update(dict(total_steps=steps, warmup_steps=2))
+    for config in configs.values():
+        config.batch_size, config.data.path, config.data.image_size = BATCH, store, SIZE
+        config.encoder = ConfigDict(dict(name="tiny", norm=config.encoder.norm))
+        config.run.update(dict(log_every=1, checkpoint_every=steps))
+    return configs
+
+
+def order(config) -> dict[str, str]:
+    """{"step array rows": hash} of this process's rows of the first global batches, device by device."""
+    feed, hashes = Feed(main.SOURCES[config.data.source](config)(0), sharding.make_mesh()), {}
+    for step, batch in zip(range(3), feed, strict=False):
+        for name, array in batch.items():
+            for shard in array.addressable_shards:
+                rows = shard.index[0].indices(len(array))
+                hashes[f"{step} {name} {rows}"] = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
+    feed.close()
+    return hashes
+
+
+def run(store: str, workdir: pathlib.Path, only: str = "", steps: int = 20) -> None:
+    processes.start(start_timeout_seconds=600, heartbeat_seconds=600)
+    for name, config in systems(store, steps).items():
+        if only in ("", name):
+            main.run(config, str(workdir / name))
+            (workdir / f"{name}.order.{jax.process_index()}.json").write_text(json.dumps(order(config)))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    main.set_log_level(logging.INFO)
+    main.ended(lambda: run(sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[3:4], *map(int, sys.argv[4:])))

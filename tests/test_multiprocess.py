@@ -1,0 +1,170 @@
+"""Real processes on one machine: they meet, see the same data, agree on what they do, and stop together."""
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_resume import SMALL, logged_steps
+
+from input_pipeline import prepare
+from input_pipeline.synthetic import write_videos
+from vivi_jax import checkpoint, processes
+from vivi_jax.errors import ConfigError
+
+LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
+SYSTEMS = ("vito", "vivi", "vdim")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> pathlib.Path:
+    """Sixteen rendered videos of two shots, with labels: enough for all three systems."""
+    root = tmp_path_factory.mktemp("data")
+    write_videos(root / "videos", videos=16, seed=0, size=48, seconds=3.0, classes=("disc", "star"), shots=2)
+    prepare.prepare(str(root / "videos"), str(root / "store"), labels="folder", workers=2)
+    return root / "store"
+
+
+def start(count: int, devices: int, log: pathlib.Path, arguments: list[str], *, only: int | None = None,
+          of_rank=lambda rank: []) -> list[subprocess.Popen]:
+    """Starts `count` processes of `devices` simulated devices each (of them rank `only` alone, if given)."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    started = []
+    for rank in range(count):
+        if only in (None, rank):
+            # Without optimisation the compiler is faster, and these programs are tiny.
+            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.getcwd(), "XLA_FLAGS":
+                           f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+            if count > 1:
+                environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count),
+                                "JAX_PROCESS_ID": str(rank)}
+            with open(f"{log}.{rank}.log", "a") as file:
+                started.append(subprocess.Popen([sys.executable, *arguments, *of_rank(rank)], env=environment,
+                                                stdout=file, stderr=file))
+    return started
+
+
+def output(log: pathlib.Path, rank: int) -> str:
+    return pathlib.Path(f"{log}.{rank}.log").read_text()
+
+
+def vito(store, workdir) -> list[str]:
+    return ["-m", "vivi_jax.main", "--config=configs/vito.py:demo,views=2", f"--workdir={workdir}",
+            f"--config.data.path={store}", *SMALL]
+
+
+# --- the same run on 1, 2 and 4 hosts --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(store, tmp_path_factory) -> dict[str, pathlib.Path]:
+    """Layout -> folder with the runs of the three systems, 20 steps on four devices each."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, (count, devices) in LAYOUTS.items():
+        (root / name).mkdir()
+        hosts = start(count, devices, root / name, ["tests/host.py", str(store), str(root / name)])
+        for rank, host in enumerate(hosts):
+            assert host.wait(timeout=1500) == 0, output(root / name, rank)
+    return {name: root / name for name in LAYOUTS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["2x2", "4x1"])
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(runs, system, layout):
+    order = {}
+    for name in ("1x4", layout):
+        order[name] = {}
+        for path in runs[name].glob(f"{system}.order.*.json"):
+            order[name] |= json.loads(path.read_text())
+    assert order[layout] == order["1x4"] and len(order["1x4"]) >= 3 * 4  # steps x devices x arrays
+
+    losses, accuracies = {}, {}
+    for name in ("1x4", layout):
+        lines = [json.loads(line) for line in (runs[name] / system / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, 21))  # by one process, and nothing twice
+        losses[name] = [line["loss"] for line in steps]
+        accuracies[name] = [line["knn_top1"] for line in lines if "knn_top1" in line]
+    # Not bit for bit: the order in which four devices add up differs inside a process and between processes.
+    np.testing.assert_allclose(losses[layout], losses["1x4"], rtol=1e-5)
+    assert len(accuracies["1x4"]) == (2 if system == "vito" else 0)  # evaluated before the first step and at the end
+    np.testing.assert_allclose(accuracies[layout], accuracies["1x4"])
+
+
+@pytest.mark.slow
+def test_one_host_saves_what_all_hosts_have(runs):
+    for name, (count, _) in LAYOUTS.items():
+        for system in SYSTEMS:
+            assert checkpoint.newest_good_step(runs[name] / system / "checkpoints") == 20
+            assert json.loads((runs[name] / system / "summary.json").read_text())["processes"] == count
+
+
+# --- agreement -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_run_goes_on(store, tmp_path):
+    command = ["tests/host.py", str(store), str(tmp_path), "vito", "150"]
+    workdir, log = tmp_path / "vito", tmp_path / "a"
+    hosts = start(2, 1, log, command)
+    deadline = time.monotonic() + 900
+    while len(logged_steps(workdir)) < 3:
+        assert time.monotonic() < deadline and hosts[0].poll() is None, output(log, 0)
+        time.sleep(0.05)
+    hosts[1].send_signal(signal.SIGTERM)
+    assert [host.wait(timeout=100) for host in hosts] == [128 + signal.SIGTERM] * 2, output(log, 0)
+    saved = checkpoint.newest_good_step(workdir / "checkpoints")
+    assert saved == logged_steps(workdir)[-1] < 150
+
+    log = tmp_path / "b"
+    host, = start(1, 2, log, command)  # on one host
+    assert host.wait(timeout=900) == 0, output(log, 0)
+    assert f"going on from step {saved}" in output(log, 0)
+    assert sorted(set(logged_steps(workdir))) == list(range(151))  # step 0: the evaluation of the untrained network
+
+
+@pytest.mark.slow
+def test_hosts_that_differ_are_refused_with_the_difference(store, tmp_path):
+    workdir = tmp_path / "run"
+    hosts = start(2, 1, workdir, vito(store, workdir), of_rank=lambda rank: [f"--config.seed={rank}"])
+    for rank, host in enumerate(hosts):
+        assert host.wait(timeout=200) == 1
+        errors = [line for line in output(workdir, rank).splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and "process 1" in errors[0] and "config.seed: 0 there, 1 here" in errors[0]
+    assert not (workdir / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_peer_that_never_comes_ends_the_wait_with_one_line(store, tmp_path, rank):
+    log = tmp_path / "run"
+    host, = start(2, 1, log, [*vito(store, tmp_path / "run"), "--config.hosts.start_timeout_seconds=3"], only=rank)
+    assert host.wait(timeout=100) == 1
+    errors = [line for line in output(log, rank).splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and f"process {rank} of 2 has waited 3 s for the others" in errors[0]
+    assert "config.hosts.start_timeout_seconds" in errors[0]
+
+
+def test_a_difference_has_its_dotted_key_and_both_values():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert processes.differing(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
+
+
+def test_processes_that_cannot_meet_are_an_error_and_one_alone_is_none(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    processes.start(start_timeout_seconds=5, heartbeat_seconds=10)
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match="JAX_NUM_PROCESSES and JAX_PROCESS_ID"):
+        processes.start(start_timeout_seconds=5, heartbeat_seconds=10)

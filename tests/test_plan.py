@@ -1,0 +1,90 @@
+"""Planning: topologies, reading a compiled program, and plans of tiny steps."""
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import plan as plans
+from vivi_jax import chips, hlo, sharding
+from vivi_jax.errors import ConfigError
+
+TINY = ["--config=configs/vito.py:demo,views=2", "--config.encoder.width=0.125", "--config.data.image_size=32",
+        "--config.method.projector_hidden=16", "--config.method.attention_hidden=8"]
+
+
+def test_topologies_have_the_devices_of_their_chips():
+    devices = {name: chips.parse_topology(name).devices for name in
+               ("v3:2x2", "v3:8x8", "v3:16x32", "v4:2x2x4", "v5e:16x16", "v6e:2x4", "gpu:h100x64")}
+    assert list(devices.values()) == [8, 128, 1024, 16, 256, 8, 64]
+
+
+@pytest.mark.parametrize("name, known", [("v3:8x9", "v3 has 2x2, 4x4"), ("v9:2x2", "v3:2x2 to 32x32"),
+                                         ("gpu:p4x8", "a100, h100, h200"), ("gpu:h100", "gpu:NAMExN")])
+def test_a_topology_that_does_not_exist_is_refused_with_those_that_do(name, known):
+    with pytest.raises(ConfigError, match="does not exist") as error:
+        chips.parse_topology(name)
+    assert known in str(error.value)
+
+
+def test_collectives_are_counted_as_often_as_their_loop_runs():
+    """Per device: a gather of 8 x 16 floats, and in a loop of five an all-reduce of 16 floats."""
+    mesh = sharding.make_mesh(jax.devices()[:8])
+    split, whole = sharding.over_batch(mesh), sharding.replicated(mesh)
+
+    def step(x, y):
+        total = jax.lax.fori_loop(0, 5, lambda i, t: t + jnp.tanh(x * t[None]).sum(axis=0), jnp.zeros(16))
+        return total, jax.lax.with_sharding_constraint(y, whole)
+
+    x = jax.ShapeDtypeStruct((8, 16), jnp.float32)
+    program = hlo.read(jax.jit(step, in_shardings=split).lower(x, x).compile().as_text())
+    found = {c.operation: (c.operations, c.bytes, c.dtype) for c in program.collectives}
+    assert found == {"all-reduce": (5, 5 * 16 * 4, "f32"), "all-gather": (1, 8 * 16 * 4, "f32")}
+
+
+def run_plan(topology: str, *flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags], text=True,
+                          capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+
+
+@pytest.mark.slow
+def test_a_plan_for_gpus_sends_no_more_than_it_must(tmp_path):
+    path = tmp_path / "plan.json"
+    result = run_plan("gpu:h100x4", f"--json={path}")
+    assert result.returncode == 0 and "ESTIMATE" in result.stdout and ": fits (" in result.stdout, result.stderr
+    plan = json.loads(path.read_text())
+    assert plan["devices"] == 4 and plan["batch"] == 64
+    assert plan["memory"]["state_and_batch"] > 64 // 4 * 2 * 32 * 32 * 3
+    # Above the least: the CPU's compiler sums the gradients of the two views over the devices apart.
+    assert 0.95 < plan["collective_bytes"] / sum(plan["collective_bytes_minimum"].values()) < 2.2
+    name = plans.key("configs/vito.py:demo", "gpu:h100x4", ["--config.batch_size=64"])
+    assert f"| vito.py:demo batch_size=64 | gpu:h100x4 | 4 | 64 | {plan['memory_total'] / 1e9:.1f} of" in plans.table(
+        {name: plan})
+
+
+@pytest.mark.slow
+def test_a_plan_for_a_tpu_has_the_compilers_cycles(tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no TPU compiler here; pip install -e .[plan] to run this test")
+    path = tmp_path / "plan.json"
+    result = run_plan("v3:2x2", f"--json={path}", "--config.encoder.dtype=bfloat16")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(path.read_text())
+    assert plan["fits"] and plan["devices"] == 8 and plan["estimate"]["of"] == "the TPU compiler's cycles"
+    # Every gradient goes over the network once and not once per view.
+    sent = sum(c["bytes"] for c in plan["collectives"] if c["origin"] == "backward")
+    assert sent < 1.3 * plan["collective_bytes_minimum"]["gradients"] + plan["collective_bytes_minimum"]["batch_norm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, flags, message", [
+    ("v3:8x9", (), "v3 has 2x2"), ("gpu:h100x5", (), "64 rows of 'views' in a batch do not divide over 5 device"),
+    ("gpu:h100x4", ("--config.run.fsdp=3",), "config.run.fsdp=3 does not divide the 4 device")])
+def test_what_cannot_be_planned_is_said_in_one_line(topology, flags, message):
+    result = run_plan(topology, *flags)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 1 and len(errors) == 1 and message in errors[0], result.stderr

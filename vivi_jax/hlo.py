@@ -1,0 +1,88 @@
+"""Reads a compiled program: its collectives, and the cycles the TPU compiler expects."""
+import dataclasses
+import re
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
+          "s64": 8, "u64": 8}
+_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
+_COLLECTIVE = re.compile(
+    r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of traffic in a program, summed."""
+    operation: str  # "all-reduce", ...
+    origin: str  # "forward", "backward" or "update": where in the step it comes from
+    dtype: str
+    operations: int  # times a step; those of one type inside a combined operation count once
+    bytes: int  # of the results on one device, per step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    cycles: int  # 0 where the compiler gives none
+    collectives: list[Collective]
+
+
+def read(text: str) -> Program:
+    """Sums over a compiled program's text, loops counted as often as they run."""
+    bodies, entry = _computations(text)
+    collectives: dict[tuple[str, str, str], list[int]] = {}
+
+    def add(name: str, times: int) -> int:
+        cycles = 0
+        for line in bodies.get(name, ()):
+            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
+                cycles += times * int(found[1])
+            if " while(" in line:
+                cycles += add(re.search(r"body=%([\w.\-]+)", line)[1], times * _trips(line, bodies))
+            elif " call(" in line or " async-start(" in line or "calls=%all-reduce-scatter" in line:
+                cycles += sum(add(called, times) for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line))
+            elif match := _COLLECTIVE.search(line):
+                _count(collectives, match, line, times)
+        return cycles
+
+    cycles = add(entry, 1)
+    return Program(cycles, [Collective(*key, *sums) for key, sums in
+                            sorted(collectives.items(), key=lambda item: -item[1][1])])
+
+
+def _count(collectives: dict, match: re.Match, line: str, times: int) -> None:
+    name = re.search(r'op_name="([^"]*)"', line)
+    name = name[1] if name else ""
+    origin = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
+    by_type: dict[str, int] = {}
+    arrays = _ARRAY.findall(match[1])
+    if match[3] and match[2] != "all-reduce":  # (operand, result): only the result counts
+        arrays = arrays[len(arrays) // 2:]
+    for dtype, shape in arrays:
+        size = _BYTES[dtype]
+        for length in filter(None, shape.split(",")):
+            size *= int(length)
+        by_type[dtype] = by_type.get(dtype, 0) + size
+    for dtype, size in by_type.items():
+        sums = collectives.setdefault((match[2], origin, dtype), [0, 0])
+        sums[0] += times
+        sums[1] += times * size
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies, entry, lines = {}, "", []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = bodies[match[2]] = []
+            entry = match[2] if match[1] else entry
+        elif line.startswith("  "):
+            lines.append(line)
+    return bodies, entry
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: what the compiler says, else the constant its condition compares with, else 1."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = bodies.get(re.search(r"condition=%([\w.\-]+)", line)[1], ())
+    constants = [int(n) for text in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", text)]
+    return max(constants, default=1)

@@ -1,0 +1,203 @@
+"""Plans a run on hardware that is not at hand: does it fit, what does it send, how long will it take?
+
+    python -m vivi_jax.plan --config=configs/vito.py --topology=v3:8x8
+    python -m vivi_jax.plan --config=configs/vivi.py:ex4,big --topology=v5e:16x16 --config.encoder.remat=True
+    python -m vivi_jax.plan --config=configs/vito.py --topology=gpu:h100x8
+    python -m vivi_jax.plan --all                      # docs/plan.md
+
+Compiles the real step of the config, as training does, for all devices of the topology: for TPUs with the TPU
+compiler (pip install -e .[plan]; Linux, no TPU needed), else for as many simulated CPU devices. Memory, FLOPs and
+collectives are read from the compiled program. Times are ESTIMATES: the TPU compiler's own cycles, or a roofline over
+chips.py, plus bytes over links and latencies for the collectives; nobody has measured them.
+"""
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # before JAX, which would ask the metadata server of a TPU VM
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from vivi_jax import chips, hlo, sharding
+from vivi_jax.build import Parts, build
+from vivi_jax.errors import ConfigError
+from vivi_jax.metrics import duration
+from vivi_jax.train import compile_step
+from vivi_jax.train_step import create, example_keys
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with variants: configs/vito.py",
+                                         lock_config=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v3:8x8 (chips) or gpu:h100x8.")
+ALL = flags.DEFINE_bool("all", False, "All rows of docs/plan.md that are missing (benchmarks/plan.py).")
+JSON = flags.DEFINE_string("json", None, "File to write the plan to.")
+
+
+def plan(config, topology_name: str) -> dict:
+    """The plan of one config on one topology, as JSON values.
+
+    Raises:
+      ConfigError: no such topology, a batch that does not divide, or no TPU compiler.
+    """
+    topology = chips.parse_topology(topology_name)
+    parts = build(config)
+    mesh = sharding.make_mesh(devices(topology), fsdp=config.run.fsdp)
+    sharding.check_batch_sizes(parts.batch_spec, config.micro_batches, mesh)
+    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, config.seed))
+    rows = next(iter(parts.batch_spec.values())).shape[0]
+    result = {"config": config.name, "topology": topology.name, "devices": topology.devices, "batch": rows,
+              "compiler": "TPU" if topology.is_tpu else "CPU, simulated devices"}
+    start = time.perf_counter()
+    try:
+        compiled = compile_step(parts, state, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return result | {"fits": False, "compiler_says": " ".join(str(error).split())[:300],
+                         "compile_seconds": round(time.perf_counter() - start, 1)}
+    result["compile_seconds"] = round(time.perf_counter() - start, 1)
+    program = hlo.read(compiled.as_text())
+    result |= memory(compiled, topology.chip)
+    cost = compiled.cost_analysis()
+    result |= {"flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
+               "collectives": [dataclasses.asdict(collective) for collective in program.collectives],
+               "collective_bytes": sum(collective.bytes for collective in program.collectives),
+               "collective_bytes_minimum": minimum_bytes(config, parts, state, topology.devices)}
+    return result | times(result, program, topology, parts.total_steps)
+
+
+def devices(topology: chips.Topology) -> list:
+    """The devices to compile for. Of this process, no computation is ever run on them."""
+    jax.config.update("jax_platforms", "cpu")
+    if not topology.is_tpu:
+        jax.config.update("jax_num_cpu_devices", topology.devices)
+        return jax.devices()
+    library = importlib.util.find_spec("libtpu")
+    if library is None:
+        raise ConfigError("the TPU compiler is not installed: pip install -e .[plan], or plan for gpu:h100x8")
+    os.environ.setdefault("TPU_LIBRARY_PATH", os.path.join(os.path.dirname(library.origin), "libtpu.so"))
+    from jax.experimental import topologies
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+        raise ConfigError(f"the installed TPU compiler has no {topology.name}: {' '.join(str(error).split())[:200]}"
+                          ) from error
+
+
+def memory(compiled, chip: chips.Chip) -> dict:
+    """Bytes on each device by kind, and whether they fit. The state is donated: new and old are one."""
+    stats = compiled.memory_analysis()
+    kinds = {"state_and_batch": stats.argument_size_in_bytes,
+             "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+             "temporaries": stats.temp_size_in_bytes, "program": stats.generated_code_size_in_bytes}
+    total = sum(kinds.values())
+    return {"fits": total <= chip.memory, "memory": kinds, "memory_total": total, "memory_of_device": int(chip.memory)}
+
+
+def minimum_bytes(config, parts: Parts, state, devices: int) -> dict[str, int]:
+    """What the collectives of a step must at least bring to each device, by purpose.
+
+    gradients: of every parameter once, in the type its layer computes in. batch_norm: two sums a channel, forwards (of
+    the target network too) and backwards, for each time a layer is applied; none if every group of examples is on one
+    device. embeddings: the keys of the whole batch, in the type of the product; twice where the gradient computes the
+    logits again.
+    """
+    if devices == 1:
+        return {"gradients": 0, "batch_norm": 0, "embeddings": 0}
+    width = 2 if config.encoder.dtype == "bfloat16" else 4
+    on_tpu = 2  # a TPU multiplies float32 in bfloat16 by default
+
+    def size(tree, of) -> int:
+        return sum(of(jax.tree_util.keystr(path), leaf) * leaf.size
+                   for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+
+    gradients = size(state.params, lambda path, leaf: width if leaf.ndim > 1 and any(
+        part in path for part in ("['encoder']", "['pool']", "['projector']", "['phi")) else 4)
+    channels = size(state.model_state, lambda path, leaf: 1 if path.endswith("['mean']") else 0)
+    local = config.encoder.get("bn_groups", 1) % devices == 0
+    data = config.data
+    if config.method.name == "vito":
+        applications = 3 * data.views
+        blocks = config.batch_size // 512 if config.batch_size % 512 == 0 else 1  # losses.KEYS_AT_A_TIME
+        keys = data.views * config.batch_size * config.method.projector_out * (2 if blocks > 1 else 1)
+    elif config.method.name == "vivi":
+        applications = 2 * ((data.unlabelled != "none") + (data.labelled_batch_size > 0))
+        keys = config.batch_size * data.shots * config.method.predictor_out * (config.method.video_loss == "info_nce")
+    else:
+        applications = 2
+        embeddings, _, _ = jax.eval_shape(
+            lambda state, batch: parts.method.embed(state.params, state.model_state, state.target, batch,
+                                                    example_keys(0, state.step, batch)), state, parts.batch_spec)
+        keys = sum(leaf.size for leaf in jax.tree.leaves(embeddings["view2"]))
+    return {"gradients": gradients, "batch_norm": 0 if local else 2 * channels * 4 * applications,
+            "embeddings": keys * on_tpu}
+
+
+def times(result: dict, program: hlo.Program, topology: chips.Topology, total_steps: int) -> dict:
+    """The estimates. Collectives are counted as if nothing else went on at the same time."""
+    chip = topology.chip
+    roofline = max(result["flops"] / chip.flops, result["bytes_accessed"] / chip.bandwidth)
+    compute = program.cycles / chip.clock if program.cycles else roofline
+    count = sum(collective.operations for collective in program.collectives)
+    # An all-reduce of V bytes sends and receives 2 V on each chip, over all its links; its devices add up first.
+    sent = 2 * result["collective_bytes"] * (1 - 1 / topology.devices) / (chip.links * chip.devices_per_chip)
+    latency = count * topology.collective_seconds if topology.devices > 1 else 0.0
+    step = compute + sent + latency
+    return {"estimate": {
+        "compute_seconds": compute, "of": "the TPU compiler's cycles" if program.cycles else "a roofline",
+        "roofline_seconds": roofline, "transfer_seconds": sent, "latency_seconds": latency, "step_seconds": step,
+        "utilisation": result["flops"] / chip.flops / step, "examples_per_second": result["batch"] / step,
+        "steps": total_steps, "days": total_steps * step / 86400}}
+
+
+def text(result: dict) -> str:
+    """The plan as lines to read."""
+    lines = [f"{result['config']} on {result['topology']}: {result['devices']} devices, batch {result['batch']} "
+             f"({result['batch'] / result['devices']:g} a device), compiled for {result['compiler']} in "
+             f"{result['compile_seconds']:g} s"]
+    if "memory" not in result:
+        return "\n".join([*lines, f"DOES NOT FIT: {result['compiler_says']}"])
+    fits = "fits" if result["fits"] else "DOES NOT FIT"
+    kinds = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.2f}" for name, size in result["memory"].items())
+    minimum, estimate = result["collective_bytes_minimum"], result["estimate"]
+    least = sum(minimum.values())
+    lines += [f"memory      {result['memory_total'] / 1e9:.2f} of {result['memory_of_device'] / 1e9:.2f} GB a device: "
+              f"{fits} ({kinds})",
+              f"work        {result['flops'] / 1e12:.3f} TFLOP and {result['bytes_accessed'] / 1e9:.1f} GB a device"]
+    lines += [f"collective  {c['operation']} {c['origin']} {c['dtype']}: {c['operations']} operations, "
+              f"{c['bytes'] / 1e6:.2f} MB" for c in result["collectives"]]
+    ms = {name: 1e3 * seconds for name, seconds in estimate.items() if name.endswith("_seconds")}
+    lines += [f"            {result['collective_bytes'] / 1e6:.1f} MB; the least is {least / 1e6:.1f} MB ("
+              + ", ".join(f"{name.replace('_', ' ')} {size / 1e6:.1f}" for name, size in minimum.items()) + ")",
+              f"ESTIMATE    step {ms['step_seconds']:.0f} ms: compute {ms['compute_seconds']:.0f} ({estimate['of']}; "
+              f"roofline {ms['roofline_seconds']:.0f}), transfers {ms['transfer_seconds']:.1f}, latencies "
+              f"{ms['latency_seconds']:.1f}",
+              f"ESTIMATE    utilisation {estimate['utilisation']:.0%}, {estimate['examples_per_second']:.0f} "
+              f"examples/s, {estimate['steps']} steps in {duration(86400 * estimate['days'])}"]
+    return "\n".join(lines)
+
+
+def main(_) -> None:
+    if ALL.value:
+        sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.plan"]))
+    if not TOPOLOGY.value or CONFIG.value is None:
+        raise ConfigError("give --config and --topology; for example --config=configs/vito.py --topology=v3:8x8")
+    result = plan(CONFIG.value, TOPOLOGY.value)
+    print(text(result))
+    if JSON.value:
+        pathlib.Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+    if not result["fits"]:
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
