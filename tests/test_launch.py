@@ -262,13 +262,14 @@ def test_a_tpu_vm_runs_to_the_end_through_an_interruption(cloud, end):
         "already running\n")
     assert launch("tpu_vm.sh", "stop", "n", "--zone=z").returncode == 0
     if end == "preempted":
+        (cloud / "fail").write_text("1")  # there is no room at first
         (cloud / "state").write_text("PREEMPTED\n")
     output, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0, output
     assert (cloud / "starts").read_text() == "start\nstart\n" and (cloud / "saved").read_text() == "saved\n"
     assert (cloud / "flags").read_text().splitlines() == ["-m", "vivi_jax.main", *FLAGS] * 2
     made = [call[4] for call in calls(cloud) if call[4] in ("create", "delete", "scp")]
-    assert made == ["create", "scp"] + (["delete", "create", "scp"] if end == "preempted" else [])
+    assert made == ["create", "scp"] + (["delete", "create"] * 2 + ["scp"] if end == "preempted" else [])
     assert "exit 0" in output and ("was preempted; making it again" in output) == (end == "preempted")
 
 
