@@ -30,6 +30,7 @@ from input_pipeline.store import DataError
 
 DEFAULT = Rule()
 
+
 def load_classifier(weights: str, batch_size: int):
     """The one place where the input pipeline reaches for a network; returns evaluation.frame_classifier's.
 
@@ -73,10 +74,10 @@ def curate(manifest: str, classes: str, classifier: str, out: str, *, videos: st
     plan = curation.make_plan(rule, manifest=manifest, classes=classes, classifier_sha256=model.sha256)
     manifest, classifier, out = map(files.absolute, (manifest, classifier, out))
     root = files.absolute(videos) if videos else os.path.dirname(manifest)
-    if not curation.begin(out, plan):
-        return False
     task = {"root": root, "classes": known, "rule": rule}
     try:
+        if not curation.begin(out, plan):
+            return False
         if beam_options is None:
             _decide_here(lines, out, task, model.top1, workers or len(os.sched_getaffinity(0)))
         else:

@@ -35,6 +35,7 @@ from input_pipeline.store import DataError
 
 DEFAULT = Settings()
 
+
 def prepare(videos: str, out: str, settings: Settings = DEFAULT, *, labels: str = "", labelled_only: bool = False,
             workers: int | None = None) -> bool:
     """Makes the frame store `out` from `videos`; does nothing where it is complete.

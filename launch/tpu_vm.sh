@@ -21,6 +21,10 @@ needs zone
 where=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")
 
+case "$command" in
+  up | run | watch) [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --, at least --config=FILE" ;;
+esac
+
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_hosts() { tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"; }
 
@@ -59,16 +63,16 @@ wait_in_line() {
 }
 
 push() {
-  local archive
+  local archive code=0
   archive="$(mktemp -d)/vivi_jax.tgz"
   git ls-files -z | tar --null --files-from=- -czf "$archive"
-  tpus tpu-vm scp "$archive" "$name:vivi_jax.tgz" --worker=all
-  on_hosts all "mkdir -p vivi_jax && tar -xzf vivi_jax.tgz -C vivi_jax"
+  { tpus tpu-vm scp "$archive" "$name:vivi_jax.tgz" --worker=all &&
+    on_hosts all "mkdir -p vivi_jax && tar -xzf vivi_jax.tgz -C vivi_jax"; } || code=$?
   rm -r "$(dirname "$archive")"
+  return "$code"
 }
 
 train() {
-  [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --, at least --config=FILE"
   on_hosts all "bash vivi_jax/launch/on_tpu_vm.sh start $(words "$bucket")$(words "${training[@]}")"
 }
 
@@ -103,23 +107,24 @@ watch() {
     echo "# every $poll s, until the run has ended; if preempted: delete, create, push, run, and it goes on where it was"
     return
   }
-  local state
+  local state again=""
   while :; do
     state="$(state_now | tail -n 1)"
     echo "$(date -u +%H:%M:%S) $name: $state"
-    case "$state" in
-      gone)
+    case "$again$state" in
+      gone | again*)
         echo "$name was preempted; making it again"
+        again="again" # until it runs: there may be no room yet, or it is taken away at once
         delete || true # of a spot TPU the remains are there as a rule
-        (create) || { sleep "$poll" && continue; } # no room: ask again
-        push
-        train
+        if (create) && push && train; then
+          again=""
+        fi
         ;;
       "exit 0") return ;;
-      "exit 143" | none) train ;; # it was told to leave, and has saved; or the host has started anew
+      "exit 143" | none) train || true ;; # told to leave, and has saved; or the host has started anew
       exit\ *)
         echo "error: the run ended with code ${state#exit }; its last lines:" >&2
-        on_hosts 0 "tail -n 20 vivi_jax.log" >&2
+        on_hosts 0 "tail -n 20 vivi_jax.log" >&2 || true
         exit "${state#exit }"
         ;;
     esac

@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 FLAGS = ["--config=configs/vito.py", "--config.data.path=/mnt/b/a store", '--config.note="$HOME\\']
 RECORD = '#!/usr/bin/env bash\nprintf "%s\\0" "$(basename "$0")" "$@" >>"$CALLS"; printf "\\n" >>"$CALLS"\n'
-# gcloud, for as far as the launcher uses it. CLOUD/state: state of the TPU; CLOUD/fail: exit code of the next create.
+# gcloud, for as far as the launcher uses it. CLOUD/state and CLOUD/queue: states of the TPU and of the queued request;
+# CLOUD/fail: exit code of the next create.
 GCLOUD = RECORD + '''
 state="$CLOUD/state" host="$CLOUD/host"
 case "$3 $4" in
@@ -35,7 +36,7 @@ case "$3 $4" in
       echo "ERROR: (gcloud) FAILED_PRECONDITION: reservation r has expired" >&2; exit "$code"
     fi
     mkdir -p "$host"; echo READY >"$state" ;;
-  "queued-resources describe") echo ACTIVE ;;
+  "queued-resources describe") cat "$CLOUD/queue" 2>/dev/null || echo ACTIVE ;;
   "tpu-vm describe")
     [ -f "$state" ] || { echo "ERROR: NOT_FOUND: no such TPU" >&2; exit 1; }
     cat "$state" ;;
@@ -217,6 +218,14 @@ def test_a_failed_create_passes_gclouds_words_and_code_on(cloud, queued):
         "error: n was not created (gcloud's exit code 3; what it said is above)"]
 
 
+def test_a_queued_request_that_fails_is_the_end(cloud):
+    (cloud / "queue").write_text("FAILED\n")
+    done = launch("tpu_vm.sh", "up", "n", "--zone=z", "--queued", "--reserved", "--", "x")
+    assert done.returncode == 1 and [call[4] for call in calls(cloud)] == ["create", "describe", "describe"]
+    assert done.stderr.splitlines()[-1] == (
+        "error: the queued request n is FAILED, as above; delete it, and ask for what there is")
+
+
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("script, arguments", [
@@ -253,13 +262,14 @@ def test_a_tpu_vm_runs_to_the_end_through_an_interruption(cloud, end):
         "already running\n")
     assert launch("tpu_vm.sh", "stop", "n", "--zone=z").returncode == 0
     if end == "preempted":
+        (cloud / "fail").write_text("1")  # there is no room at first
         (cloud / "state").write_text("PREEMPTED\n")
     output, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0, output
     assert (cloud / "starts").read_text() == "start\nstart\n" and (cloud / "saved").read_text() == "saved\n"
     assert (cloud / "flags").read_text().splitlines() == ["-m", "vivi_jax.main", *FLAGS] * 2
     made = [call[4] for call in calls(cloud) if call[4] in ("create", "delete", "scp")]
-    assert made == ["create", "scp"] + (["delete", "create", "scp"] if end == "preempted" else [])
+    assert made == ["create", "scp"] + (["delete", "create"] * 2 + ["scp"] if end == "preempted" else [])
     assert "exit 0" in output and ("was preempted; making it again" in output) == (end == "preempted")
 
 
