@@ -13,7 +13,7 @@ from input_pipeline.segmentation import IGNORE, SegmentationSet, in_parallel, on
 from vivi_jax import sharding
 from vivi_jax.models.resnet import BatchNorm, Conv
 
-CANVAS = 64  # whole images go onto canvases of 64 n + 1 pixels a side: few programs, and 1/8 and 1/16 come out even
+CANVAS = 32  # whole images go onto canvases of 32 n + 1 pixels a side: few programs, and 1/8 and 1/16 come out even
 
 
 class FCN(nn.Module):
@@ -92,7 +92,7 @@ def _logits(network: FCN, variables: dict, images: jax.Array) -> jax.Array:
 def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, columns_BxW: jax.Array) -> jax.Array:
     """uint8[B, H, W], the largest logit at these positions of the feature map; on every device.
 
-    64 rows at a time: the logits of a whole image of ADE20K at full size would take a gigabyte.
+    32 rows at a time: the logits of a whole image of ADE20K at full size would take a gigabyte.
     """
     _, height, width, _ = logits_BxhxwxC.shape
     columns = jax.vmap(lambda positions: dense.interpolation(positions, width))(columns_BxW)
@@ -102,7 +102,7 @@ def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, colum
         logits = jnp.einsum("bYh,bhwc,bXw->bYXc", rows, logits_BxhxwxC, columns, precision=dense.EXACT)
         return logits.argmax(axis=-1).astype(jnp.uint8)
 
-    chunks = jnp.moveaxis(rows_BxH.reshape(len(rows_BxH), -1, CANVAS), 1, 0)  # [H / 64, B, 64]
+    chunks = jnp.moveaxis(rows_BxH.reshape(len(rows_BxH), -1, CANVAS), 1, 0)  # [H / 32, B, 32]
     found = jnp.moveaxis(jax.lax.map(some_rows, chunks), 0, 1)
     return jax.lax.with_sharding_constraint(found.reshape(*rows_BxH.shape, columns_BxW.shape[1]), out_sharding)
 
@@ -111,7 +111,7 @@ def predict(network: FCN, variables: dict, dataset: SegmentationSet, *, short_si
             fill: tuple[int, int, int]) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Segments every image of a set as a whole: resized, through the network once, logits brought back to full size.
 
-    The image lies on a canvas that is up to 64 pixels larger, of the colour `fill`: so there is one program for many
+    The image lies on a canvas that is up to 32 pixels larger, of the colour `fill`: so there is one program for many
     sizes. Its right and lower edges see that colour where the network alone would see zeros.
 
     Yields:
