@@ -82,7 +82,7 @@ def table(done: dict) -> str:
                      f"{'yes' if row['fits'] else 'no'} | {row['flops'] / 1e12:.2f} | "
                      f"{row['collective_bytes'] / 1e6:.1f} ({least / 1e6:.1f}) | {1e3 * e['step_seconds']:.0f} | "
                      f"{1e3 * (e['transfer_seconds'] + e['latency_seconds']):.1f} | {e['utilisation']:.0%} | "
-                     f"{e['examples_per_second']:.0f} | {e['days']:.1f} | {row['commit'][:7]} |")
+                     f"{e['examples_per_second']:.0f} | {e['days']:.2f} | {row['commit'][:7]} |")
     return "\n".join(lines) + "\n"
 
 
