@@ -54,7 +54,7 @@ def compute(config: str, topology: str, options: list[str]) -> dict:
         ended = subprocess.run(command, cwd=results.ROOT, check=False)
         if not path.exists():
             raise SystemExit(f"error: {' '.join(command)} ended with status {ended.returncode} and without a plan")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) | {"commit": results.commit()}
 
 
 def table(done: dict) -> str:
@@ -64,24 +64,25 @@ def table(done: dict) -> str:
              "whole step of a config for all devices of a topology, with the TPU compiler (GPU rows: simulated CPU "
              "devices and a roofline). **All times are estimates**, from the compiler's cycles and the model of "
              "collectives in `vivi_jax/plan.py`; no step of them has been run on such hardware. Memory is per device; "
-             "\"sent\" is what collectives bring to each device, beside the analytic least.", "",
+             "\"sent\" is what collectives bring to each device, beside the analytic least; \"commit\" is the code "
+             "compiled.", "",
              "| config | topology | devices | batch | memory, GB | fits | TFLOP | sent, MB (least) | step, ms | of it "
-             "transfers and latencies | utilisation | examples/s | days |",
-             "|" + " --- |" * 13]
+             "transfers and latencies | utilisation | examples/s | days | commit |",
+             "|" + " --- |" * 14]
     for name, row in done.items():
         words = dict(word.lstrip("-").split("=", 1) for word in name.split(" "))
         label = " ".join([words.pop("config").removeprefix("configs/"), *(
             f"{option.removeprefix('config.')}={value}" for option, value in words.items() if option != "topology")])
         head = f"| {label} | {row['topology']} | {row['devices']} | {row['batch']} "
         if "memory" not in row:
-            lines.append(head + "| | no |" + " |" * 7)
+            lines.append(head + "| | no |" + " |" * 7 + f" {row['commit'][:7]} |")
             continue
         e, least = row["estimate"], sum(row["collective_bytes_minimum"].values())
         lines.append(head + f"| {row['memory_total'] / 1e9:.1f} of {row['memory_of_device'] / 1e9:.1f} | "
                      f"{'yes' if row['fits'] else 'no'} | {row['flops'] / 1e12:.2f} | "
                      f"{row['collective_bytes'] / 1e6:.1f} ({least / 1e6:.1f}) | {1e3 * e['step_seconds']:.0f} | "
                      f"{1e3 * (e['transfer_seconds'] + e['latency_seconds']):.1f} | {e['utilisation']:.0%} | "
-                     f"{e['examples_per_second']:.0f} | {e['days']:.1f} |")
+                     f"{e['examples_per_second']:.0f} | {e['days']:.2f} | {row['commit'][:7]} |")
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ def record(name: str, values: dict, *, command: str, seeds: list[int], directory
       seeds: of the runs behind the values; [] where nothing is random.
     """
     path = directory / f"{name}.json"
-    result = {"name": name, "command": command, "commit": _commit(),
+    result = {"name": name, "command": command, "commit": commit(),
               "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "versions": _versions(),
               "machine": _machine(), "seeds": seeds, "values": values}
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
@@ -39,7 +39,7 @@ def record(name: str, values: dict, *, command: str, seeds: list[int], directory
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit checked out, "+dirty" if files it tracks have been changed (results themselves aside)."""
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout

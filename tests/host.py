@@ -52,8 +52,10 @@ def systems(store: str, steps: int) -> dict[str, ConfigDict]:
     configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
     configs["vivi"].method.update(dict(num_classes=2, exemplar_dim=8, shot_dim=8, predictor_hidden=8, predictor_out=8))
     configs["vivi"].data.update(dict(frames=2, labelled_path=store, labelled_batch_size=BATCH))
-    # A low rate: mining takes other negatives after the smallest difference, which large steps would soon make.
-    configs["vivi"].schedule.update(dict(lr=2e-4, total_steps=steps, warmup_steps=2))
+    # The paper's SGD at a low rate: Adam makes whole steps of gradients that are but rounding, and after them mining
+    # takes other negatives.
+    configs["vivi"].optimizer = ConfigDict(dict(name="sgd", weight_decay=1e-4, momentum=0.9))
+    configs["vivi"].schedule.update(dict(lr=0.01, total_steps=steps, warmup_steps=2))
     configs["vdim"].method.embed_dim = 16
     configs["vdim"].data.update(dict(frames=4, offset=4))
     configs["vdim"].schedule.update(dict(total_steps=steps, warmup_steps=2))

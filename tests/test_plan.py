@@ -63,7 +63,7 @@ def test_a_plan_for_gpus_sends_no_more_than_it_must(tmp_path):
     assert 0.95 < plan["collective_bytes"] / sum(plan["collective_bytes_minimum"].values()) < 2.2
     name = plans.key("configs/vito.py:demo", "gpu:h100x4", ["--config.batch_size=64"])
     assert f"| vito.py:demo batch_size=64 | gpu:h100x4 | 4 | 64 | {plan['memory_total'] / 1e9:.1f} of" in plans.table(
-        {name: plan})
+        {name: plan | {"commit": "0123456789"}})
 
 
 @pytest.mark.slow
