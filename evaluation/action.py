@@ -10,7 +10,6 @@ from random weights.
 The score is the share of test videos whose class has the largest probability, averaged over the windows of the video;
 it stands in WORKDIR/result.json and result.md.
 """
-import contextlib
 import json
 import logging
 import os
@@ -29,17 +28,16 @@ from evaluation.action_classifier import (
     ActionNetwork,
     ClassProbabilities,
     optimizer,
-    with_pretrained,
 )
+from evaluation.runs import claim, config_identity, write, write_first_checkpoint
 from input_pipeline import actions, windows
 from input_pipeline.actions import ActionSplit
-from vivi_jax import checkpoint, optim, sharding
+from vivi_jax import checkpoint, optim
 from vivi_jax.build import Parts, call
-from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
 from vivi_jax.train import train
-from vivi_jax.train_step import TrainState, create, make_train_step
+from vivi_jax.train_step import TrainState, make_train_step
 
 _LOG = logging.getLogger("evaluation.action")
 _RAW_INPUT = dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0))  # of an encoder of normalised Lab
@@ -146,20 +144,6 @@ def load_pretrained(source: str, config) -> tuple[nn.Module, int | None, dict]:
     return encoder.clone(**changes), phi_dim, pretrained
 
 
-def write_first_checkpoint(parts: Parts, directory: pathlib.Path, pretrained: dict, *, seed: int, keep: int) -> None:
-    """Step 0 of a new run is a checkpoint with the pretrained weights in it; train() goes on from there."""
-    if checkpoint.newest_good_step(directory / "checkpoints") is not None:
-        return
-    mesh = sharding.make_mesh()
-    state = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, seed))()
-    params, model_state = with_pretrained(state.params, state.model_state, pretrained)
-    state = jax.device_put(TrainState(state.step, params, model_state, state.target, state.opt_state),
-                           sharding.replicated(mesh))
-    with contextlib.closing(Checkpoints(str(directory), keep=keep)) as checkpoints:
-        checkpoints.restore(state, mesh)  # there is none; moves aside what an interrupted start left
-        checkpoints.save(0, state)
-
-
 def score(config, method: ActionClassifier, state: TrainState, split: ActionSplit) -> dict:
     """{"top1", "test_videos", "test_windows"}; class probabilities averaged over the windows of a video (VDIM §4.1)."""
     part, data = split.test, config.data
@@ -180,33 +164,7 @@ def average_by_video(probabilities_NxC: np.ndarray, video_N: np.ndarray, videos:
     return total / np.bincount(video_N, minlength=videos)[:, None]
 
 
-# ---- Files ----------------------------------------------------------------------------------------------------------
-
-
-def config_identity(config) -> dict:
-    """What decides the result; config.run does not."""
-    return {key: value for key, value in json.loads(config.to_json()).items() if key != "run"}
-
-
-def claim(directory: pathlib.Path, identity: dict) -> None:
-    """Notes in a new folder what it is for; refuses one that was begun for something else."""
-    path = directory / "evaluation.json"
-    if path.exists():
-        there = json.loads(path.read_text())
-        flat = [{**tree, **tree["config"], "config": None} for tree in (there, identity)]
-        if different := [f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here"
-                         for key in sorted(flat[0] | flat[1]) if flat[0].get(key) != flat[1].get(key)]:
-            raise ConfigError(f"{directory} was begun with other values ({'; '.join(different)}); use another "
-                              "--workdir")
-    elif jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(identity, indent=1) + "\n")
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.rename(path)
+# ---- Report ---------------------------------------------------------------------------------------------------------
 
 
 def markdown(result: dict) -> str:

@@ -11,7 +11,6 @@ import optax
 from flax import linen as nn
 
 from vivi_jax import augment_vdim, optim
-from vivi_jax.errors import CheckpointError
 from vivi_jax.models.heads import ResidualMlp
 from vivi_jax.models.resnet import make_norm
 
@@ -116,32 +115,6 @@ class ClassProbabilities:
             versions = [augment_vdim.lab_without(clips_BxKxTxHxWx3, channel) for channel in range(3)]
         probabilities = [jax.nn.softmax(self.network.apply(variables, clips, None, train=train)) for clips in versions]
         return sum(probabilities) / len(versions), {}
-
-
-def with_pretrained(params: dict, model_state: dict, pretrained: dict) -> tuple[dict, dict]:
-    """Puts pretrained {"params": {part: tree}, "batch_stats": {part: tree}} over random ones.
-
-    Parts are the encoder and phi; leaves that only the checkpoint has (an image classifier, say) are left out.
-
-    Raises:
-      CheckpointError: a leaf is missing or has another shape.
-    """
-    def overwrite(tree: dict, loaded: dict, where: str) -> dict:
-        def leaf(path, old):
-            new = loaded
-            for entry in path:
-                new = new.get(entry.key) if isinstance(new, dict) else None
-            if new is None or new.shape != old.shape:
-                raise CheckpointError(f"{where}{jax.tree_util.keystr(path)} has the shape {old.shape} here and "
-                                      f"{'is missing' if new is None else new.shape} in the checkpoint")
-            return new
-
-        return {**tree, **{part: jax.tree_util.tree_map_with_path(leaf, {part: tree[part]})[part]
-                           for part in loaded if part in tree}}
-
-    params = overwrite(params, pretrained.get("params", {}), "params")
-    statistics = pretrained.get("batch_stats", {})
-    return params, {name: overwrite(tree, statistics, name) for name, tree in model_state.items()}
 
 
 def optimizer(schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, frozen_steps: int

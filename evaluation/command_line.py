@@ -1,39 +1,29 @@
-"""What protocols with a --config share as programs: flags, logging, one line for what the user can mend."""
+"""What the commands with a --config share: flags, logging, and one line for what the user can mend."""
 import logging
-import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from absl import app, flags
 from absl import logging as absl_logging
 
 from input_pipeline.store import DataError
-from vivi_jax import preemption
+from vivi_jax import preemption, processes
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.train import NotFinite
 
 
-def run(main: Callable[[dict], None], values: dict[str, flags.FlagHolder]) -> None:
-    """Calls main({flag: its value}) after parsing the command line; does not return.
+def run(main: Callable[[dict], None], values: dict[str, flags.FlagHolder], optional: Iterable[str] = ()) -> None:
+    """Parses the command line and calls main({flag: its value}); see `parse` and `ended`."""
+    ended(lambda: app.run(lambda _: main({name: flag.value for name, flag in values.items()}),
+                          flags_parser=lambda argv: parse(argv, values, optional)))
 
-    A mistake of the user's ends the process with one line and code 1, SIGTERM (with everything saved) with
-    preemption.EXIT_CODE; everything else keeps its traceback.
+
+def parse(argv: list[str], values: dict[str, flags.FlagHolder], optional: Iterable[str] = ()) -> list[str]:
+    """absl's parsing, with what is wrong in a flag or a config key said in one line.
 
     Args:
-      values: the flags, all of which must be given or have a default; with a ml_collections file under "config".
-    """
-    try:
-        app.run(lambda _: main({name: flag.value for name, flag in values.items()}),
-                flags_parser=lambda argv: parse(argv, values))
-    except (CheckpointError, ConfigError, DataError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        sys.stderr.flush()
-        os._exit(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
-
-
-def parse(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
-    """absl's parsing, with what is wrong in a flag or a config key said in one line.
+      values: the command's flags, with a ml_collections file under "config".
+      optional: those that need not be given.
 
     Raises:
       ConfigError: a flag or key that does not exist, a value of the wrong type, a flag that is missing.
@@ -41,7 +31,7 @@ def parse(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
     try:
         remaining = flags.FLAGS(argv)
         for name, flag in values.items():
-            if flag.value is None:
+            if flag.value is None and name not in optional:
                 raise ConfigError(f"--{name} is missing: {flags.FLAGS[name].help}")
         values["config"].value.to_dict()  # a file that could not be loaded says so at the first use
     except ConfigError:
@@ -52,8 +42,22 @@ def parse(argv: list[str], values: dict[str, flags.FlagHolder]) -> list[str]:
         while "Traceback" in str(error) and (error.__cause__ or error.__context__):
             error = error.__cause__ or error.__context__  # the config file's own error, without absl's wrapping
         raise ConfigError(" ".join(str(error).split())) from error
-    absl_logging.set_verbosity(absl_logging.ERROR)  # libraries; ours go through the standard loggers below
+    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
     logging.basicConfig(format="%(message)s", force=True)
-    for package in ("vivi_jax", "input_pipeline", "evaluation"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    set_log_level(logging.INFO)
     return remaining
+
+
+def set_log_level(level: int) -> None:
+    for package in ("vivi_jax", "input_pipeline", "evaluation"):
+        logging.getLogger(package).setLevel(level)
+
+
+def ended(command: Callable[[], None]) -> None:
+    """Runs a command to its end: what is the user's to mend is one line, all else keeps its traceback."""
+    try:
+        command()
+    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
+        sys.exit(f"error: {error}")
+    except preemption.Preempted:
+        processes.leave(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread

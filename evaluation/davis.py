@@ -22,10 +22,10 @@ import av
 import numpy as np
 
 from evaluation import adapt, davis_data, dense
-from evaluation.action import claim, write
 from evaluation.davis_data import Sequence
 from evaluation.davis_metrics import overall, score_sequence
 from evaluation.davis_propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, Propagator, Protocol
+from evaluation.runs import claim, write
 from evaluation.segmentation_report import palette
 from input_pipeline.store import DataError
 from vivi_jax import checkpoint

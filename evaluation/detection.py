@@ -13,28 +13,26 @@ import json
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import linen as nn
 from ml_collections import config_flags
 
-from evaluation import adapt, detection_data, detection_report
-from evaluation.action import claim, config_identity, parse_flags, write, write_first_checkpoint
+from evaluation import adapt, command_line, detection_data, detection_report
 from evaluation.detection_data import DetectionSet
 from evaluation.detection_method import Detector
 from evaluation.detection_scores import METRICS, check_truth, read_rows, to_rows
-from input_pipeline.store import DataError
-from vivi_jax import optim, preemption, sharding
+from evaluation.runs import claim, config_identity, write, write_first_checkpoint
+from vivi_jax import optim, sharding
 from vivi_jax.build import Parts, call, rest
-from vivi_jax.errors import CheckpointError, ConfigError, choose
+from vivi_jax.errors import ConfigError, choose
 from vivi_jax.feed import Feed
 from vivi_jax.models import build_encoder
-from vivi_jax.train import NotFinite, train
+from vivi_jax.train import train
 from vivi_jax.train_step import TrainState, make_train_step
 
 _LOG = logging.getLogger("evaluation.detection")
@@ -200,18 +198,11 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     }
 
 
-def main(values: dict[str, flags.FlagHolder]) -> None:
-    result = evaluate(values["config"].value, source=values["checkpoint"].value, data=values["data"].value,
-                      workdir=values["workdir"].value)
+def main(values: dict) -> None:
+    result = evaluate(values["config"], source=values["checkpoint"], data=values["data"],
+                      workdir=values["workdir"])
     print(detection_report.markdown(result))
 
 
 if __name__ == "__main__":
-    try:
-        command_line = define_flags()
-        app.run(lambda _: main(command_line), flags_parser=lambda argv: parse_flags(argv, command_line))
-    except (CheckpointError, ConfigError, DataError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        sys.stderr.flush()
-        os._exit(preemption.EXIT_CODE)
+    command_line.run(main, define_flags())

@@ -15,6 +15,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import vdim, vito, vivi
+from evaluation import command_line
 from vivi_jax import main, processes, sharding
 from vivi_jax.feed import Feed
 from vivi_jax.models import ENCODERS
@@ -88,5 +89,5 @@ def run(store: str, workdir: pathlib.Path, only: str = "", steps: int = 20) -> N
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
-    main.set_log_level(logging.INFO)
-    main.ended(lambda: run(sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[3:4], *map(int, sys.argv[4:])))
+    command_line.set_log_level(logging.INFO)
+    command_line.ended(lambda: run(sys.argv[1], pathlib.Path(sys.argv[2]), *sys.argv[3:4], *map(int, sys.argv[4:])))

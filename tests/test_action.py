@@ -23,8 +23,8 @@ from evaluation.action_classifier import (
     ActionNetwork,
     ClassProbabilities,
     optimizer,
-    with_pretrained,
 )
+from evaluation.runs import with_pretrained
 from input_pipeline import actions
 from input_pipeline.store import DataError
 from vivi_jax import augment_vdim

@@ -14,8 +14,8 @@ from test_attention import make_run
 
 from configs import detection as detection_config
 from evaluation import detection, detection_data, detection_report, detection_scores, detection_targets
-from evaluation.action_classifier import with_pretrained
 from evaluation.detection_method import Detector
+from evaluation.runs import with_pretrained
 from input_pipeline.store import DataError
 from vivi_jax import sharding
 from vivi_jax.errors import ConfigError

@@ -13,35 +13,33 @@ import json
 import logging
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import jax
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 from ml_collections import config_flags
 
-from evaluation import adapt
+from evaluation import adapt, command_line
 from input_pipeline import images, pipeline, shot_frames, windows
 from input_pipeline.store import META, DataError, FrameStore
-from vivi_jax import checkpoint, preemption, processes
+from vivi_jax import checkpoint, processes
 from vivi_jax.build import Parts, build, call
-from vivi_jax.errors import CheckpointError, ConfigError, choose
-from vivi_jax.train import Hook, NotFinite, train
+from vivi_jax.errors import ConfigError, choose
+from vivi_jax.train import Hook, train
 
 _LOG = logging.getLogger("vivi_jax.main")
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with variants: configs/vito.py:demo",
+CONFIG = config_flags.DEFINE_config_file("config", None, "such as configs/vito.py, with variants: configs/vito.py:demo",
                                          lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
 
 
-def main(_) -> None:
-    config = CONFIG.value
+def main(values: dict) -> None:
+    config = values["config"]
     call("hosts", processes.start, **config.hosts)
     if jax.process_index() != 0:  # one host's log is enough; what goes wrong is said by all
-        set_log_level(logging.WARNING)
-    run(config, WORKDIR.value or f"runs/{config.name}")
+        command_line.set_log_level(logging.WARNING)
+    run(config, values["workdir"] or f"runs/{config.name}")
 
 
 def run(config, workdir: str) -> None:
@@ -200,41 +198,5 @@ def claim_workdir(workdir: str, config) -> None:
         unfinished.rename(path)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with what is wrong in a flag or a config key said in one line."""
-    try:
-        remaining = flags.FLAGS(argv)
-        if CONFIG.value is None:
-            raise ConfigError("--config is missing; for example --config=configs/vito.py:demo")
-        CONFIG.value.name  # noqa: B018 - a file that could not be loaded says so at the first use
-    except ConfigError:
-        raise
-    except KeyError as error:
-        raise ConfigError(f"the config has no key {' '.join(str(error.args[0]).split())}") from error
-    except (AttributeError, TypeError, ValueError, OSError, flags.Error) as error:
-        while "Traceback" in str(error) and (error.__cause__ or error.__context__):
-            error = error.__cause__ or error.__context__  # the config file's own error, without absl's wrapping
-        raise ConfigError(" ".join(str(error).split())) from error
-    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
-    logging.basicConfig(format="%(message)s", force=True)
-    set_log_level(logging.INFO)
-    return remaining
-
-
-def set_log_level(level: int) -> None:
-    for package in ("vivi_jax", "input_pipeline", "evaluation"):
-        logging.getLogger(package).setLevel(level)
-
-
-def ended(command: Callable[[], None]) -> None:
-    """Runs a command to its end: what is the user's to mend is one line, all else keeps its traceback."""
-    try:
-        command()
-    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        processes.leave(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
-
-
 if __name__ == "__main__":
-    ended(lambda: app.run(main, flags_parser=parse_flags))
+    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR}, optional=["workdir"])
