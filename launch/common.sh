@@ -20,7 +20,10 @@ options() {
       --*)
         name="${1#--}"
         name="${name%%=*}"
-        [[ "$known" == *" $name "* ]] || fail "unknown option --$name; there are${known// / --}, and the command's own flags behind --"
+        if [[ "$known" != *" $name "* ]]; then
+          known="${known% }"
+          fail "unknown option --$name; there are${known// / --}"
+        fi
         case "$1" in
           *=*) printf -v "$name" %s "${1#*=}" ;;
           *) printf -v "$name" %s 1 ;;

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Trains on TPUs of a GKE cluster, as a JobSet: bash launch/gke.sh up|log|delete NAME [OPTIONS] [-- FLAGS of vivi_jax.main]
+# Trains on TPUs of a GKE cluster, as a JobSet: bash launch/gke.sh up|log|delete NAME [OPTIONS] [-- FLAGS]
 #
 #   --image=IMAGE          of launch/image.sh tpu
 #   --accelerator=tpu-v5-lite-podslice  --topology=4x4  --chips=4 (per host)   as the node pool has them
-#   --bucket=NAME          mounted at /mnt/NAME: data and run directory; needs --account, a service account that may use it
+#   --bucket=NAME          mounted at /mnt/NAME: data and run directory; --account is a service account that may use it
 #   --spot                 on spot nodes         --restarts=10   after crashes; preemptions do not count
 #   --dry_run              prints what would be applied
 # kubectl must point at a cluster with the JobSet operator. A preempted run saves, leaves with code 143, and the JobSet
@@ -14,7 +14,7 @@ command="$1" name="$2"
 shift 2
 image="" accelerator=tpu-v5-lite-podslice topology=4x4 chips=4 bucket="" account=default spot="" restarts=10
 options "image accelerator topology chips bucket account spot restarts" "$@"
-[[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "the name $name must be of a-z, 0-9 and -, at most 40 of them, and begin with a letter"
+[[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || fail "the name $name must be of a-z, 0-9 and -, at most 40"
 
 json() {
   local text="${1//\\/\\\\}"
@@ -57,7 +57,7 @@ manifest() {
 case "$command" in
   up)
     needs image
-    [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --, at least --config=FILE"
+    [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --"
     rendered="$(manifest)"
     if [ -n "$dry_run" ]; then
       echo "+ kubectl apply -f -"
@@ -66,7 +66,10 @@ case "$command" in
       kubectl apply -f - <<<"$rendered"
     fi
     ;;
-  log) run kubectl logs --follow "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+  log)
+    first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+    run kubectl logs --follow "--selector=$first"
+    ;;
   delete) run kubectl delete jobset "$name" ;;
   *) fail "unknown command $command: up, log or delete" ;;
 esac

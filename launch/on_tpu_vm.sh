@@ -15,7 +15,8 @@ mount_bucket() {
   if ! command -v gcsfuse >/dev/null; then # as Google's installation page says
     local key=/usr/share/keyrings/cloud.google.asc packages=https://packages.cloud.google.com/apt
     curl -fsSL "$packages/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
-    echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
+    echo "deb [signed-by=$key] $packages gcsfuse-$(lsb_release -cs) main" |
+      sudo tee /etc/apt/sources.list.d/gcsfuse.list
     sudo apt-get update -qq
     sudo apt-get install -qq -y gcsfuse
   fi

@@ -4,8 +4,8 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@300
-# The job that slurm.sh queues. Slurm sends this shell SIGTERM five minutes before the time is over, and when it preempts
-# the job. The shell hands it on to the processes; they save, leave with code 143, and the job is queued again.
+# The job that slurm.sh queues. Slurm sends this shell SIGTERM five minutes before the time is over, and when it
+# preempts the job. The shell hands it on to the processes; they save, leave with 143, and the job is queued again.
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 told_to_leave=""

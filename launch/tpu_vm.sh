@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM or a slice of many hosts: bash launch/tpu_vm.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- FLAGS]
+# Trains on a Cloud TPU VM or a slice of many: bash launch/tpu_vm.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- FLAGS]
 #
-#   up       create, push, run, watch: the one command from a clone to the first step, and through preemptions to the end
+#   up       create, push, run, watch: from a clone to the first step, and through preemptions to the end
 #   create   the TPU VM; --queued waits in line for it          push    the tracked files of this clone, to all hosts
 #   run      python -m vivi_jax.main FLAGS, on all hosts        watch   until the end; recreates what was preempted
 #   log      follow the first host's output                     stop    SIGTERM to all hosts: save and leave
@@ -12,7 +12,8 @@
 #   --dry_run       prints the commands instead
 # gcloud must be installed and logged in; what it says and its exit code are passed on.
 source "$(dirname "$0")/common.sh"
-[ $# -ge 2 ] || fail "usage: bash launch/tpu_vm.sh up|create|push|run|watch|log|stop|delete NAME --zone=ZONE [OPTIONS] [-- FLAGS]"
+[ $# -ge 2 ] || fail "usage: bash launch/tpu_vm.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- FLAGS];" \
+  "COMMAND is up, create, push, run, watch, log, stop or delete"
 command="$1" name="$2"
 shift 2
 zone="" type="v5litepod-8" version="v2-alpha-tpuv5-lite" project="" spot="" reserved="" queued="" bucket="" poll=60
@@ -22,7 +23,9 @@ where=("--zone=$zone")
 [ -z "$project" ] || where+=("--project=$project")
 
 case "$command" in
-  up | run | watch) [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --, at least --config=FILE" ;;
+  up | run | watch)
+    [ ${#training[@]} -gt 0 ] || fail "no flags for python -m vivi_jax.main: write them behind --"
+    ;;
 esac
 
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
@@ -84,7 +87,7 @@ delete() {
   fi
 }
 
-# What there is now: "gone", or what the first host says: "running", "exit CODE", "none"; "unknown" where it says nothing.
+# What there is now: "gone", or what the first host says ("running", "exit CODE", "none"), or "unknown".
 state_now() {
   local state
   if ! state="$(tpus tpu-vm describe "$name" "--format=value(state)" 2>&1)"; then
@@ -104,7 +107,7 @@ state_now() {
 watch() {
   [ -z "$dry_run" ] || {
     tpus tpu-vm describe "$name" "--format=value(state)"
-    echo "# every $poll s, until the run has ended; if preempted: delete, create, push, run, and it goes on where it was"
+    echo "# every $poll s, until the run has ended; if preempted: delete, create, push, run, and it goes on"
     return
   }
   local state again=""

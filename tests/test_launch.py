@@ -260,10 +260,10 @@ def test_a_tpu_vm_runs_to_the_end_through_an_interruption(cloud, end):
     wait_for(lambda: "a step" in (cloud / "host/vivi_jax.log").read_text())
     assert launch("tpu_vm.sh", "run", "n", "--zone=z", "--", "x", env=os.environ | {"PATIENCE": "0"}).stdout.endswith(
         "already running\n")
-    assert launch("tpu_vm.sh", "stop", "n", "--zone=z").returncode == 0
     if end == "preempted":
         (cloud / "fail").write_text("1")  # there is no room at first
         (cloud / "state").write_text("PREEMPTED\n")
+    assert launch("tpu_vm.sh", "stop", "n", "--zone=z").returncode == 0
     output, _ = watching.communicate(timeout=60)
     assert watching.returncode == 0, output
     assert (cloud / "starts").read_text() == "start\nstart\n" and (cloud / "saved").read_text() == "saved\n"
