@@ -264,7 +264,7 @@ def finish(root: str, plan: dict, classes: Classes, decisions: list[dict]) -> No
     report = {"plan": plan} | curation_report.summarise(decisions, classes.names)
     files.write(files.join(root, DECISIONS), as_lines(decisions))
     files.write(files.join(root, KEPT), kept.getvalue().encode())
-    files.write(files.join(root, "report.md"), curation_report.markdown(report).encode())
+    files.write(files.join(root, "report.md"), curation_report.markdown(report, REASONS).encode())
     files.write(files.join(root, "report.png"), curation_report.picture(report))
     files.write(files.join(root, REPORT), (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
     files.remove_tree(preparation.partial_of(root))

@@ -38,10 +38,8 @@ def summarise(decisions: list[dict], class_names: list[str]) -> dict:
     }
 
 
-def markdown(report: dict) -> str:
-    """The report as text."""
-    from input_pipeline.curation import REASONS
-
+def markdown(report: dict, meaning: dict[str, str]) -> str:
+    """The report as text; `meaning` explains each word of report["reasons"]."""
     balance, paper = report["balance"], report["paper"]
     lines = [
         "# Curated videos", "",
@@ -49,7 +47,7 @@ def markdown(report: dict) -> str:
         f"{report['kept_seconds'] / 3600:,.1f} hours. The paper kept {paper['kept']:,} of {paper['lines']:,} "
         f"({paper['kept'] / paper['lines']:.1%}; {paper['source']}).", "",
         "| dropped | lines | because |", "| --- | --- | --- |",
-        *(f"| {reason} | {count:,} | {REASONS[reason]} |" for reason, count in report["reasons"].items()), "",
+        *(f"| {reason} | {count:,} | {meaning[reason]} |" for reason, count in report["reasons"].items()), "",
         f"Of {balance['classes']:,} classes {balance['without_a_video']:,} have no video; a class has "
         f"{balance['least']:,} to {balance['most']:,}, median {balance['median']:,.0f}. The classes are as diverse as "
         f"{balance['effective_classes']:,.1f} equally frequent ones.", "",
