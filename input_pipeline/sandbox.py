@@ -7,6 +7,7 @@ libraries loaded and no threads, forks once per file: that costs milliseconds, a
                                     <----row-----                <-pipe---
 """
 import json
+import mmap
 import os
 import pathlib
 import resource
@@ -118,12 +119,13 @@ def _child(function: str, path: str, spool: str, settings: dict, limits: dict, w
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_mb"] << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
+    too_large = f"too large: more than {limits['memory_mb']} MiB of memory"
     try:
         row = {"status": "ok", "reason": ""} | _FUNCTIONS[function](path, spool, **settings)
     except video.Refused as e:
-        row = _refused(str(e))
+        row = _refused(str(e) if _memory_left() else too_large)
     except MemoryError:
-        row = _refused(f"too large: more than {limits['memory_mb']} MiB of memory")
+        row = _refused(too_large)
     except OSError as e:
         row = {"status": "unwritable", "errno": e.errno}
     except Exception as e:  # ours or PyAV's; one odd file must not stop a preparation of millions
@@ -133,6 +135,15 @@ def _child(function: str, path: str, spool: str, settings: dict, limits: dict, w
     while answer:
         answer = answer[os.write(writer, answer):]
     os._exit(0)
+
+
+def _memory_left() -> bool:
+    """Whether a picture's worth of memory can still be had; where it cannot, FFmpeg may call a good file damaged."""
+    try:
+        mmap.mmap(-1, 2**24).close()
+        return True
+    except OSError:
+        return False
 
 
 def _refused(reason: str) -> dict:

@@ -230,7 +230,9 @@ def test_ctrl_c(videos, tmp_path):
     for copy in range(100):  # enough work that it cannot be over before the signal
         shutil.copy(video, many / f"{copy}{video.suffix}")
     process = subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", f"--videos={many}", "--workers=1",
-                                f"--out={tmp_path / 'store'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+                                f"--out={tmp_path / 'store'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               # A shell's background jobs, and all they start, ignore Ctrl-C otherwise.
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while process.poll() is None and not (tmp_path / "store" / store.PARTIAL / "plan.json").exists():
         time.sleep(0.01)
     servers = children(process.pid)
