@@ -7,6 +7,7 @@ Between <!-- table:NAME --> and <!-- /table:NAME --> stands what TABLES[NAME] ma
 stand within a line, for a single figure.
 """
 import argparse
+import itertools
 import json
 import pathlib
 import re
@@ -96,9 +97,17 @@ def vivi_learning_table(result: dict) -> str:
     pretext = [(row["row"], name, f"{row[metric]['first']:.1%}", f"{row[metric]['last']:.1%}")
                for row in values["rows"] for metric, name in names.items() if metric in row]
     steps = values["averaged_steps"]
+    compared = [row for row in values["rows"] if row["seeds"] > 1]  # in the paper's order, from the worst to the best
+    order = []
+    for measure, name in (("knn_top1", "k-NN"), ("linear_top1", "linear probe")):
+        falls = [f"{worse['row']} and {better['row']}" for worse, better in itertools.pairwise(compared)
+                 if worse[measure]["trained"]["median"] > better[measure]["trained"]["median"]]
+        order.append(f"{name}: " + (f"not for {', '.join(falls)}" if falls else "for all"))
     return "\n\n".join([
         _table(("row of the paper", "k-NN, untrained", "trained", "linear, untrained", "trained", "seeds"), accuracy),
         _table(("row of the paper", "accuracy on", f"first {steps} steps", f"last {steps}"), pretext),
+        "Whether medians rise in the paper's order, from " + " to ".join(row["row"] for row in compared)
+        + f": {'; '.join(order)}.",
         f"Median (range) over seeds {', '.join(map(str, result['seeds']))}, {values['steps']} steps. "
         + _source(result)])
 
