@@ -47,3 +47,13 @@ def hosts_section() -> ml_collections.ConfigDict:
         start_timeout_seconds=600.0,  # a process whose peers have not come by then ends
         heartbeat_seconds=100,  # after so long a silence a process counts as dead, which ends the run
     ))
+
+
+def evaluation_section(*, image_size: int, batch_size: int) -> ml_collections.ConfigDict:
+    """`config.evaluation`: k-NN and linear probe of the online encoder, by evaluation/adapt.py."""
+    return ml_collections.ConfigDict(dict(
+        dataset="",  # labelled images: class folders or stores; "": no online evaluation
+        image_size=image_size,
+        batch_size=batch_size,
+        linear=True,  # a linear probe beside k-NN
+    ))

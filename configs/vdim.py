@@ -87,12 +87,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         boundaries=(),
         factor=1.0,
     ))
-    config.evaluation = ml_collections.ConfigDict(dict(
-        dataset="",  # labelled images, class folders or stores (evaluation/adapt.py); "": no online evaluation
-        image_size=128,
-        batch_size=64,  # each image is encoded as 32 frames
-        linear=True,  # a linear probe beside k-NN
-    ))
+    config.evaluation = common.evaluation_section(image_size=128, batch_size=64)  # each image is encoded as 32 frames
     config.run = common.run_section()
     config.hosts = common.hosts_section()
 

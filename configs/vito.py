@@ -75,12 +75,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         warmup_epochs=10.0,  # BYOL's code
         examples_per_epoch=1_281_167,  # an "ImageNet-equivalent epoch", whatever the data: VITO §4.1
     ))
-    config.evaluation = ml_collections.ConfigDict(dict(
-        dataset="",  # labelled images, class folders or stores (evaluation/adapt.py); "": no online evaluation
-        image_size=224,
-        batch_size=256,
-        linear=True,  # a linear probe beside k-NN
-    ))
+    config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
     config.hosts = common.hosts_section()
 

@@ -100,27 +100,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
         remat=False,
     ))
-    config.method = ml_collections.ConfigDict(dict(
-        name="vivi",
-        frame_loss=model.get("frame_loss", "none"),  # VIVI §3.2
-        shot_loss=model.get("shot_loss", "none"),  # VIVI §3.2; "batch_hard" is [68]'s
-        video_loss=model.get("video_loss", "none"),  # VIVI §3.3
-        triplet_margin=0.5,  # code of [33], which VIVI §3.2 follows
-        triplet_groups=128,  # mined per core, as in that code; the paper does not say how many cores
-        lambda_video=lambda_video(model, aa),
-        gamma=1.0,  # swept over at most 4 values (VIVI §4), which the paper does not give
-        exemplar_dim=1000,  # code of [33]
-        shot_dim=512,  # not in the paper, whose pooling has no parameters
-        predictor_hidden=256,  # VIVI §4, of the MLPs and of the LSTM
-        predictor_out=128,  # of the MLPs; not in the paper
-        lstm_layers=2,  # not in the paper
-        order_hidden=512,  # VIVI §4
-        num_classes=1000,  # of the labelled images: ImageNet's
-        color="autoaugment" if aa and co == "no" else "inception",  # VIVI §4, [58]; Table 2
-        labelled_color="autoaugment" if aa and co != "no" else "inception",  # VIVI §5.2
-        hsv=co == "10",  # VIVI §4, for "a fraction of ImageNet": here read as less than all of it
-        grey_prob=0.0,  # not in the paper; the code of [33] has 0.66 for exemplars
-    ))
+    config.method = ml_collections.ConfigDict(method_section(model, co, aa))
     config.data = ml_collections.ConfigDict(dict(
         source="shots",
         unlabelled=model["unlabelled"],  # "videos", "images" or "none"
@@ -141,12 +121,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         momentum=0.9,  # VIVI §4
     ))
     config.schedule = ml_collections.ConfigDict(schedule(co))
-    config.evaluation = ml_collections.ConfigDict(dict(
-        dataset="",  # labelled images, class folders or stores (evaluation/adapt.py); "": no online evaluation
-        image_size=224,
-        batch_size=256,
-        linear=True,  # a linear probe beside k-NN
-    ))
+    config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
     config.hosts = common.hosts_section()
 
@@ -157,6 +132,30 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     if variant["demo"] == "yes":
         demo(config)
     return config
+
+
+def method_section(model: dict, co: str, aa: bool) -> dict:
+    return dict(
+        name="vivi",
+        frame_loss=model.get("frame_loss", "none"),  # VIVI §3.2
+        shot_loss=model.get("shot_loss", "none"),  # VIVI §3.2; "batch_hard" is [68]'s
+        video_loss=model.get("video_loss", "none"),  # VIVI §3.3
+        triplet_margin=0.5,  # code of [33], which VIVI §3.2 follows
+        triplet_groups=128,  # mined per core, as in that code; the paper does not say how many cores
+        lambda_video=lambda_video(model, aa),
+        gamma=1.0,  # swept over at most 4 values (VIVI §4), which the paper does not give
+        exemplar_dim=1000,  # code of [33]
+        shot_dim=512,  # not in the paper, whose pooling has no parameters
+        predictor_hidden=256,  # VIVI §4, of the MLPs and of the LSTM
+        predictor_out=128,  # of the MLPs; not in the paper
+        lstm_layers=2,  # not in the paper
+        order_hidden=512,  # VIVI §4
+        num_classes=1000,  # of the labelled images: ImageNet's
+        color="autoaugment" if aa and co == "no" else "inception",  # VIVI §4, [58]; Table 2
+        labelled_color="autoaugment" if aa and co != "no" else "inception",  # VIVI §5.2
+        hsv=co == "10",  # VIVI §4, for "a fraction of ImageNet": here read as less than all of it
+        grey_prob=0.0,  # not in the paper; the code of [33] has 0.66 for exemplars
+    )
 
 
 def lambda_video(model: dict, aa: bool) -> float:
