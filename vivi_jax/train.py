@@ -91,13 +91,17 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
                     raise preemption.Preempted
             except preemption.Preempted:
                 log.flush()
-                done = int(state.step)  # step, or the one before if this one was waiting for its batch
-                if done > saved:
-                    checkpoints.save(done, state)
-                _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", done,
-                             parts.total_steps)
+                save_before_leaving(checkpoints, state, saved, parts.total_steps)
                 raise
         return state
+
+
+def save_before_leaving(checkpoints: Checkpoints, state: TrainState, saved: int, total_steps: int) -> None:
+    """After SIGTERM: saves the state unless that of its step is there, and says how to go on."""
+    done = int(state.step)  # the loop's step, or the one before if that was waiting for its batch
+    if done > saved:
+        checkpoints.save(done, state)
+    _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", done, total_steps)
 
 
 def restore_or_init(parts: Parts, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
