@@ -168,8 +168,9 @@ def test_a_triplet_loss_without_positives_or_negatives_is_refused(shape, groups)
 
 @pytest.mark.parametrize("shots, predictions", [(2, 1), (4, 3)])
 def test_shot_info_nce_of_identical_embeddings_is_the_log_of_the_candidates(shots, predictions):
-    loss, _ = losses.shot_info_nce(np.ones((8, predictions, 4), np.float32), np.ones((8, shots, 4), np.float32))
+    loss, shares = losses.shot_info_nce(np.ones((8, predictions, 4), np.float32), np.ones((8, shots, 4), np.float32))
     np.testing.assert_allclose(loss, np.log(1 + shots * (8 - 1)), rtol=1e-6)
+    assert shares["nce_accuracy"] == 0  # a collapsed network predicts nothing
 
 
 def test_shot_info_nce_ignores_the_other_shots_of_the_same_video():
@@ -187,11 +188,17 @@ def test_shot_info_nce_ignores_the_other_shots_of_the_same_video():
 
 def test_shot_info_nce_equals_the_written_out_loss():
     (predicted, _), (shots, _) = embeddings(0, batch=5, views=3, temperature=1), embeddings(1, 5, 4, temperature=1)
+    predicted += shots[:, 1:]  # some are right
     p, e = predicted.astype(np.float64), shots.astype(np.float64)
     terms = [-np.log(np.exp(p[i, k - 1] @ e[i, k]) / (np.exp(p[i, k - 1] @ e[i, k]) + sum(
         np.exp(p[i, k - 1] @ e[j, m]) for j in range(5) for m in range(4) if j != i)))
         for i in range(5) for k in (1, 2, 3)]
-    np.testing.assert_allclose(losses.shot_info_nce(predicted, shots)[0], np.mean(terms), rtol=1e-5)
+    loss, shares = losses.shot_info_nce(predicted, shots)
+    np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
+    first = [all(p[i, k - 1] @ e[i, k] > p[i, k - 1] @ e[j, m] for j in range(5) for m in range(4) if j != i)
+             for i in range(5) for k in (1, 2, 3)]
+    assert 0 < np.mean(first) < 1
+    np.testing.assert_allclose(shares["nce_accuracy"], np.mean(first), rtol=1e-6)
 
 
 def test_vivis_losses_are_the_same_on_eight_devices():

@@ -46,6 +46,40 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
     assert found == {"all-reduce": (5, 5 * 16 * 4, "f32"), "all-gather": (1, 8 * 16 * 4, "f32")}
 
 
+def test_collectives_that_the_tpus_compiler_takes_apart_are_counted():
+    """As it writes them: a ring in a loop that counts by two to eight, and a gather that spans several fusions."""
+    program = hlo.read("""
+%fused.1 (p: bf16[1,15]) -> (bf16[1,15], bf16[16,15], u32[]) {
+  %all-gather.1 = bf16[16,15]{1,0} all-gather(%p), metadata={op_name="jit(step)/jvp()/dot"}
+  ROOT %custom-call.1 = (bf16[1,15]{1,0}, bf16[16,15]{1,0}, u32[]) custom-call(%all-gather.1)
+}
+%fused.2 (p: bf16[16,15]) -> bf16[16,15] {
+  ROOT %all-gather.2 = bf16[16,15]{1,0} all-gather(%p), metadata={op_name="jit(step)/jvp()/dot"}
+}
+%cond (state.1: (f32[15], u32[])) -> pred[] {
+  %eight = u32[]{:T(128)} constant(8)
+  %counter.1 = u32[]{:T(128)} get-tuple-element(%state.1), index=1
+  ROOT %less = pred[] compare(%counter.1, %eight), direction=LT
+}
+%body (state.2: (f32[15], u32[])) -> (f32[15], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %counter.2 = u32[]{:T(128)} get-tuple-element(%state.2), index=1
+  %sent = (f32[15]{0}, f32[15]{0}, u32[], u32[]) collective-permute-start(%x), metadata={op_name="transpose(jvp())"}
+  %arrived = f32[15]{0} collective-permute-done(%sent)
+  %next = u32[]{:T(128)} add(%counter.2, %two)
+  ROOT %tuple = (f32[15]{0}, u32[]{:T(128)}) tuple(%arrived, /*index=1*/%next)
+}
+ENTRY %main (x: bf16[1,15]) -> f32[15] {
+  %async-collective-start = (bf16[1,15], bf16[16,15], u32[]) fusion(%x), kind=kCustom, calls=%fused.1
+  %carry = bf16[16,15] fusion(%async-collective-start), kind=kCustom, calls=%fused.2
+  %while.1 = (f32[15], u32[]) while(%init), condition=%cond, body=%body
+}
+""")
+    found = {(c.operation, c.origin): (c.operations, c.bytes, c.dtype) for c in program.collectives}
+    assert found == {("all-gather", "forward"): (1, 16 * 15 * 2, "bf16"),
+                     ("collective-permute", "backward"): (4, 4 * 15 * 4, "f32")}
+
+
 def run_plan(topology: str, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags], text=True,
                           capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})

@@ -7,6 +7,8 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _COLLECTIVE = re.compile(
     r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
+# What runs as often as the line: of fusions only those that begin a collective, which others then carry on and end.
+_CALL = re.compile(r" call\(| async-start\(|calls=%all-reduce-scatter|%async-collective-start\S* = ")
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
 
 
@@ -38,7 +40,7 @@ def read(text: str) -> Program:
                 cycles += times * int(found[1])
             if " while(" in line:
                 cycles += add(re.search(r"body=%([\w.\-]+)", line)[1], times * _trips(line, bodies))
-            elif " call(" in line or " async-start(" in line or "calls=%all-reduce-scatter" in line:
+            elif _CALL.search(line):
                 cycles += sum(add(called, times) for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line))
             elif match := _COLLECTIVE.search(line):
                 _count(collectives, match, line, times)
@@ -55,7 +57,8 @@ def _count(collectives: dict, match: re.Match, line: str, times: int) -> None:
     origin = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     by_type: dict[str, int] = {}
     arrays = _ARRAY.findall(match[1])
-    if match[3] and match[2] != "all-reduce":  # (operand, result): only the result counts
+    if match[3] and match[2] != "all-reduce":  # (operands, results, semaphores): only the results count
+        arrays = [(dtype, shape) for dtype, shape in arrays if shape or dtype != "u32"]
         arrays = arrays[len(arrays) // 2:]
     for dtype, shape in arrays:
         size = _BYTES[dtype]
@@ -80,9 +83,21 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: what the compiler says, else the constant its condition compares with, else 1."""
+    """How often a loop runs: what the compiler says, else how far its condition lets it count, from 0; else once."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
-    condition = bodies.get(re.search(r"condition=%([\w.\-]+)", line)[1], ())
-    constants = [int(n) for text in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", text)]
-    return max(constants, default=1)
+    condition, body = ("\n".join(bodies.get(re.search(rf"{name}=%([\w.\-]+)", line)[1], ()))
+                       for name in ("condition", "body"))
+    stop = max((int(n) for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", condition)), default=1)
+    counter = re.search(r"get-tuple-element\([^)]*\), index=(\d+)", condition)
+    return -(-stop // (_step(body, int(counter[1])) if counter else 1))
+
+
+def _step(body: str, index: int) -> int:
+    """By how much a loop's body raises element `index` of the loop's state; 1 if that is not plainly said."""
+    if state := re.search(r"ROOT \S+ = .* tuple\((.*)\)", body):
+        name = re.sub(r"/\*.*?\*/", "", state[1]).split(", ")[index]
+        if added := re.search(rf"{re.escape(name)} = \S+ add\((\S+), (\S+)\)", body):
+            constants = (re.search(rf"{re.escape(term)} = \S+ constant\((\d+)\)", body) for term in added.groups())
+            return next((int(found[1]) for found in constants if found), 1)
+    return 1

@@ -176,20 +176,21 @@ def shot_info_nce(predicted_NxPxD: jax.Array, shots_NxKxD: jax.Array) -> tuple[j
 
     Returns:
       float32 scalar, mean over N and P: log(1 + K (N - 1)) if all scores are equal; and nce_accuracy, the share of
-      predictions whose own shot has the highest score.
+      predictions whose own shot has a higher score than every negative (none, if all are equal).
     """
-    videos, predictions, _ = predicted_NxPxD.shape
-    shots = shots_NxKxD.shape[1]
-    logits_NxPxNxK = jnp.einsum("npd,mkd->npmk", predicted_NxPxD.astype(jnp.float32), shots_NxKxD.astype(jnp.float32))
-    target_P = shots - predictions + jnp.arange(predictions)
-    same_video_Nx1xNx1 = jnp.eye(videos, dtype=bool)[:, None, :, None]
-    other_shot_1xPx1xK = (target_P[:, None] != jnp.arange(shots)[None, :])[None, :, None, :]
-    logits_NxPxNxK = jnp.where(same_video_Nx1xNx1 & other_shot_1xPx1xK, -jnp.inf, logits_NxPxNxK)
-
-    logits_NxPxC = logits_NxPxNxK.reshape(videos, predictions, videos * shots)
-    labels_NxP = jnp.arange(videos)[:, None] * shots + target_P[None, :]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits_NxPxC, labels_NxP).mean()
-    return loss, {"nce_accuracy": (logits_NxPxC.argmax(axis=-1) == labels_NxP).mean()}
+    (videos, predictions, dim), shots = predicted_NxPxD.shape, shots_NxKxD.shape[1]
+    # Two axes, as in info_nce: rows are predictions, columns the shots of all videos.
+    logits_RxC = (predicted_NxPxD.reshape(-1, dim).astype(jnp.float32)
+                  @ shots_NxKxD.reshape(-1, dim).astype(jnp.float32).T)
+    row_Rx1 = jnp.arange(videos * predictions)[:, None]
+    own_Rx1 = row_Rx1 // predictions * shots + shots - predictions + row_Rx1 % predictions
+    column_1xC = jnp.arange(videos * shots)[None, :]
+    is_own_RxC = column_1xC == own_Rx1
+    same_video_RxC = column_1xC // shots == row_Rx1 // predictions
+    positive_R = jnp.where(is_own_RxC, logits_RxC, 0.0).sum(axis=1)
+    negatives_RxC = jnp.where(same_video_RxC, -jnp.inf, logits_RxC)
+    loss = jax.nn.logsumexp(jnp.where(is_own_RxC, logits_RxC, negatives_RxC), axis=1) - positive_R
+    return loss.mean(), {"nce_accuracy": (positive_R > negatives_RxC.max(axis=1)).mean()}
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.Array, dict]:

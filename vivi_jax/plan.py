@@ -25,7 +25,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from vivi_jax import chips, hlo, sharding
+from vivi_jax import chips, hlo, losses, sharding
 from vivi_jax.build import Parts, build
 from vivi_jax.errors import ConfigError
 from vivi_jax.metrics import duration
@@ -107,8 +107,7 @@ def minimum_bytes(config, parts: Parts, state, devices: int) -> dict[str, int]:
 
     gradients: of every parameter once, in the type its layer computes in. batch_norm: two sums a channel, forwards (of
     the target network too) and backwards, for each time a layer is applied; none if every group of examples is on one
-    device. embeddings: the keys of the whole batch, in the type of the product; twice where the gradient computes the
-    logits again.
+    device. embeddings: see sent_embeddings; in the type of the product.
     """
     if devices == 1:
         return {"gradients": 0, "batch_norm": 0, "embeddings": 0}
@@ -123,22 +122,30 @@ def minimum_bytes(config, parts: Parts, state, devices: int) -> dict[str, int]:
         part in path for part in ("['encoder']", "['pool']", "['projector']", "['phi")) else 4)
     channels = size(state.model_state, lambda path, leaf: 1 if path.endswith("['mean']") else 0)
     local = config.encoder.get("bn_groups", 1) % devices == 0
-    data = config.data
-    if config.method.name == "vito":
-        applications = 3 * data.views
-        blocks = config.batch_size // 512 if config.batch_size % 512 == 0 else 1  # losses.KEYS_AT_A_TIME
-        keys = data.views * config.batch_size * config.method.projector_out * (2 if blocks > 1 else 1)
-    elif config.method.name == "vivi":
-        applications = 2 * ((data.unlabelled != "none") + (data.labelled_batch_size > 0))
-        keys = config.batch_size * data.shots * config.method.predictor_out * (config.method.video_loss == "info_nce")
-    else:
-        applications = 2
-        embeddings, _, _ = jax.eval_shape(
-            lambda state, batch: parts.method.embed(state.params, state.model_state, state.target, batch,
-                                                    example_keys(0, state.step, batch)), state, parts.batch_spec)
-        keys = sum(leaf.size for leaf in jax.tree.leaves(embeddings["view2"]))
-    return {"gradients": gradients, "batch_norm": 0 if local else 2 * channels * 4 * applications,
-            "embeddings": keys * on_tpu}
+    applications = {"vito": 3 * config.data.get("views", 0), "vdim": 2,
+                    "vivi": 2 * sum(name in parts.batch_spec for name in ("shots", "image"))}
+    embeddings, _, _ = jax.eval_shape(
+        lambda state, batch: parts.method.embed(state.params, state.model_state, state.target, batch,
+                                                example_keys(0, state.step, batch)), state, parts.batch_spec)
+    return {"gradients": gradients,
+            "batch_norm": 0 if local else 2 * channels * 4 * applications[config.method.name],
+            "embeddings": on_tpu * sent_embeddings(config, embeddings, devices)}
+
+
+def sent_embeddings(config, embeddings: dict, devices: int) -> int:
+    """How many numbers of the embeddings each device must at least be sent: of two factors the smaller, and back its
+    gradient, if it has one."""
+    if config.method.name == "vito":  # the keys, of the target network; again where the gradient computes the logits
+        blocks = len(embeddings["target"]) / losses.KEYS_AT_A_TIME
+        return embeddings["target"].size * (2 if blocks > 1 and blocks.is_integer() else 1)
+    if config.method.name == "vdim":
+        return 2 * sum(view["global"].size for view in embeddings.values())
+    sent = 0
+    if "predicted" in embeddings:
+        sent += 2 * min(embeddings["predicted"].size, embeddings["shots"].size)
+    if "exemplars" in embeddings and config.method.triplet_groups % devices:
+        sent += 2 * embeddings["exemplars"].size
+    return sent
 
 
 def times(result: dict, program: hlo.Program, topology: chips.Topology, total_steps: int) -> dict:
