@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 from flax import linen as nn
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import config_flags
 
 from evaluation import adapt, command_line, detection_data, detection_report
@@ -96,7 +97,7 @@ def run(config, seed: int, detector: Detector, pretrained: dict, train_set: Dete
 def detect(config, detector: Detector, state: TrainState, dataset: DetectionSet) -> list[dict]:
     """Detections of all images, as rows of COCO's results format; the same on every process."""
     mesh = sharding.make_mesh()
-    step = jax.jit(make_detect(config, detector), out_shardings=sharding.replicated(mesh))
+    step = make_detect(config, detector, mesh)
     batches = detection_data.scoring_batches(
         dataset, batch_size=config.test.batch_size, image_size=detector.image_size,
         process_index=jax.process_index(), process_count=jax.process_count())
@@ -160,11 +161,18 @@ def make_batches(config, dataset: DetectionSet, seed: int, first_step: int) -> I
                 process_index=jax.process_index(), process_count=jax.process_count(), **options)
 
 
-def make_detect(config, detector: Detector) -> Callable[[dict, dict], dict]:
+def make_detect(config, detector: Detector, mesh: Mesh) -> Callable[[dict, dict], dict]:
     """Returns detect(variables, batch of detection_data.scoring_batches) -> detections, and the batch's "index"."""
     options = {key: value for key, value in config.test.items() if key != "batch_size"}
-    return lambda variables, batch: {**call("test", detector.detect, variables, batch["image"], **options),
-                                     "index": batch["index"]}
+
+    def detect_own(variables: dict, batch: dict) -> dict:
+        return {**call("test", detector.detect, variables, batch["image"], **options), "index": batch["index"]}
+
+    # Each device its own images: left to the compiler, lax.top_k of a split batch is computed by each as a whole.
+    split = sharding.over_batch(mesh).spec
+    by_device = jax.shard_map(detect_own, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split,
+                              check_vma=False)
+    return jax.jit(by_device, out_shardings=sharding.replicated(mesh))
 
 
 def check_sections(config, detector: Detector, train_set: DetectionSet) -> None:
@@ -182,7 +190,7 @@ def check_sections(config, detector: Detector, train_set: DetectionSet) -> None:
     params, model_state, _ = jax.eval_shape(lambda: detector.init(jax.random.key(0), parts.batch_spec))
     batch = {"image": jax.ShapeDtypeStruct((rows, *detector.image_size, 3), np.uint8),
              "index": jax.ShapeDtypeStruct((rows,), np.int32)}
-    jax.eval_shape(make_detect(config, detector), {"params": params, **model_state}, batch)
+    jax.eval_shape(make_detect(config, detector, mesh), {"params": params, **model_state}, batch)
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------

@@ -102,8 +102,7 @@ def assign_atss(anchors_Ax4: jax.Array, level_sizes: Sequence[int], boxes_Gx4: j
 
     candidates, start = [], 0
     for size in level_sizes:
-        _, index = jax.lax.top_k(-distance_GxA[:, start:start + size], min(nearest, size))
-        candidates.append(index + start)
+        candidates.append(start + smallest(distance_GxA[:, start:start + size], min(nearest, size)))
         start += size
     candidate_GxC = jnp.concatenate(candidates, axis=1)
 
@@ -118,6 +117,20 @@ def assign_atss(anchors_Ax4: jax.Array, level_sizes: Sequence[int], boxes_Gx4: j
         jnp.where(positive_GxC, overlap_GxC, -1))
     matched_A = jnp.where(claim_GxA.max(axis=0) >= 0, claim_GxA.argmax(axis=0), NEGATIVE)
     return _without_crowds(matched_A, anchors_Ax4, boxes_Gx4, classes_G)
+
+
+def smallest(values_GxA: jax.Array, count: int) -> jax.Array:
+    """Indices int32[G, count] of the `count` smallest numbers of each row, in order; of equal ones the first.
+
+    One after the other: lax.top_k of a batch that is split over devices would be computed by each of them as a whole.
+    """
+    column_1xA = jnp.arange(values_GxA.shape[1])[None]
+
+    def take(left_GxA: jax.Array, _) -> tuple[jax.Array, jax.Array]:
+        index_G = left_GxA.argmin(axis=1)
+        return jnp.where(column_1xA == index_G[:, None], jnp.inf, left_GxA), index_G
+
+    return jax.lax.scan(take, values_GxA, length=count)[1].T
 
 
 def assign_by_iou(anchors_Ax4: jax.Array, boxes_Gx4: jax.Array, classes_G: jax.Array, *, positive: float,

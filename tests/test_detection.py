@@ -17,9 +17,10 @@ from evaluation import detection, detection_data, detection_report, detection_sc
 from evaluation.detection_method import Detector
 from evaluation.runs import with_pretrained
 from input_pipeline.store import DataError
-from vivi_jax import sharding
+from vivi_jax import hlo, sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
+from vivi_jax.train import compile_step
 from vivi_jax.train_step import create
 
 VARIANTS = ("coco", "lvis", "retinanet")
@@ -147,6 +148,25 @@ def test_detection_finds_what_the_outputs_say(detectors):
     np.testing.assert_allclose(found["boxes"][0, :2], detector.anchors[[40, 5]], atol=1e-3)
 
 
+@pytest.mark.slow
+def test_eight_devices_find_what_one_finds_and_send_only_that(detectors):
+    config, detector, batch = detection_config.get_config("coco,demo"), detectors["coco"], make_batch()
+    config.test.min_score = 0.0
+    params, state, _ = jax.jit(detector.init)(jax.random.key(0), batch)
+    images = {"image": batch["image"], "index": np.arange(8, dtype=np.int32)}
+    found = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        compiled = detection.make_detect(config, detector, mesh).lower(
+            {"params": params, **state}, jax.device_put(images, sharding.over_batch(mesh))).compile()
+        found.append(jax.tree.map(np.asarray, compiled({"params": params, **state},
+                                                       jax.device_put(images, sharding.over_batch(mesh)))))
+    assert found[0]["index"].tolist() == list(range(8)) and (found[0]["scores"] > 0).any()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *found)
+    sent = sum(collective.bytes for collective in hlo.read(compiled.as_text()).collectives)
+    assert sent <= sum(value.nbytes for value in found[1].values())
+
+
 def test_impossible_encoders_sizes_and_forms_are_refused():
     config = detection_config.get_config("coco,demo")
     encoder, _ = detection.load_pretrained("none", config)
@@ -215,7 +235,7 @@ def test_the_papers_step_has_its_shapes(variant, classes, anchors):
     batch = {"image": jax.ShapeDtypeStruct((64, 800, 1024, 3), np.uint8),
              "index": jax.ShapeDtypeStruct((64,), np.int32)}
     variables = {"params": state.params, **state.model_state}
-    found = jax.eval_shape(detection.make_detect(config, detector), variables, batch)
+    found = jax.eval_shape(detection.make_detect(config, detector, sharding.make_mesh()), variables, batch)
     assert found["boxes"].shape == (64, 300 if variant == "lvis" else 100, 4)
 
 
@@ -226,12 +246,11 @@ def test_a_step_at_full_image_size_compiles_for_eight_devices():
     config.encoder.depth = 18
     encoder, _ = detection.load_pretrained("none", config)
     parts = detection.make_parts(config, detection.make_detector(config, encoder, 80), 0, 118_287)
-    mesh = sharding.make_mesh(jax.devices())
     state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    step = jax.jit(parts.train_step, donate_argnums=0,
-                   in_shardings=(sharding.replicated(mesh), sharding.over_batch(mesh)),
-                   out_shardings=(sharding.replicated(mesh), sharding.replicated(mesh)))
-    memory = step.lower(state, parts.batch_spec).compile().memory_analysis()
+    compiled = compile_step(parts, state, sharding.make_mesh())
+    # Sums over devices, of gradients and statistics; no device is sent another's images or what is predicted for them.
+    assert {found.operation for found in hlo.read(compiled.as_text()).collectives} == {"all-reduce"}
+    memory = compiled.memory_analysis()
     images = 128 // 8 * 800 * 1024 * 3
     parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves((state.params, state.model_state, state.opt_state)))
     assert images + parameters <= memory.argument_size_in_bytes < 1.01 * (images + parameters)

@@ -50,8 +50,17 @@ def plan(config, topology_name: str) -> dict:
     mesh = sharding.make_mesh(devices(topology), fsdp=config.run.fsdp)
     sharding.check_batch_sizes(parts.batch_spec, config.micro_batches, mesh)
     state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, config.seed))
+    result = {"config": config.name, **compile_for(topology, mesh, parts, state)}
+    if "memory" in result:
+        result["collective_bytes_minimum"] = minimum_bytes(config, parts, state, topology.devices)
+    return result
+
+
+def compile_for(topology: chips.Topology, mesh: jax.sharding.Mesh, parts: Parts, state) -> dict:
+    """Compiles a step over the topology's devices: what it needs, and estimates of its time. Without "memory" and all
+    that follows it where the compiler itself refuses a program too large."""
     rows = next(iter(parts.batch_spec.values())).shape[0]
-    result = {"config": config.name, "topology": topology.name, "devices": topology.devices, "batch": rows,
+    result = {"topology": topology.name, "devices": topology.devices, "batch": rows,
               "compiler": "TPU" if topology.is_tpu else "CPU, simulated devices"}
     start = time.perf_counter()
     try:
@@ -63,12 +72,11 @@ def plan(config, topology_name: str) -> dict:
                          "compile_seconds": round(time.perf_counter() - start, 1)}
     result["compile_seconds"] = round(time.perf_counter() - start, 1)
     program = hlo.read(compiled.as_text())
-    result |= memory(compiled, topology.chip)
     cost = compiled.cost_analysis()
-    result |= {"flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
-               "collectives": [dataclasses.asdict(collective) for collective in program.collectives],
-               "collective_bytes": sum(collective.bytes for collective in program.collectives),
-               "collective_bytes_minimum": minimum_bytes(config, parts, state, topology.devices)}
+    result |= memory(compiled, topology.chip) | {
+        "flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
+        "collectives": [dataclasses.asdict(collective) for collective in program.collectives],
+        "collective_bytes": sum(collective.bytes for collective in program.collectives)}
     return result | times(result, program, topology, parts.total_steps)
 
 
