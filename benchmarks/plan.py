@@ -30,13 +30,13 @@ def per_core(batch: int, devices: int) -> list[str]:
 
 def rows() -> list[tuple[str, str, list[str]]]:
     """(config, topology, further flags), most important first."""
-    v3 = {"2x2": 8, "4x4": 32, "4x8": 64, "8x8": 128, "8x16": 256, "16x16": 512, "16x32": 1024}
+    v3 = {"2x2": 8, "4x4": 32, "4x8": 64, "8x8": 128, "8x16": 256, "16x16": 512, "16x32": 1024, "32x32": 2048}
     chosen = [(VITO, "v3:8x8", []), (EX4, "v3:8x8", []), (VITO, "v3:2x2", per_core(32, 8)),
-              (VITO, "v3:16x32", per_core(32, 1024)), (BIG, "v3:8x8", ["--config.encoder.remat=True"]),
+              (VITO, "v3:32x32", per_core(32, 2048)), (BIG, "v3:8x8", ["--config.encoder.remat=True"]),
               (CO, "v3:8x8", []), (AA, "v3:8x8", ["--config.encoder.remat=True"]),
               (VITO, "v5e:16x16", []), (VITO, "v4:4x4x4", []), (VITO, "v6e:8x8", [])]
     chosen += [(VITO, f"v3:{shape}", per_core(32, devices)) for shape, devices in v3.items()
-               if shape not in ("2x2", "8x8", "16x32")]
+               if shape not in ("2x2", "8x8", "32x32")]
     # VDIM's batch of 240 on 16 devices; elsewhere 15 clips a device.
     chosen += [(VDIM, "v3:2x2", per_core(15, 8)), (VDIM, "v5e:4x4", []), (VDIM, "v3:8x8", per_core(15, 128))]
     chosen += [(VITO, "gpu:h100x8", []), (EX4, "v5e:8x16", []), (EX4, "v6e:8x16", []), (EX4, "v4:4x4x8", [])]

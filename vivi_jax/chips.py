@@ -55,9 +55,9 @@ class Topology:
         return self.chip.clock > 0
 
     @property
-    def collective_seconds(self) -> float:
-        """The least time of a collective of no bytes over all devices: a ring along each axis, there and back."""
-        return 2 * sum(n // 2 for n in self.shape) * HOP_SECONDS if self.is_tpu else 2 * GPU_SECONDS
+    def farthest_seconds(self) -> float:
+        """The least time in which all devices hear from all others: half way round a ring along each axis."""
+        return sum(n // 2 for n in self.shape) * HOP_SECONDS if self.is_tpu else GPU_SECONDS
 
 
 def parse_topology(name: str) -> Topology:

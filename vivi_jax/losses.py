@@ -11,9 +11,9 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
-# info_nce compares queries with this many keys at a time. The logits of a larger batch never exist at once, nor do its
-# gathered keys; a smaller one has a plain matrix of them.
-KEYS_AT_A_TIME = 512
+# A large batch is compared with an eighth of its keys at a time: neither all logits nor all gathered keys ever exist.
+# The number of parts is fixed, not their size: on a pod each part costs the time of a message to all devices.
+PARTS, SMALLEST_IN_PARTS = 8, 4096
 
 
 def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
@@ -22,7 +22,7 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     The positive of example b's queries (Q of them, or one [B, D]) is key b; their negatives are the keys of all other
     examples. Similarities are dot products: any temperature is in the norm of the embeddings.
 
-    Memory: B x Q x 512 logits; sharded by rows it divides by the number of devices.
+    Memory: B x Q x B / key_parts(B) logits; sharded by rows it divides by the number of devices.
 
     Returns:
       float32 scalar, mean over b and queries of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
@@ -31,25 +31,30 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     queries_RxD = queries_BxQxD.reshape(-1, dim).astype(jnp.float32)  # two axes: why, see models/resnet.py, Conv
     keys_BxD = keys_BxD.astype(jnp.float32)
     own_key_R = jnp.arange(len(queries_RxD)) // (len(queries_RxD) // batch)
-    blocks = batch // KEYS_AT_A_TIME if batch % KEYS_AT_A_TIME == 0 else 1
-    if blocks <= 1:
+    parts = key_parts(batch)
+    if parts == 1:
         return optax.softmax_cross_entropy_with_integer_labels(queries_RxD @ keys_BxD.T, own_key_R).mean()
 
-    # Block j has keys j, j + n, ...: with rows sharded over devices, each device gives as many to every block.
-    keys_nxCxD = jnp.moveaxis(keys_BxD.reshape(-1, blocks, dim), 1, 0)
+    # Part p has keys p, p + P, ...: with rows sharded over devices, each device gives as many to every part.
+    keys_PxCxD = jnp.moveaxis(keys_BxD.reshape(-1, parts, dim), 1, 0)
 
-    @jax.checkpoint  # the gradient computes a block's logits again
-    def add_block(sums, block):
-        (log_sum_R, positive_R), (j, keys_CxD) = sums, block
+    @jax.checkpoint  # the gradient computes a part's logits again
+    def add_part(sums, part):
+        (log_sum_R, positive_R), (p, keys_CxD) = sums, part
         logits_RxC = queries_RxD @ keys_CxD.T
-        is_own_RxC = own_key_R[:, None] == j + blocks * jnp.arange(len(keys_CxD))[None, :]
+        is_own_RxC = own_key_R[:, None] == p + parts * jnp.arange(len(keys_CxD))[None, :]
         return (jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1)),
                 positive_R + jnp.where(is_own_RxC, logits_RxC, 0.0).sum(axis=1)), None
 
     # Finite, as the gradient of logaddexp at -inf is not; 0 beside any sum of exponentials in float32.
     nothing = jnp.full(len(queries_RxD), -1e30), jnp.zeros(len(queries_RxD))
-    (log_sum_R, positive_R), _ = jax.lax.scan(add_block, nothing, (jnp.arange(blocks), keys_nxCxD))
+    (log_sum_R, positive_R), _ = jax.lax.scan(add_part, nothing, (jnp.arange(parts), keys_PxCxD))
     return (log_sum_R - positive_R).mean()
+
+
+def key_parts(batch: int) -> int:
+    """In how many equal parts info_nce takes the keys of a batch."""
+    return PARTS if batch >= SMALLEST_IN_PARTS and batch % PARTS == 0 else 1
 
 
 def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:

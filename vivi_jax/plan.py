@@ -144,8 +144,7 @@ def sent_embeddings(config, embeddings: dict, devices: int) -> int:
     """How many numbers of the embeddings each device must at least be sent: of two factors the smaller, and back its
     gradient, if it has one."""
     if config.method.name == "vito":  # the keys, of the target network; again where the gradient computes the logits
-        blocks = len(embeddings["target"]) / losses.KEYS_AT_A_TIME
-        return embeddings["target"].size * (2 if blocks > 1 and blocks.is_integer() else 1)
+        return embeddings["target"].size * (2 if losses.key_parts(len(embeddings["target"])) > 1 else 1)
     if config.method.name == "vdim":
         return 2 * sum(view["global"].size for view in embeddings.values())
     sent = 0
@@ -161,10 +160,13 @@ def times(result: dict, program: hlo.Program, topology: chips.Topology, total_st
     chip = topology.chip
     roofline = max(result["flops"] / chip.flops, result["bytes_accessed"] / chip.bandwidth)
     compute = program.cycles / chip.clock if program.cycles else roofline
-    count = sum(collective.operations for collective in program.collectives)
-    # An all-reduce of V bytes sends and receives 2 V on each chip, over all its links; its devices add up first.
-    sent = 2 * result["collective_bytes"] * (1 - 1 / topology.devices) / (chip.links * chip.devices_per_chip)
-    latency = count * topology.collective_seconds if topology.devices > 1 else 0.0
+    # An all-reduce of V bytes sends and receives 2 V on each chip, over all its links, and waits for the farthest chip
+    # twice, as it gathers what it has summed; other collectives V and once. The devices of a chip add up first.
+    sent = latency = 0.0
+    for collective in program.collectives if topology.devices > 1 else []:
+        ways = 2 if collective.operation == "all-reduce" else 1
+        sent += ways * collective.bytes * (1 - 1 / topology.devices) / (chip.links * chip.devices_per_chip)
+        latency += ways * collective.operations * topology.farthest_seconds
     step = compute + sent + latency
     return {"estimate": {
         "compute_seconds": compute, "of": "the TPU compiler's cycles" if program.cycles else "a roofline",
