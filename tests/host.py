@@ -68,13 +68,14 @@ def systems(store: str, steps: int) -> dict[str, ConfigDict]:
 
 
 def order(config) -> dict[str, str]:
-    """{"step array rows": hash} of this process's rows of the first global batches, device by device."""
+    """{"step array row": hash} of this process's rows of the first global batches, wherever they lie."""
     feed, hashes = Feed(main.SOURCES[config.data.source](config)(0), sharding.make_mesh()), {}
     for step, batch in zip(range(3), feed, strict=False):
         for name, array in batch.items():
             for shard in array.addressable_shards:
-                rows = shard.index[0].indices(len(array))
-                hashes[f"{step} {name} {rows}"] = hashlib.sha256(np.asarray(shard.data).tobytes()).hexdigest()
+                first = shard.index[0].indices(len(array))[0]
+                hashes |= {f"{step} {name} {first + i}": hashlib.sha256(row.tobytes()).hexdigest()
+                           for i, row in enumerate(np.asarray(shard.data))}
     feed.close()
     return hashes
 

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -84,7 +85,7 @@ def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(r
         order[name] = {}
         for path in runs[name].glob(f"{system}.order.*.json"):
             order[name] |= json.loads(path.read_text())
-    assert order[layout] == order["1x4"] and len(order["1x4"]) >= 3 * 4  # steps x devices x arrays
+    assert order[layout] == order["1x4"] and len(order["1x4"]) >= 3 * 8  # steps x rows x arrays
 
     losses, accuracies = {}, {}
     for name in ("1x4", layout):
@@ -105,6 +106,37 @@ def test_one_host_saves_what_all_hosts_have(runs):
         for system in SYSTEMS:
             assert checkpoint.newest_good_step(runs[name] / system / "checkpoints") == 20
             assert json.loads((runs[name] / system / "summary.json").read_text())["processes"] == count
+
+
+@pytest.mark.slow
+def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_examples_and_losses(store, tmp_path):
+    def command(folder: str) -> list[str]:
+        return ["tests/host.py", str(store), str(tmp_path / folder), "vito", "150"]
+
+    host, = start(1, 8, tmp_path / "8", command("8"))
+    deadline = time.monotonic() + 900
+    while len(logged_steps(tmp_path / "8" / "vito")) < 3:
+        assert time.monotonic() < deadline and host.poll() is None, output(tmp_path / "8", 0)
+        time.sleep(0.05)
+    host.send_signal(signal.SIGTERM)
+    assert host.wait(timeout=100) == 128 + signal.SIGTERM, output(tmp_path / "8", 0)
+    saved = checkpoint.newest_good_step(tmp_path / "8" / "vito" / "checkpoints")
+    for folder in ("2", "1"):
+        shutil.copytree(tmp_path / "8", tmp_path / folder)
+
+    losses, orders = {}, {}
+    for devices in (8, 2, 1):
+        workdir = tmp_path / str(devices)
+        host, = start(1, devices, workdir, command(str(devices)))
+        assert host.wait(timeout=900) == 0, output(workdir, 0)
+        assert f"going on from step {saved}" in output(workdir, 0)
+        lines = map(json.loads, (workdir / "vito" / "metrics.jsonl").read_text().splitlines())
+        losses[devices] = [line["loss"] for line in lines if "loss" in line][saved:saved + 20]
+        orders[devices] = json.loads((workdir / "vito.order.0.json").read_text())
+    assert orders[8] == orders[2] == orders[1] and len(orders[8]) == 3 * 8
+    assert len(losses[8]) == 20
+    for devices in (2, 1):
+        np.testing.assert_allclose(losses[devices], losses[8], rtol=1e-5)
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
