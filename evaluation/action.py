@@ -20,7 +20,6 @@ import ml_collections
 import numpy as np
 from absl import flags
 from flax import linen as nn
-from ml_collections import config_flags
 
 from evaluation import adapt, command_line
 from evaluation.action_classifier import (
@@ -180,17 +179,6 @@ def markdown(result: dict) -> str:
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
-def define_flags() -> dict[str, flags.FlagHolder]:
-    return {
-        "config": config_flags.DEFINE_config_file("config", None, "such as configs/action.py:ucf101_vdim",
-                                                  lock_config=True),
-        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
-        "data": flags.DEFINE_string("data", None, "videos with split lists, class folders, or frame stores"),
-        "split": flags.DEFINE_enum("split", "1", ("1", "2", "3", "all"), "which official split"),
-        "workdir": flags.DEFINE_string("workdir", None, "folder for frame stores, runs and results"),
-    }
-
-
 def main(values: dict) -> None:
     result = evaluate(values["config"], source=values["checkpoint"], data=values["data"],
                       splits=values["split"], workdir=values["workdir"])
@@ -198,4 +186,7 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags())
+    command_line.run(main, command_line.protocol_flags(
+        config="configs/action.py:ucf101_vdim", data="videos with split lists, class folders, or frame stores",
+        workdir="folder for frame stores, runs and results") | {
+            "split": flags.DEFINE_enum("split", "1", ("1", "2", "3", "all"), "which official split")})

@@ -5,11 +5,20 @@ from collections.abc import Callable, Iterable
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from input_pipeline.store import DataError
 from vivi_jax import preemption, processes
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.train import NotFinite
+
+
+def protocol_flags(*, config: str, data: str, workdir: str) -> dict[str, flags.FlagHolder]:
+    """Defines the flags of a protocol that trains: an example of --config, and help for --data and --workdir."""
+    return {"config": config_flags.DEFINE_config_file("config", None, f"such as {config}", lock_config=True),
+            "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
+            "data": flags.DEFINE_string("data", None, data),
+            "workdir": flags.DEFINE_string("workdir", None, workdir)}
 
 
 def run(main: Callable[[dict], None], values: dict[str, flags.FlagHolder], optional: Iterable[str] = ()) -> None:

@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterator
 import jax
 import ml_collections
 import numpy as np
-from absl import flags
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
-from ml_collections import config_flags
 
 from evaluation import adapt, command_line, detection_data, detection_report
 from evaluation.detection_data import DetectionSet
@@ -196,16 +194,6 @@ def check_sections(config, detector: Detector, train_set: DetectionSet) -> None:
 # ---- Command line ---------------------------------------------------------------------------------------------------
 
 
-def define_flags() -> dict[str, flags.FlagHolder]:
-    return {
-        "config": config_flags.DEFINE_config_file("config", None, "such as configs/detection.py:coco",
-                                                  lock_config=True),
-        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
-        "data": flags.DEFINE_string("data", None, "folder of images and annotations, see docs/detection.md"),
-        "workdir": flags.DEFINE_string("workdir", None, "folder for runs, detections and scores"),
-    }
-
-
 def main(values: dict) -> None:
     result = evaluate(values["config"], source=values["checkpoint"], data=values["data"],
                       workdir=values["workdir"])
@@ -213,4 +201,6 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags())
+    command_line.run(main, command_line.protocol_flags(
+        config="configs/detection.py:coco", data="folder of images and annotations, see docs/detection.md",
+        workdir="folder for runs, detections and scores"))

@@ -19,9 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 import optax
-from absl import flags
 from flax import linen as nn
-from ml_collections import config_flags
 
 from evaluation import adapt, command_line, dense, segmentation_report
 from evaluation.runs import claim, config_identity, write, write_first_checkpoint
@@ -140,16 +138,6 @@ def score(config, method: Segmenter, state: TrainState, val_set: SegmentationSet
 
 
 # ---- Command line ---------------------------------------------------------------------------------------------------
-def define_flags() -> dict[str, flags.FlagHolder]:
-    return {
-        "config": config_flags.DEFINE_config_file("config", None, "such as configs/segmentation.py:voc",
-                                                  lock_config=True),
-        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
-        "data": flags.DEFINE_string("data", None, "VOC2012 (with SBD) or ADEChallengeData2016"),
-        "workdir": flags.DEFINE_string("workdir", None, "folder for runs, pictures and results"),
-    }
-
-
 def main(values: dict) -> None:
     result = evaluate(values["config"], source=values["checkpoint"], data=values["data"],
                       workdir=values["workdir"])
@@ -157,4 +145,6 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags())
+    command_line.run(main, command_line.protocol_flags(
+        config="configs/segmentation.py:voc", data="VOC2012 (with SBD) or ADEChallengeData2016",
+        workdir="folder for runs, pictures and results"))
