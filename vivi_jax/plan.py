@@ -91,6 +91,8 @@ def devices(topology: chips.Topology) -> list:
         raise ConfigError("the TPU compiler is not installed: pip install -e .[plan], or plan for gpu:h100x8")
     # Only a TPU needs the compiler's lock on it; a plan that was killed leaves it behind.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # these two: or it complains that this is no TPU VM
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v3-8")
     os.environ.setdefault("TPU_LIBRARY_PATH", os.path.join(os.path.dirname(library.origin), "libtpu.so"))
     from jax.experimental import topologies
     try:
