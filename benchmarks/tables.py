@@ -177,6 +177,25 @@ def prepare_table(result: dict) -> str:
         + _source(result)])
 
 
+def dense_table(result: dict, protocol: str) -> str:
+    """benchmarks/dense.py: memory and estimated time of a protocol's full-size steps."""
+    rows = []
+    for row in result["values"]["rows"].values():
+        if not row["config"].startswith(protocol):
+            continue
+        estimate = row.get("estimate", {})
+        rows.append((row["config"].split(":")[1], row["topology"], row["batch"], row["micro_batches"],
+                     f"{row['memory_total'] / 1e9:.1f} of {row['memory_of_device'] / 1e9:.1f}" if estimate else "",
+                     "yes" if row["fits"] else "no", *(
+                         (f"{1e3 * estimate['step_seconds']:.0f}", f"{24 * estimate['days']:.1f}") if estimate
+                         else ("", ""))))
+    return _table(("config", "topology", "batch", "micro-batches", "memory, GB a device", "fits", "step, ms",
+                   "hours of one run"), rows) + (
+        "\n\nEstimates, nothing of this size has been run: `gpu:h100x8` is the step compiled for eight simulated CPU "
+        "devices, with a roofline; v5e the TPU compiler's own cycles (see [plan.md](plan.md)). Reading the data and "
+        "testing are not in it. " + _source(result))
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -189,6 +208,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "vivi": ("vivi", vivi_table),
     "vdim_learning": ("vdim_learning", vdim_learning_table),
     "vdim": ("vdim", vdim_table),
+    "segmentation": ("dense", lambda result: dense_table(result, "segmentation")),
+    "detection": ("dense", lambda result: dense_table(result, "detection")),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }
