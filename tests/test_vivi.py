@@ -16,6 +16,7 @@ from vivi_jax import main, optim, sharding
 from vivi_jax.build import build
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vivi import Vivi, rotations
+from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 from vivi_jax.train_step import create, make_train_step
 
@@ -61,6 +62,31 @@ def test_micro_batches_and_devices_equal_the_whole_batch(micro_batches, devices)
     for name in whole:
         np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert_states_close(state, whole_state, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_kernels_standardised_once_for_both_streams_give_what_the_network_itself_gives():
+    encoder = ResNet(depth=18, width=0.0625, version=2, norm="group", weight_standardization=True, stem="small")
+    vivi_method = Vivi(encoder, **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="order")})
+    data = {name: batch()[name][:2].repeat(4, axis=-2).repeat(4, axis=-3) for name in ("shots", "image")}  # 32 pixels
+    params, model_state, _ = jax.jit(vivi_method.init)(jax.random.key(0), data)
+    params["classifier"]["kernel"] = jax.random.normal(jax.random.key(2), params["classifier"]["kernel"].shape)
+    frames, images = (data[name].astype(np.float32) / 255 for name in ("shots", "image"))
+    keys = {name: jax.random.split(jax.random.key(1), len(x)) for name, x in data.items()}
+
+    def of_method(params):
+        embeddings = vivi_method.embed(params, model_state, {}, data, keys)[0]
+        return (embeddings["order_logits"] ** 2).sum() + embeddings["class_logits"].sum(), embeddings
+
+    def of_network(params, reversed_N):
+        embeddings = vivi_method.network.apply({"params": params}, frames, reversed_N, images, train=True)
+        return (embeddings["order_logits"] ** 2).sum() + embeddings["class_logits"].sum(), embeddings
+
+    gradient, embeddings = jax.jit(jax.grad(of_method, has_aux=True))(params)
+    plain_gradient, plain = jax.jit(jax.grad(of_network, has_aux=True))(params, embeddings["reversed"] > 0)
+    for found, expected in ((embeddings, plain), (gradient, plain_gradient)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+    assert np.abs(gradient["encoder"]["stem_conv"]["kernel"]).max() > 1e-3
 
 
 @pytest.mark.slow

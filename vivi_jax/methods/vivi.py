@@ -19,6 +19,7 @@ from flax import linen as nn
 
 from vivi_jax import augment_vivi, losses
 from vivi_jax.errors import ConfigError, choose
+from vivi_jax.models.heads import in_compute_type
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 
 OPTIONS = {
@@ -97,6 +98,9 @@ class Vivi:
             choose(f"config.method.{option}", value, dict.fromkeys(OPTIONS[option]))
         self.network = ViviNetwork(encoder, frame_loss, shot_loss, video_loss, exemplar_dim, shot_dim, predictor_hidden,
                                    predictor_out, lstm_layers, order_hidden, num_classes)
+        self.standardize = getattr(encoder, "weight_standardization", False)  # by in_compute_type, for both streams
+        self.train_network = self.network.clone(
+            encoder=encoder.clone(weight_standardization=False)) if self.standardize else self.network
         self.triplet_margin, self.triplet_groups = triplet_margin, triplet_groups
         self.lambda_video, self.gamma = lambda_video, gamma
         self.frame_augmentation = dict(color=color, hsv=hsv, grey_prob=grey_prob)
@@ -149,8 +153,10 @@ class Vivi:
             reversed_N = jax.vmap(jax.random.bernoulli)(order_keys)
         if "image" in batch:
             images = augment(batch["image"], keys["image"], **self.image_augmentation)
-        embeddings, model_state = self.network.apply(
-            {"params": params, **model_state}, frames, reversed_N, images, train=True, mutable=list(model_state))
+        encoder = in_compute_type(params["encoder"], self.network.encoder.dtype, standardize=self.standardize)
+        embeddings, model_state = self.train_network.apply(
+            {"params": params | {"encoder": encoder}, **model_state}, frames, reversed_N, images, train=True,
+            mutable=list(model_state))
         return embeddings, model_state, target
 
     def loss(self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.resnet import make_norm
+from vivi_jax.models.resnet import make_norm, standardize_kernel
 
 POOLINGS = ("attention", "average")
 
@@ -126,14 +126,19 @@ def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float
     return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
 
 
-def in_compute_type(params: dict, dtype: str) -> dict:
-    """Kernels as the layers use them, converted once for all views: the values are the same.
+def in_compute_type(params: dict, dtype: str, *, standardize: bool = False) -> dict:
+    """Kernels as the layers use them, made once for all views or streams: the values are the same.
 
-    Converted in each view, the gradient of every kernel would go over the network once per view: sums of converted
+    Made in each view, the gradient of every kernel would go over the network once per view: sums of converted
     gradients are not taken before the sum over the devices.
+
+    Args:
+      standardize: kernels of convolutions are standardised first (the network must then not do it again).
     """
     def convert(path, leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
-        return leaf.astype(dtype) if names[-1] == "kernel" and "mlp2" not in names else leaf  # AttentionPool: float32
+        if names[-1] != "kernel" or "mlp2" in names:  # AttentionPool's: float32
+            return leaf
+        return (standardize_kernel(leaf) if standardize and leaf.ndim == 4 else leaf).astype(dtype)
 
     return jax.tree_util.tree_map_with_path(convert, params)
