@@ -20,28 +20,20 @@ COMMAND = "python -m benchmarks.dense"
 PROTOCOLS = {"segmentation.py:voc": (21, 10_582), "segmentation.py:ade20k": (150, 20_210),
              "detection.py:coco": (80, 118_287), "detection.py:lvis": (1203, 100_170),
              "detection.py:retinanet": (80, 118_287)}
-# Option by config and TPU: what makes the step fit.
-ROWS = [(config, "gpu:h100x8", 1) for config in PROTOCOLS] + [
-    ("segmentation.py:voc", "v5e:2x4", 1), ("segmentation.py:ade20k", "v5e:2x4", 1),
-    ("detection.py:retinanet", "v5e:2x4", 1), ("detection.py:coco", "v5e:4x4", 1), ("detection.py:lvis", "v5e:4x4", 1)]
+# Which config on which topology.
+ROWS = [f"{config} gpu:h100x8" for config in PROTOCOLS] + [
+    "segmentation.py:voc v5e:2x4", "segmentation.py:ade20k v5e:2x4", "detection.py:retinanet v5e:2x4",
+    "detection.py:coco v5e:4x4", "detection.py:lvis v5e:4x4"]
 
 
-def key(config: str, topology: str, micro_batches: int) -> str:
-    return f"{config} {topology} {micro_batches}"
-
-
-def compile_row(config_name: str, topology_name: str, micro_batches: int) -> dict:
+def compile_row(config_name: str, topology_name: str) -> dict:
     """One row, in this process: it fixes the devices."""
     import jax
 
     from configs import detection as detection_config
     from configs import segmentation as segmentation_config
     from evaluation import detection, segmentation
-    from vivi_jax import (
-        chips,
-        plan,  # first: it prepares JAX for the TPU compiler
-        sharding,
-    )
+    from vivi_jax import chips, plan, sharding
     from vivi_jax.train_step import create
 
     protocol, variant = config_name.split(".py:")
@@ -50,17 +42,14 @@ def compile_row(config_name: str, topology_name: str, micro_batches: int) -> dic
     mesh = sharding.make_mesh(plan.devices(topology))
     if protocol == "segmentation":
         config = segmentation_config.get_config(variant)
-        config.micro_batches = micro_batches
         encoder, _ = segmentation.load_pretrained("none", config)
         parts = segmentation.make_parts(config, encoder, classes, images, seed=0)
     else:
         config = detection_config.get_config(variant)
-        config.micro_batches = micro_batches
         encoder, _ = detection.load_pretrained("none", config)
         parts = detection.make_parts(config, detection.make_detector(config, encoder, classes), 0, images)
-    sharding.check_batch_sizes(parts.batch_spec, micro_batches, mesh)
     state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    return {"config": config_name, "micro_batches": micro_batches, **plan.compile_for(topology, mesh, parts, state)}
+    return {"config": config_name, **plan.compile_for(topology, mesh, parts, state)}
 
 
 def main() -> None:
@@ -69,19 +58,18 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
-        config, topology, micro_batches = options.row.split(" ")
-        print(json.dumps(compile_row(config, topology, int(micro_batches))))
+        print(json.dumps(compile_row(*options.row.split(" "))))
         return
     path = results.RESULTS / "dense.json"
     done = json.loads(path.read_text())["values"]["rows"] if path.exists() else {}
-    for row in [row for row in ROWS if key(*row) not in done][:options.first]:
-        print(f"{key(*row)}: {len(done)} of {len(ROWS)} rows are there", flush=True)
-        found = subprocess.run([sys.executable, "-m", "benchmarks.dense", f"--row={key(*row)}"], cwd=results.ROOT,
+    for row in [row for row in ROWS if row not in done][:options.first]:
+        print(f"{row}: {len(done)} of {len(ROWS)} rows are there", flush=True)
+        found = subprocess.run([sys.executable, "-m", "benchmarks.dense", f"--row={row}"], cwd=results.ROOT,
                                stdout=subprocess.PIPE, text=True)
         if found.returncode:
-            sys.exit(f"error: compiling {key(*row)} ended with status {found.returncode}")
-        done[key(*row)] = json.loads(found.stdout.splitlines()[-1]) | {"commit": results.commit()}
-        done = {key(*row): done[key(*row)] for row in ROWS if key(*row) in done}
+            sys.exit(f"error: compiling {row} ended with status {found.returncode}")
+        done[row] = json.loads(found.stdout.splitlines()[-1]) | {"commit": results.commit()}
+        done = {row: done[row] for row in ROWS if row in done}
         print(f"wrote {results.record('dense', {'rows': done}, command=COMMAND, seeds=[])}", flush=True)
 
 

@@ -62,7 +62,8 @@ def table(done: dict) -> str:
     lines = ["# Plans for hardware that was not at hand", "",
              "Made by `python -m vivi_jax.plan --all` from docs/results/plan.json; do not edit. Every row compiles the "
              "whole step of a config for all devices of a topology, with the TPU compiler (GPU rows: simulated CPU "
-             "devices and a roofline). **All times are estimates**, from the compiler's cycles and the model of "
+             "devices and a roofline; that compiler sums the gradients of several views apart, so that more is sent "
+             "than a GPU would). **All times are estimates**, from the compiler's cycles and the model of "
              "collectives in `vivi_jax/plan.py`; no step of them has been run on such hardware. Memory is per device; "
              "\"sent\" is what collectives bring to each device, beside the analytic least; \"commit\" is the code "
              "compiled.", "",
@@ -83,7 +84,20 @@ def table(done: dict) -> str:
                      f"{row['collective_bytes'] / 1e6:.1f} ({least / 1e6:.1f}) | {1e3 * e['step_seconds']:.0f} | "
                      f"{1e3 * (e['transfer_seconds'] + e['latency_seconds']):.1f} | {e['utilisation']:.0%} | "
                      f"{e['examples_per_second']:.0f} | {e['days']:.2f} | {row['commit'][:7]} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", weak_scaling(done), ""])
+
+
+def weak_scaling(done: dict) -> str:
+    """One line: how VITO's step grows with the number of v3 cores, 32 clips on each."""
+    by_devices = {row["devices"]: row["estimate"] for name, row in done.items()
+                  if name.startswith(f"--config={VITO} --topology=v3:") and row["batch"] == 32 * row["devices"]}
+    if len(by_devices) < 2:
+        return ""
+    first, *others = sorted(by_devices)
+    growth = [f"{devices}: {by_devices[devices]['step_seconds'] / by_devices[first]['step_seconds'] - 1:.1%} (of it "
+              f"{by_devices[devices]['latency_seconds'] / by_devices[first]['step_seconds']:.1%} latencies)"
+              for devices in others]
+    return f"VITO with 32 clips a core: its step is longer than on {first} cores of v3 by, on {', on '.join(growth)}."
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -184,13 +184,13 @@ def dense_table(result: dict, protocol: str) -> str:
         if not row["config"].startswith(protocol):
             continue
         estimate = row.get("estimate", {})
-        rows.append((row["config"].split(":")[1], row["topology"], row["batch"], row["micro_batches"],
+        rows.append((row["config"].split(":")[1], row["topology"], row["batch"],
                      f"{row['memory_total'] / 1e9:.1f} of {row['memory_of_device'] / 1e9:.1f}" if estimate else "",
                      "yes" if row["fits"] else "no", *(
                          (f"{1e3 * estimate['step_seconds']:.0f}", f"{24 * estimate['days']:.1f}") if estimate
                          else ("", ""))))
-    return _table(("config", "topology", "batch", "micro-batches", "memory, GB a device", "fits", "step, ms",
-                   "hours of one run"), rows) + (
+    head = ("config", "topology", "batch", "memory, GB a device", "fits", "step, ms", "hours of one run")
+    return _table(head, rows) + (
         "\n\nEstimates, nothing of this size has been run: `gpu:h100x8` is the step compiled for eight simulated CPU "
         "devices, with a roofline; v5e the TPU compiler's own cycles (see [plan.md](plan.md)). Reading the data and "
         "testing are not in it. " + _source(result))
