@@ -192,8 +192,8 @@ def dense_table(result: dict, protocol: str) -> str:
     head = ("config", "topology", "batch", "memory, GB a device", "fits", "step, ms", "hours of one run")
     return _table(head, rows) + (
         "\n\nEstimates, nothing of this size has been run: `gpu:h100x8` is the step compiled for eight simulated CPU "
-        "devices, with a roofline; v5e the TPU compiler's own cycles (see [plan.md](plan.md)). Reading the data and "
-        "testing are not in it. " + _source(result))
+        "devices, with a roofline, so no step is faster and most are slower; v5e the TPU compiler's own cycles (see "
+        "[plan.md](plan.md)). Reading the data and testing are not in it. " + _source(result))
 
 
 # marker -> (file in docs/results, its contents -> Markdown)
