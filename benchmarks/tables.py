@@ -177,8 +177,8 @@ def prepare_table(result: dict) -> str:
         + _source(result)])
 
 
-def dense_table(result: dict, protocol: str) -> str:
-    """benchmarks/dense.py: memory and estimated time of a protocol's full-size steps."""
+def protocols_table(result: dict, protocol: str) -> str:
+    """benchmarks/protocols.py: memory and estimated time of a protocol's full-size steps."""
     rows = []
     for row in result["values"]["rows"].values():
         if not row["config"].startswith(protocol):
@@ -208,8 +208,9 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "vivi": ("vivi", vivi_table),
     "vdim_learning": ("vdim_learning", vdim_learning_table),
     "vdim": ("vdim", vdim_table),
-    "segmentation": ("dense", lambda result: dense_table(result, "segmentation")),
-    "detection": ("dense", lambda result: dense_table(result, "detection")),
+    "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
+    "detection": ("protocols", lambda result: protocols_table(result, "detection")),
+    "action": ("protocols", lambda result: protocols_table(result, "action")),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }

@@ -4,7 +4,7 @@
         --workdir=DIR
 
 The paper's VDIM, pretrained on Kinetics-600: 79.7 % on UCF-101, 49.2 % on HMDB-51, means over three splits. None of
-this has been run at this size here; the hours it takes are not known.
+this has been run at this size here.
 
 Variants, one of:
     ucf101_vdim, hmdb51_vdim    clip encoders: K views of 32 frames, Lab dropout

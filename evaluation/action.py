@@ -76,9 +76,7 @@ def run_split(config, split: ActionSplit, encoder: nn.Module, phi_dim: int | Non
     train_part = split.train
     if config.videos_per_class:
         train_part = train_part.take_per_class(config.videos_per_class, config.seed)
-    network = call("method", ActionNetwork, encoder, len(split.class_names), phi_dim=phi_dim,
-                   hidden=config.method.hidden, dropout=config.method.dropout)
-    method = ActionClassifier(network, color=config.method.color)
+    method = make_method(config, encoder, len(split.class_names), phi_dim)
     parts = make_parts(config, method, len(train_part.videos))
 
     def batches(first_step: int):
@@ -95,6 +93,12 @@ def run_split(config, split: ActionSplit, encoder: nn.Module, phi_dim: int | Non
     if jax.process_index() == 0:
         write(path, json.dumps(result) + "\n")
     return result
+
+
+def make_method(config, encoder: nn.Module, num_classes: int, phi_dim: int | None) -> ActionClassifier:
+    network = call("method", ActionNetwork, encoder, num_classes, phi_dim=phi_dim, hidden=config.method.hidden,
+                   dropout=config.method.dropout)
+    return ActionClassifier(network, color=config.method.color)
 
 
 def make_parts(config, method: ActionClassifier, train_videos: int) -> Parts:

@@ -355,8 +355,7 @@ def test_every_config_builds_its_network_at_full_size():
     for variant, classes, parameters in (("ucf101_vdim", 101, 17.298e6), ("hmdb51_vito", 51, 25_557_032 - 2_049_000)):
         config = action_config.get_config(variant)
         encoder, phi_dim, _ = action.load_pretrained("none", config)
-        net = ActionNetwork(encoder, classes, phi_dim, config.method.hidden, config.method.dropout)
-        parts = action.make_parts(config, ActionClassifier(net, color=config.method.color), 9537)
+        parts = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), 9537)
         state = jax.eval_shape(lambda parts=parts: create(parts.method, parts.optimizer, parts.batch_spec, 0))
         sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
         assert sizes["encoder"] + sizes.get("phi_global", 0) == pytest.approx(parameters, rel=1e-4)

@@ -1,53 +1,56 @@
-"""What the steps of segmentation and detection need at full size: compiled for hardware that is not at hand.
+"""What the evaluations that train need at full size: their steps compiled for hardware that is not at hand.
 
-    python -m benchmarks.dense                # the rows that are missing; may be killed at any time
-    python -m benchmarks.dense --first=2      # at most so many
+    python -m benchmarks.protocols                # the rows that are missing; may be killed at any time
+    python -m benchmarks.protocols --first=2      # at most so many
 
 Each row compiles the training step of a protocol's config, with the paper's network, image size and batch, for all
 devices of a topology, as vivi_jax.plan does for pretraining: "gpu:h100x8" is eight simulated CPU devices and a
-roofline, TPUs are the TPU compiler's. Writes docs/results/dense.json, from which docs/segmentation.md and
-docs/detection.md have their tables.
+roofline, TPUs are the TPU compiler's. Writes docs/results/protocols.json, from which docs/segmentation.md,
+docs/detection.md and docs/action.md have their tables.
 """
 import argparse
+import importlib
 import json
 import subprocess
 import sys
 
 from benchmarks import results
 
-COMMAND = "python -m benchmarks.dense"
-# config -> (classes, training images) of the data set
+COMMAND = "python -m benchmarks.protocols"
+# config -> (classes, training images or videos) of the data set
 PROTOCOLS = {"segmentation.py:voc": (21, 10_582), "segmentation.py:ade20k": (150, 20_210),
              "detection.py:coco": (80, 118_287), "detection.py:lvis": (1203, 100_170),
-             "detection.py:retinanet": (80, 118_287)}
+             "detection.py:retinanet": (80, 118_287), "action.py:ucf101_vito": (101, 9537),
+             "action.py:ucf101_vdim": (101, 9537)}
 # Which config on which topology.
 ROWS = [f"{config} gpu:h100x8" for config in PROTOCOLS] + [
     "segmentation.py:voc v5e:2x4", "segmentation.py:ade20k v5e:2x4", "detection.py:retinanet v5e:2x4",
-    "detection.py:coco v5e:4x4", "detection.py:lvis v5e:4x4"]
+    "detection.py:coco v5e:4x4", "detection.py:lvis v5e:4x4", "action.py:ucf101_vito v5e:2x4",
+    "action.py:ucf101_vdim v5e:2x4"]
 
 
 def compile_row(config_name: str, topology_name: str) -> dict:
     """One row, in this process: it fixes the devices."""
     import jax
 
-    from configs import detection as detection_config
-    from configs import segmentation as segmentation_config
-    from evaluation import detection, segmentation
+    from evaluation import action, detection, segmentation
     from vivi_jax import chips, plan, sharding
     from vivi_jax.train_step import create
 
     protocol, variant = config_name.split(".py:")
-    classes, images = PROTOCOLS[config_name]
+    config = importlib.import_module(f"configs.{protocol}").get_config(variant)
+    classes, examples = PROTOCOLS[config_name]
     topology = chips.parse_topology(topology_name)
     mesh = sharding.make_mesh(plan.devices(topology))
     if protocol == "segmentation":
-        config = segmentation_config.get_config(variant)
         encoder, _ = segmentation.load_pretrained("none", config)
-        parts = segmentation.make_parts(config, encoder, classes, images, seed=0)
-    else:
-        config = detection_config.get_config(variant)
+        parts = segmentation.make_parts(config, encoder, classes, examples, seed=0)
+    elif protocol == "detection":
         encoder, _ = detection.load_pretrained("none", config)
-        parts = detection.make_parts(config, detection.make_detector(config, encoder, classes), 0, images)
+        parts = detection.make_parts(config, detection.make_detector(config, encoder, classes), 0, examples)
+    else:
+        encoder, phi_dim, _ = action.load_pretrained("none", config)
+        parts = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), examples)
     state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
     return {"config": config_name, **plan.compile_for(topology, mesh, parts, state)}
 
@@ -60,17 +63,17 @@ def main() -> None:
     if options.row:
         print(json.dumps(compile_row(*options.row.split(" "))))
         return
-    path = results.RESULTS / "dense.json"
+    path = results.RESULTS / "protocols.json"
     done = json.loads(path.read_text())["values"]["rows"] if path.exists() else {}
     for row in [row for row in ROWS if row not in done][:options.first]:
         print(f"{row}: {len(done)} of {len(ROWS)} rows are there", flush=True)
-        found = subprocess.run([sys.executable, "-m", "benchmarks.dense", f"--row={row}"], cwd=results.ROOT,
+        found = subprocess.run([sys.executable, "-m", "benchmarks.protocols", f"--row={row}"], cwd=results.ROOT,
                                stdout=subprocess.PIPE, text=True)
         if found.returncode:
             sys.exit(f"error: compiling {row} ended with status {found.returncode}")
         done[row] = json.loads(found.stdout.splitlines()[-1]) | {"commit": results.commit()}
         done = {row: done[row] for row in ROWS if row in done}
-        print(f"wrote {results.record('dense', {'rows': done}, command=COMMAND, seeds=[])}", flush=True)
+        print(f"wrote {results.record('protocols', {'rows': done}, command=COMMAND, seeds=[])}", flush=True)
 
 
 if __name__ == "__main__":
