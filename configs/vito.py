@@ -37,6 +37,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         depth=50,  # VITO §3
         version=1,  # BYOL's code
         norm="batch",  # over the global batch, decay 0.9, eps 1e-5: BYOL's code
+        bn_groups=1,  # > 1: of so many equal parts of it, for batches beyond the paper's
         width=1.0,
         stem="imagenet",
         dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper

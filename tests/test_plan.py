@@ -80,6 +80,47 @@ ENTRY %main (x: bf16[1,15]) -> f32[15] {
                      ("collective-permute", "backward"): (4, 4 * 15 * 4, "f32")}
 
 
+@pytest.mark.parametrize("groups, group", [
+    ("mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 0),  # all
+    ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1','axis_2'}", 4),  # 0-3 and 4-7
+    ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=3] {'axis_1','axis_2'}", 6),
+    ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0'}", 0),  # 0 and 4: no neighbours
+    ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_0','axis_1'}", 0),
+    ("{{0,1},{2,3}}", 0)])
+def test_neighbours_that_sum_among_themselves_are_told_apart(groups, group):
+    program = hlo.read(f"""
+ENTRY %main (x: f32[15]) -> f32[15] {{
+  ROOT %sum = f32[15] all-reduce(%x), channel_id=1, replica_groups={groups}, use_global_device_ids=true, to_apply=%add
+}}
+""")
+    assert program.collectives == [hlo.Collective("all-reduce", "update", "f32", group, 1, 60)]
+
+
+def test_messages_wait_for_the_farthest_chip():
+    """Half way round a ring; from end to end of a part of one."""
+    hop = chips.HOP_SECONDS
+    assert hop * 32 == chips.parse_topology("v3:32x32").message_seconds((32, 32, 1))
+    assert hop * (16 + 1) == chips.parse_topology("v3:32x32").message_seconds((32, 2, 1))
+    assert hop * (1 + 1 + 2) == chips.parse_topology("v4:2x2x4").message_seconds((2, 2, 4))
+    assert chips.parse_topology("gpu:h100x8").message_seconds(()) == chips.GPU_SECONDS
+
+
+@pytest.mark.slow
+def test_the_compiler_has_the_devices_we_count():
+    """In a process of its own, as of the compiler's library a process loads one: the smallest topology of each kind."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no TPU compiler here; pip install -e .[plan] to run this test")
+    code = ("from vivi_jax import chips, plan, sharding\n"
+            "for kind, shapes in chips.TOPOLOGIES.items():\n"
+            "    topology = chips.parse_topology(f'{kind}:{shapes[1]}')\n"
+            "    mesh = sharding.make_mesh(plan.devices(topology))\n"
+            "    whole = plan.extent(mesh, 0)[:len(topology.shape)] == topology.shape\n"
+            "    print(kind, mesh.size - topology.devices, whole, *plan.extent(mesh, topology.chip.devices_per_chip))")
+    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300,
+                           env={**os.environ, "XLA_FLAGS": ""})
+    assert found.stdout.splitlines() == [f"{kind} 0 True 1 1 1" for kind in chips.TOPOLOGIES], found.stderr
+
+
 def run_plan(topology: str, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags], text=True,
                           capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})

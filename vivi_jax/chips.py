@@ -14,6 +14,7 @@ class Chip:
     links: float  # bytes/s to other devices, one way, all links of the device together
     clock: float  # Hz of the unit in which the TPU compiler counts cycles; 0: the compiler gives none
     devices_per_chip: int = 1
+    compiled_as: str = "default"  # the TPU compiler's name of how the cores of a chip form devices
 
 
 # Sources: flops, memory and bandwidth, docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e}, per chip; links, jax-ml
@@ -22,7 +23,7 @@ class Chip:
 # matrix units). GPUs: NVIDIA's data sheets of A100 80 GB SXM, H100 SXM and H200 SXM, dense bfloat16, NVLink one way.
 CHIPS = {
     "v3": Chip(flops=61.5e12, memory=16 * 2**30, bandwidth=450e9, links=200e9, clock=940e6, devices_per_chip=2),
-    "v4": Chip(flops=275e12, memory=32 * 2**30, bandwidth=1200e9, links=270e9, clock=1050e6),
+    "v4": Chip(flops=275e12, memory=32 * 2**30, bandwidth=1200e9, links=270e9, clock=1050e6, compiled_as="megacore"),
     "v5e": Chip(flops=197e12, memory=16 * 2**30, bandwidth=819e9, links=180e9, clock=1503e6),
     "v5p": Chip(flops=459e12, memory=95 * 2**30, bandwidth=2765e9, links=540e9, clock=1751e6),
     "v6e": Chip(flops=918e12, memory=32 * 2**30, bandwidth=1640e9, links=360e9, clock=1751e6),
@@ -54,10 +55,12 @@ class Topology:
     def is_tpu(self) -> bool:
         return self.chip.clock > 0
 
-    @property
-    def farthest_seconds(self) -> float:
-        """The least time in which all devices hear from all others: half way round a ring along each axis."""
-        return sum(n // 2 for n in self.shape) * HOP_SECONDS if self.is_tpu else GPU_SECONDS
+    def message_seconds(self, extent: tuple[int, ...]) -> float:
+        """The least time in which all chips of a box of so many along each axis hear from all others: half way round
+        the ring where the box spans the axis, else from end to end. (A plane has a third axis of 1.)"""
+        if not self.is_tpu:
+            return GPU_SECONDS
+        return HOP_SECONDS * sum(n // 2 if n == whole else n - 1 for n, whole in zip(extent, self.shape, strict=False))
 
 
 def parse_topology(name: str) -> Topology:

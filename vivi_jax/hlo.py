@@ -1,5 +1,6 @@
 """Reads a compiled program: its collectives, and the cycles the TPU compiler expects."""
 import dataclasses
+import math
 import re
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
@@ -18,6 +19,7 @@ class Collective:
     operation: str  # "all-reduce", ...
     origin: str  # "forward", "backward" or "update": where in the step it comes from
     dtype: str
+    group: int  # how many devices take part, where they are neighbours in the mesh; 0: all of them, or others
     operations: int  # times a step; those of one type inside a combined operation count once
     bytes: int  # of the results on one device, per step
 
@@ -31,7 +33,7 @@ class Program:
 def read(text: str) -> Program:
     """Sums over a compiled program's text, loops counted as often as they run."""
     bodies, entry = _computations(text)
-    collectives: dict[tuple[str, str, str], list[int]] = {}
+    collectives: dict[tuple[str, str, str, int], list[int]] = {}
 
     def add(name: str, times: int) -> int:
         cycles = 0
@@ -66,9 +68,21 @@ def _count(collectives: dict, match: re.Match, line: str, times: int) -> None:
             size *= int(length)
         by_type[dtype] = by_type.get(dtype, 0) + size
     for dtype, size in by_type.items():
-        sums = collectives.setdefault((match[2], origin, dtype), [0, 0])
+        sums = collectives.setdefault((match[2], origin, dtype, _group(line)), [0, 0])
         sums[0] += times
         sums[1] += times * size
+
+
+def _group(line: str) -> int:
+    """Collective.group, of groups as the TPU compiler writes them: mesh['a'=2,'b'=4] {'b'} are two, of four each."""
+    groups = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if not groups or "device_ids" in groups[1]:
+        return 0
+    sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", groups[1]) if size != "1"}
+    taking_part = [name for name in sizes if name in groups[2].split(",")]
+    if len(taking_part) == len(sizes) or taking_part != list(sizes)[-len(taking_part):]:
+        return 0
+    return math.prod(sizes[name] for name in taking_part)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

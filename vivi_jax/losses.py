@@ -11,9 +11,9 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
-# A large batch is compared with an eighth of its keys at a time: neither all logits nor all gathered keys ever exist.
+# A large batch is compared with a sixteenth of its keys at a time: neither all logits nor all gathered keys ever exist.
 # The number of parts is fixed, not their size: on a pod each part costs the time of a message to all devices.
-PARTS, SMALLEST_IN_PARTS = 8, 4096
+PARTS, SMALLEST_IN_PARTS = 16, 4096
 
 
 def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
@@ -69,9 +69,9 @@ def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
     """
     target_BxVxD = jax.lax.stop_gradient(target_BxVxD)
     views = online_BxVxD.shape[1]
-    # All views i against view j at once: its keys are gathered from the other devices once.
-    return sum((views - 1) * info_nce(jnp.concatenate([online_BxVxD[:, :j], online_BxVxD[:, j + 1:]], axis=1),
-                                      target_BxVxD[:, j]) for j in range(views))
+    # All views i against view j, for all j at once: a message brings keys of every view from the other devices.
+    queries_VxBxQxD = jnp.stack([jnp.delete(online_BxVxD, j, axis=1) for j in range(views)])
+    return (views - 1) * jax.vmap(info_nce)(queries_VxBxQxD, jnp.moveaxis(target_BxVxD, 1, 0)).sum()
 
 
 def semi_hard_triplet(exemplars_SxMxD: jax.Array, *, margin: float, groups: int) -> tuple[jax.Array, dict]:

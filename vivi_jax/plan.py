@@ -22,6 +22,7 @@ import time
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # before JAX, which would ask the metadata server of a TPU VM
 
 import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -77,7 +78,7 @@ def compile_for(topology: chips.Topology, mesh: jax.sharding.Mesh, parts: Parts,
         "flops": cost["flops"], "bytes_accessed": cost["bytes accessed"],
         "collectives": [dataclasses.asdict(collective) for collective in program.collectives],
         "collective_bytes": sum(collective.bytes for collective in program.collectives)}
-    return result | times(result, program, topology, parts.total_steps)
+    return result | times(result, program, topology, mesh, parts.total_steps)
 
 
 def devices(topology: chips.Topology) -> list:
@@ -96,7 +97,8 @@ def devices(topology: chips.Topology) -> list:
     os.environ.setdefault("TPU_LIBRARY_PATH", os.path.join(os.path.dirname(library.origin), "libtpu.so"))
     from jax.experimental import topologies
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology.name,
+                                            chip_config_name=topology.chip.compiled_as).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ConfigError(f"the installed TPU compiler has no {topology.name}: {' '.join(str(error).split())[:200]}"
                           ) from error
@@ -157,7 +159,8 @@ def sent_embeddings(config, embeddings: dict, devices: int) -> int:
     return sent
 
 
-def times(result: dict, program: hlo.Program, topology: chips.Topology, total_steps: int) -> dict:
+def times(result: dict, program: hlo.Program, topology: chips.Topology, mesh: jax.sharding.Mesh,
+          total_steps: int) -> dict:
     """The estimates. Collectives are counted as if nothing else went on at the same time."""
     chip = topology.chip
     roofline = max(result["flops"] / chip.flops, result["bytes_accessed"] / chip.bandwidth)
@@ -168,13 +171,20 @@ def times(result: dict, program: hlo.Program, topology: chips.Topology, total_st
     for collective in program.collectives if topology.devices > 1 else []:
         ways = 2 if collective.operation == "all-reduce" else 1
         sent += ways * collective.bytes * (1 - 1 / topology.devices) / (chip.links * chip.devices_per_chip)
-        latency += ways * collective.operations * topology.farthest_seconds
+        latency += ways * collective.operations * topology.message_seconds(
+            extent(mesh, collective.group) if topology.is_tpu else ())
     step = compute + sent + latency
     return {"estimate": {
         "compute_seconds": compute, "of": "the TPU compiler's cycles" if program.cycles else "a roofline",
         "roofline_seconds": roofline, "transfer_seconds": sent, "latency_seconds": latency, "step_seconds": step,
         "utilisation": result["flops"] / chip.flops / step, "examples_per_second": result["batch"] / step,
         "steps": total_steps, "days": total_steps * step / 86400}}
+
+
+def extent(mesh: jax.sharding.Mesh, group: int) -> tuple[int, ...]:
+    """Chips along each axis of the box in which the first `group` devices of a mesh lie; 0: all of them."""
+    coordinates = np.array([device.coords for device in mesh.devices.flat[:group or None]])
+    return tuple(int(n) for n in np.ptp(coordinates, axis=0) + 1)
 
 
 def text(result: dict) -> str:

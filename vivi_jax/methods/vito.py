@@ -57,7 +57,7 @@ class Vito:
         return *online, {"params": target[0], "model_state": target[1]}
 
     def _init_network(self, key: jax.Array, images: jax.Array) -> tuple[dict, dict]:
-        variables = self.network.init(key, images, train=True)
+        variables = self.network.init(key, images, train=False)
         params = variables.pop("params")
         return params, variables
 
