@@ -72,6 +72,21 @@ def transfer_table(result: dict) -> str:
         f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result))
 
 
+def davis_table(result: dict) -> str:
+    """benchmarks/davis.py: J and F of each encoder, median and range over seeds."""
+    values = result["values"]
+    found = {(row["encoder"], row["measure"]): f"{100 * row['median']:.1f}" + (
+        f" ({100 * row['min']:.1f} to {100 * row['max']:.1f})" if row["min"] < row["max"] else "")
+        for row in values["rows"]}
+    measures = {"J&F": "J&F", "J_mean": "J", "F_mean": "F"}
+    rows = [(encoder, *(found[encoder, measure] for measure in measures))
+            for encoder, measure in found if measure == "J&F"]
+    frames = ", ".join(f"{name} ({count} frames)" for name, count in values["frames"].items())
+    return _table(("encoder", *measures.values()), rows) + (
+        f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}. {frames}; short side "
+        f"{values['short_side']} px, {values['seconds_per_frame']:.2f} s per frame. " + _source(result))
+
+
 def vtab_table(result: dict) -> str:
     """benchmarks/vtab.py: what the sweep costs."""
     v = result["values"]
@@ -203,6 +218,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
     "transfer": ("transfer", transfer_table),
+    "davis": ("davis", davis_table),
     "vtab": ("vtab", vtab_table),
     "vivi_learning": ("vivi_learning", vivi_learning_table),
     "vivi": ("vivi", vivi_table),
