@@ -7,10 +7,11 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+from frame_stores import jpeg, write_store
 from PIL import Image
 
 from input_pipeline import images
-from input_pipeline.store import DataError, shard_name, write_index, write_shard
+from input_pipeline.store import DataError
 
 
 def png(rgb: np.ndarray) -> bytes:
@@ -125,31 +126,25 @@ def test_test_labels_use_the_training_classes(tmp_path):
         images.load_labelled(str(tree), "test")
 
 
-def write_store(directory: pathlib.Path, labels: list[int]) -> pathlib.Path:
+def make_store(directory: pathlib.Path, labels: list[int]) -> pathlib.Path:
     """Video v has v + 3 frames of colour (40 v, 20 frame, 0)."""
-    directory.mkdir(parents=True)
-    lengths = [v + 3 for v in range(len(labels))]
-    frames = [cv2.imencode(".jpg", np.full((16, 16, 3), (0, 20 * k, 40 * v), np.uint8))[1].tobytes()
-              for v, n in enumerate(lengths) for k in range(n)]
-    path = directory / shard_name(0, 1)
-    write_shard(path, frames)
-    rows = [{"input": f"v{v}.mp4", "status": "ok", "reason": "", "frames": n, "fps": 25, "height": 16, "width": 16,
-             "shot_starts": [0], "label": label} for v, (n, label) in enumerate(zip(lengths, labels, strict=True))]
-    write_index(directory, settings={}, rows=rows, class_names=["left", "right"],
-                shards=[{"file": path.name, "records": len(frames), "bytes": path.stat().st_size}])
+    rows = [dict(frames=v + 3, fps=25, height=16, width=16, label=label) for v, label in enumerate(labels)]
+    frames = [jpeg(np.full((16, 16, 3), (40 * v, 20 * k, 0), np.uint8))
+              for v in range(len(labels)) for k in range(v + 3)]
+    write_store(directory, rows, frames, ("left", "right"))
     return directory
 
 
 def test_prepared_videos_give_their_middle_frames(tmp_path, caplog):
-    write_store(tmp_path / "train", [1, -1, 0, 1])
-    write_store(tmp_path / "test", [0, 1])
+    make_store(tmp_path / "train", [1, -1, 0, 1])
+    make_store(tmp_path / "test", [0, 1])
     pixels, labels = batches(images.load_labelled(str(tmp_path), "train"))
     assert labels.tolist() == [1, 0, 1]
     assert "1 of 4 videos" in caplog.text and "no label" in caplog.text
     expected = [(40 * v, 20 * ((v + 3) // 2), 0) for v in (0, 2, 3)]
     assert np.abs(pixels[:, 0, 0].astype(int) - expected).max() <= 3
     assert batches(images.load_labelled(str(tmp_path), "test"))[1].tolist() == [0, 1]
-    write_store(tmp_path / "unlabelled", [-1, -1])
+    make_store(tmp_path / "unlabelled", [-1, -1])
     with pytest.raises(DataError, match="no video of .* has a label; prepare them again with --labels"):
         images.load_labelled(str(tmp_path / "unlabelled"), "train")
 

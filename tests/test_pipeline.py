@@ -10,9 +10,10 @@ import time
 import cv2
 import numpy as np
 import pytest
+from frame_stores import jpeg, write_store
 
 from input_pipeline import decode, images, pipeline, sampling
-from input_pipeline.store import DataError, FrameStore, shard_name, write_index, write_shard
+from input_pipeline.store import DataError, FrameStore
 
 SIZE = 32
 # (frames, fps, height, width) of the videos; the third is shorter than 2.56 s
@@ -27,27 +28,15 @@ def picture(video: int, frame: int, height: int, width: int) -> np.ndarray:
     return np.rint(np.stack([red, green, np.full((height, width), 50 * video + frame / 2)], axis=-1)).astype(np.uint8)
 
 
-def jpeg(rgb: np.ndarray) -> bytes:
-    full_colour = [cv2.IMWRITE_JPEG_QUALITY, 98, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", rgb[..., ::-1], full_colour)[1].tobytes()
-
-
-def write_store(directory: pathlib.Path, videos=VIDEOS, damaged: int | None = None) -> FrameStore:
-    directory.mkdir()
-    rows = [{"input": f"v{v}.mp4", "status": "ok", "reason": "", "frames": n, "fps": fps, "height": h, "width": w,
-             "shot_starts": [0], "label": -1} for v, (n, fps, h, w) in enumerate(videos)]
-    frames = [b"\xff\xd8\xff no picture" if v == damaged else jpeg(picture(v, k, h, w))
-              for v, (n, _, h, w) in enumerate(videos) for k in range(n)]
-    path = directory / shard_name(0, 1)
-    write_shard(path, frames)
-    write_index(directory, settings={}, rows=rows, class_names=[],
-                shards=[{"file": path.name, "records": len(frames), "bytes": path.stat().st_size}])
-    return FrameStore(directory)
+def make_store(directory: pathlib.Path, videos=VIDEOS, damaged: int | None = None) -> FrameStore:
+    rows = [dict(frames=n, fps=fps, height=h, width=w) for n, fps, h, w in videos]
+    return write_store(directory, rows, [b"\xff\xd8\xff no picture" if v == damaged else jpeg(picture(v, k, h, w))
+                                         for v, (n, _, h, w) in enumerate(videos) for k in range(n)])
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> FrameStore:
-    return write_store(tmp_path_factory.mktemp("data") / "store")
+    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 def views(store, **changes):
@@ -149,7 +138,7 @@ def test_the_seed_changes_everything(store):
 
 
 def test_only_the_frames_used_are_read(tmp_path):
-    store = write_store(tmp_path / "store")
+    store = make_store(tmp_path / "store")
     reads, read = [], store.read
 
     def recorded(records):
@@ -190,7 +179,7 @@ def test_impossible_requests_are_refused_before_the_first_batch(store, changes, 
 
 
 def test_a_damaged_frame_is_named(tmp_path):
-    store = write_store(tmp_path / "store", damaged=1)
+    store = make_store(tmp_path / "store", damaged=1)
     seed = next(seed for seed in range(100) if sampling.pick(seed, 3, len(USABLE)) == USABLE.index(1))
     batches = views(store, seed=seed)
     next(batches)  # examples 0 and 1; the damaged one is example 3

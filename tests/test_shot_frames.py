@@ -4,23 +4,18 @@ import logging
 import pathlib
 import re
 
-import cv2
 import numpy as np
 import pytest
 import scipy.stats
+from frame_stores import jpeg, write_store
 
 from input_pipeline import images, pipeline, sampling
 from input_pipeline.shot_frames import image_frames, shot_frames
-from input_pipeline.store import DataError, FrameStore, shard_name, write_index, write_shard
+from input_pipeline.store import DataError, FrameStore
 
 SIZE = 16
 # (frames per second, lengths of the shots in frames)
 VIDEOS = [(4, [13, 20, 9]), (2, [8, 8, 8, 8]), (4, [30]), (4, [12, 2, 12]), (1, [6, 7]), (4, [9, 9])]
-
-
-def jpeg(rgb: np.ndarray) -> bytes:
-    full_colour = [cv2.IMWRITE_JPEG_QUALITY, 98, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    return cv2.imencode(".jpg", rgb[..., ::-1], full_colour)[1].tobytes()
 
 
 def picture(video: int, frame: int) -> np.ndarray:
@@ -29,22 +24,16 @@ def picture(video: int, frame: int) -> np.ndarray:
     return np.stack([np.full((30, 40), 20 + 30 * video), np.full((30, 40), 20 + 5 * frame), blue], -1).astype(np.uint8)
 
 
-def write_store(directory: pathlib.Path, videos=VIDEOS) -> FrameStore:
-    directory.mkdir()
-    rows = [{"input": f"v{v}.mp4", "status": "ok", "reason": "", "frames": sum(lengths), "fps": fps, "height": 30,
-             "width": 40, "shot_starts": [0, *np.cumsum(lengths)[:-1].tolist()], "label": -1}
-            for v, (fps, lengths) in enumerate(videos)]
-    frames = [jpeg(picture(v, k)) for v, (_, lengths) in enumerate(videos) for k in range(sum(lengths))]
-    path = directory / shard_name(0, 1)
-    write_shard(path, frames)
-    write_index(directory, settings={}, rows=rows, class_names=[],
-                shards=[{"file": path.name, "records": len(frames), "bytes": path.stat().st_size}])
-    return FrameStore(directory)
+def make_store(directory: pathlib.Path, videos=VIDEOS) -> FrameStore:
+    rows = [dict(frames=sum(lengths), fps=fps, height=30, width=40,
+                 shot_starts=[0, *np.cumsum(lengths)[:-1].tolist()]) for fps, lengths in videos]
+    return write_store(directory, rows, [jpeg(picture(v, k)) for v, (_, lengths) in enumerate(videos)
+                                         for k in range(sum(lengths))])
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> FrameStore:
-    return write_store(tmp_path_factory.mktemp("data") / "store")
+    return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
 def stream(store, **changes):

@@ -2,12 +2,12 @@
 import itertools
 import logging
 
-import cv2
 import numpy as np
 import pytest
+from frame_stores import jpeg, write_store
 
 from input_pipeline import sampling, windows
-from input_pipeline.store import DataError, FrameStore, shard_name, write_index, write_shard
+from input_pipeline.store import DataError, FrameStore
 
 SIZE = 16
 T = 6
@@ -28,17 +28,10 @@ def frames_of(clips: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> FrameStore:
-    directory = tmp_path_factory.mktemp("data") / "store"
-    directory.mkdir()
-    full_colour = [cv2.IMWRITE_JPEG_QUALITY, 98, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    rows = [{"input": f"c{v % 2}/v{v}.mp4", "status": "ok", "reason": "", "frames": n, "fps": fps, "height": h,
-             "width": w, "shot_starts": [0], "label": v % 2} for v, (n, fps, h, w) in enumerate(VIDEOS)]
-    path = directory / shard_name(0, 1)
-    records = write_shard(path, [cv2.imencode(".jpg", picture(k, h, w)[..., ::-1], full_colour)[1].tobytes()
-                                 for n, _, h, w in VIDEOS for k in range(n)])
-    write_index(directory, settings={}, rows=rows, class_names=["c0", "c1"],
-                shards=[{"file": path.name, "records": records, "bytes": path.stat().st_size}])
-    return FrameStore(directory)
+    rows = [dict(input=f"c{v % 2}/v{v}.mp4", frames=n, fps=fps, height=h, width=w, label=v % 2)
+            for v, (n, fps, h, w) in enumerate(VIDEOS)]
+    frames = [jpeg(picture(k, h, w)) for n, _, h, w in VIDEOS for k in range(n)]
+    return write_store(tmp_path_factory.mktemp("data") / "store", rows, frames, ("c0", "c1"))
 
 
 def clip_windows(store, start_step=0, **changes):
