@@ -11,16 +11,17 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
-# A large batch is compared with a sixteenth of its keys at a time: neither all logits nor all gathered keys ever exist.
+# A large batch is compared with an eighth of its keys at a time: neither all logits nor all gathered keys ever exist.
 # The number of parts is fixed, not their size: on a pod each part costs the time of a message to all devices.
-PARTS, SMALLEST_IN_PARTS = 16, 4096
+PARTS, SMALLEST_IN_PARTS = 8, 4096
 
 
 def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     """InfoNCE with in-batch negatives (van den Oord et al. 2018; VITO Eq. 1).
 
     The positive of example b's queries (Q of them, or one [B, D]) is key b; their negatives are the keys of all other
-    examples. Similarities are dot products: any temperature is in the norm of the embeddings.
+    examples. Similarities are dot products: any temperature is in the norm of the embeddings. No gradient flows to the
+    keys, which are a target network's.
 
     Memory: B x Q x B / key_parts(B) logits; sharded by rows it divides by the number of devices.
 
@@ -29,27 +30,32 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     """
     batch, dim = keys_BxD.shape
     queries_RxD = queries_BxQxD.reshape(-1, dim).astype(jnp.float32)  # two axes: why, see models/resnet.py, Conv
-    keys_BxD = keys_BxD.astype(jnp.float32)
-    own_key_R = jnp.arange(len(queries_RxD)) // (len(queries_RxD) // batch)
+    keys_BxD = jax.lax.stop_gradient(keys_BxD.astype(jnp.float32))
+    queries_per_key = len(queries_RxD) // batch
     parts = key_parts(batch)
     if parts == 1:
+        own_key_R = jnp.arange(len(queries_RxD)) // queries_per_key
         return optax.softmax_cross_entropy_with_integer_labels(queries_RxD @ keys_BxD.T, own_key_R).mean()
 
     # Part p has keys p, p + P, ...: with rows sharded over devices, each device gives as many to every part.
     keys_PxCxD = jnp.moveaxis(keys_BxD.reshape(-1, parts, dim), 1, 0)
+    fixed_RxD = jax.lax.stop_gradient(queries_RxD)
 
-    @jax.checkpoint  # the gradient computes a part's logits again
-    def add_part(sums, part):
-        (log_sum_R, positive_R), (p, keys_CxD) = sums, part
-        logits_RxC = queries_RxD @ keys_CxD.T
-        is_own_RxC = own_key_R[:, None] == p + parts * jnp.arange(len(keys_CxD))[None, :]
-        return (jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1)),
-                positive_R + jnp.where(is_own_RxC, logits_RxC, 0.0).sum(axis=1)), None
+    def add_part(sums, keys_CxD):
+        log_sum_R, mean_key_RxD = sums
+        logits_RxC = fixed_RxD @ keys_CxD.T
+        new_log_sum_R = jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1))
+        mean_key_RxD = (mean_key_RxD * jnp.exp(log_sum_R - new_log_sum_R)[:, None]
+                        + jnp.exp(logits_RxC - new_log_sum_R[:, None]) @ keys_CxD)
+        return (new_log_sum_R, mean_key_RxD), None
 
-    # Finite, as the gradient of logaddexp at -inf is not; 0 beside any sum of exponentials in float32.
-    nothing = jnp.full(len(queries_RxD), -1e30), jnp.zeros(len(queries_RxD))
-    (log_sum_R, positive_R), _ = jax.lax.scan(add_part, nothing, (jnp.arange(parts), keys_PxCxD))
-    return (log_sum_R - positive_R).mean()
+    nothing = jnp.full(len(fixed_RxD), -jnp.inf), jnp.zeros_like(fixed_RxD)
+    (log_sum_R, mean_key_RxD), _ = jax.lax.scan(add_part, nothing, keys_PxCxD)
+    # A query's gradient is the mean key, weighted by softmax, less its own key: one pass over the keys gives it too.
+    own_key_RxD = jnp.repeat(keys_BxD, queries_per_key, axis=0)
+    loss_R = log_sum_R - (fixed_RxD * own_key_RxD).sum(axis=1)
+    along_gradient_R = (queries_RxD * (mean_key_RxD - own_key_RxD)).sum(axis=1)
+    return (loss_R + along_gradient_R - jax.lax.stop_gradient(along_gradient_R)).mean()
 
 
 def key_parts(batch: int) -> int:
@@ -67,7 +73,6 @@ def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
     Args:
       online_BxVxD, target_BxVxD: projections of norm 1/sqrt(temperature). No gradient flows to the target.
     """
-    target_BxVxD = jax.lax.stop_gradient(target_BxVxD)
     views = online_BxVxD.shape[1]
     # All views i against view j, for all j at once: a message brings keys of every view from the other devices.
     queries_VxBxQxD = jnp.stack([jnp.delete(online_BxVxD, j, axis=1) for j in range(views)])

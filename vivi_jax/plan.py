@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from vivi_jax import chips, hlo, losses, sharding
+from vivi_jax import chips, hlo, sharding
 from vivi_jax.build import Parts, build
 from vivi_jax.errors import ConfigError
 from vivi_jax.metrics import duration
@@ -147,8 +147,8 @@ def minimum_bytes(config, parts: Parts, state, devices: int) -> dict[str, int]:
 def sent_embeddings(config, embeddings: dict, devices: int) -> int:
     """How many numbers of the embeddings each device must at least be sent: of two factors the smaller, and back its
     gradient, if it has one."""
-    if config.method.name == "vito":  # the keys, of the target network; again where the gradient computes the logits
-        return embeddings["target"].size * (2 if losses.key_parts(len(embeddings["target"])) > 1 else 1)
+    if config.method.name == "vito":  # the keys, of the target network: no gradient comes back
+        return embeddings["target"].size
     if config.method.name == "vdim":
         return 2 * sum(view["global"].size for view in embeddings.values())
     sent = 0
