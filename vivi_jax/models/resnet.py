@@ -250,16 +250,26 @@ class BatchNorm(nn.Module):
 
         if x.shape[0] % self.groups:
             raise ConfigError(f"bn_groups={self.groups} does not divide the batch of {x.shape[0]} examples")
-        x_grouped = x.reshape(self.groups, -1, *x.shape[1:])  # [G, B / G, ..., C]
-        axes = tuple(range(1, x_grouped.ndim - 1))
-        x32 = x_grouped.astype(jnp.float32)
-        mean = x32.mean(axes, keepdims=True)
+        spatial = tuple(range(1, x.ndim - 1))
+        x32 = x.astype(jnp.float32)
+
+        def mean_of_groups(values) -> jax.Array:
+            """[B, ..., C] -> [G, C]"""
+            return values.mean(spatial).reshape(self.groups, -1, channels).mean(axis=1)
+
+        mean_GxC = mean_of_groups(x32)
         # E[x^2] - E[x]^2 reads x once for both moments; rounding can take it just below 0 where x is constant.
-        var = jnp.maximum(jnp.square(x32).mean(axes, keepdims=True) - jnp.square(mean), 0.0)
+        var_GxC = jnp.maximum(mean_of_groups(jnp.square(x32)) - jnp.square(mean_GxC), 0.0)
         if not self.is_initializing():
-            for running, batch in ((running_mean, mean), (running_var, var)):  # batch [G, 1, ..., C]
-                running.value = self.decay * running.value + (1 - self.decay) * batch.reshape(-1, channels).mean(0)
-        return self._normalize(x_grouped, mean, var, scale, bias).reshape(x.shape)
+            for running, batch_GxC in ((running_mean, mean_GxC), (running_var, var_GxC)):
+                running.value = self.decay * running.value + (1 - self.decay) * batch_GxC.mean(0)
+
+        def for_examples(values_GxC) -> jax.Array:
+            """[G, C] -> [B, 1, ..., 1, C]"""
+            values_BxC = jnp.repeat(values_GxC, len(x) // self.groups, axis=0)
+            return values_BxC.reshape(-1, *[1] * len(spatial), channels)
+
+        return self._normalize(x, for_examples(mean_GxC), for_examples(var_GxC), scale, bias)
 
     def _normalize(self, x, mean, var, scale, bias):
         factor = lax.rsqrt(var + self.eps) * channelwise(scale, x.ndim)
