@@ -12,7 +12,7 @@ from vivi_jax import optim, sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vito import Vito
 from vivi_jax.models.resnet import Conv, make_norm
-from vivi_jax.train_step import create, make_train_step
+from vivi_jax.train_step import create, example_keys, make_train_step
 
 BATCH, VIEWS, SIZE, TOTAL_STEPS = 16, 2, 16, 100
 
@@ -112,6 +112,22 @@ def test_projections_have_norm_one_over_root_temperature():
     method, state = tiny("batch")[0], initial_state("batch")
     z, _ = method.project(state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1 / np.sqrt(0.1), rtol=1e-5)
+
+
+def test_projections_of_zero_have_a_loss_and_gradients():
+    """No unit of the projector's hidden layer is active: all similarities are 0, each positive one of BATCH keys."""
+    method, state = tiny("batch")[0], initial_state("batch")
+    params = {**state.params, "projector": {**state.params["projector"], "norm": {
+        "scale": np.ones(16, np.float32), "bias": np.full(16, -100.0, np.float32)}}}
+
+    def loss(params):
+        keys = example_keys(0, 0, batch())
+        embeddings, _, _ = method.embed(params, state.model_state, state.target, batch(), keys)
+        return method.loss(embeddings, batch())[0]
+
+    value, gradients = jax.jit(jax.value_and_grad(loss))(params)
+    np.testing.assert_allclose(value, VIEWS * (VIEWS - 1) * np.log(BATCH), rtol=1e-6)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradients))  # NaN would count
 
 
 def test_steps_after_the_first_compile_nothing():

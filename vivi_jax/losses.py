@@ -155,10 +155,7 @@ def grouped_distances(exemplars_SxMxD: jax.Array, groups: int) -> tuple[jax.Arra
         raise ConfigError(f"a triplet loss over {shots} shots of {exemplars} frames in {groups} group(s): it needs two "
                           "frames of each shot, and equal groups of two shots or more; change config.data.frames, "
                           "config.batch_size or config.method.triplet_groups")
-    z_SxMxD = exemplars_SxMxD.astype(jnp.float32)
-    # rsqrt and a floor instead of a norm: an embedding of zeros has a gradient of zeros, not NaN.
-    z_SxMxD *= jax.lax.rsqrt(jnp.maximum(jnp.square(z_SxMxD).sum(axis=-1, keepdims=True), 1e-12))
-    z_GxAxD = z_SxMxD.reshape(groups, -1, dim)
+    z_GxAxD = unit_length(exemplars_SxMxD.astype(jnp.float32)).reshape(groups, -1, dim)
     # Full precision: hinges and ranks hang on small differences, which a TPU's default product would round away.
     cosine_GxAxA = jnp.einsum("gad,gbd->gab", z_GxAxD, z_GxAxD, precision=jax.lax.Precision.HIGHEST)
     shot_A = jnp.arange(z_GxAxD.shape[1]) // exemplars
@@ -209,6 +206,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, name: str) -> tuple[jax.
     return loss, {f"{name}_accuracy": (logits.argmax(axis=-1) == labels).mean()}
 
 
+def unit_length(z: jax.Array) -> jax.Array:
+    """[..., D] -> the same with norm 1. A floor under the norm keeps zeros zeros, and their gradients finite."""
+    return z * jax.lax.rsqrt(jnp.maximum(jnp.square(z).sum(axis=-1, keepdims=True), 1e-12))
+
+
 def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
     """Two numbers that fall when representations collapse, from unit-normalised embeddings.
 
@@ -219,7 +221,7 @@ def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
         needs one matmul, for the smaller of C and the Gram matrix, whose squares have the same sum; the entropy-based
         rank of Roy & Vetterli (2007) would need an eigendecomposition per step.
     """
-    z_NxD = embeddings_NxD / jnp.linalg.norm(embeddings_NxD, axis=-1, keepdims=True)
+    z_NxD = unit_length(embeddings_NxD)
     centred_NxD = z_NxD - z_NxD.mean(axis=0, keepdims=True)
     examples, dim = z_NxD.shape
     products = centred_NxD.T @ centred_NxD if dim <= examples else centred_NxD @ centred_NxD.T

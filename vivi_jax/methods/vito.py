@@ -87,7 +87,7 @@ class Vito:
         """z = g(pool(f(images))) with norm 1/sqrt(tau), in training mode; and the new BatchNorm statistics."""
         (z_BxD, _), model_state = self.network.apply(
             {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state))
-        return z_BxD * jax.lax.rsqrt(self.temperature * jnp.square(z_BxD).sum(axis=-1, keepdims=True)), model_state
+        return losses.unit_length(z_BxD) / self.temperature ** 0.5, model_state
 
     def loss(self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
              ) -> tuple[jax.Array, dict[str, jax.Array]]:
