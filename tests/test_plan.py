@@ -107,7 +107,7 @@ def test_messages_wait_for_the_farthest_chip():
 
 @pytest.mark.slow
 def test_the_compiler_has_the_devices_we_count():
-    """In a process of its own, as of the compiler's library a process loads one: the smallest topology of each kind."""
+    """In a process of its own, of which the TPU compiler's library is a part: a small topology of each kind."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no TPU compiler here; pip install -e .[plan] to run this test")
     code = ("from vivi_jax import chips, plan, sharding\n"

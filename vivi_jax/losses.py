@@ -23,7 +23,8 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     examples. Similarities are dot products: any temperature is in the norm of the embeddings. No gradient flows to the
     keys, which are a target network's.
 
-    Memory: B x Q x B / key_parts(B) logits; sharded by rows it divides by the number of devices.
+    Memory: B x Q x B logits, of a large batch an eighth of them at a time; sharded by rows it divides by the number of
+    devices.
 
     Returns:
       float32 scalar, mean over b and queries of -log( exp(q_b.k_b) / sum_c exp(q_b.k_c) ).
@@ -32,13 +33,12 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     queries_RxD = queries_BxQxD.reshape(-1, dim).astype(jnp.float32)  # two axes: why, see models/resnet.py, Conv
     keys_BxD = jax.lax.stop_gradient(keys_BxD.astype(jnp.float32))
     queries_per_key = len(queries_RxD) // batch
-    parts = key_parts(batch)
-    if parts == 1:
+    if batch < SMALLEST_IN_PARTS or batch % PARTS:
         own_key_R = jnp.arange(len(queries_RxD)) // queries_per_key
         return optax.softmax_cross_entropy_with_integer_labels(queries_RxD @ keys_BxD.T, own_key_R).mean()
 
     # Part p has keys p, p + P, ...: with rows sharded over devices, each device gives as many to every part.
-    keys_PxCxD = jnp.moveaxis(keys_BxD.reshape(-1, parts, dim), 1, 0)
+    keys_PxCxD = jnp.moveaxis(keys_BxD.reshape(-1, PARTS, dim), 1, 0)
     fixed_RxD = jax.lax.stop_gradient(queries_RxD)
 
     def add_part(sums, keys_CxD):
@@ -56,11 +56,6 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
     loss_R = log_sum_R - (fixed_RxD * own_key_RxD).sum(axis=1)
     along_gradient_R = (queries_RxD * (mean_key_RxD - own_key_RxD)).sum(axis=1)
     return (loss_R + along_gradient_R - jax.lax.stop_gradient(along_gradient_R)).mean()
-
-
-def key_parts(batch: int) -> int:
-    """In how many equal parts info_nce takes the keys of a batch."""
-    return PARTS if batch >= SMALLEST_IN_PARTS and batch % PARTS == 0 else 1
 
 
 def moclr(online_BxVxD: jax.Array, target_BxVxD: jax.Array) -> jax.Array:
