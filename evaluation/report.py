@@ -176,7 +176,7 @@ def neighbours(run: str, dataset: str) -> tuple[Figure, int]:
     for split, subset in chosen.items():
         batches = list(images.eval_batches(subset, batch_size=min(len(subset), 128), image_size=size))
         features[split], _ = adapt.extract_features(encoder, variables, batches)
-        # An untrained encoder's features differ so little that float32 cannot rank their cosines.
+        # A collapsed encoder's features differ so little that float32 cannot rank their cosines.
         features[split] = features[split].astype(np.float64)
         features[split] /= np.linalg.norm(features[split], axis=1, keepdims=True)
         pixels[split] = np.concatenate([batch["image"] for batch in batches])
