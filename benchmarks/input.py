@@ -10,6 +10,7 @@ one core, and are counted per second of that core's time:
 Without --videos it makes eight videos of 640x360 pixels: panned noise of a falling spectrum, whose frames take as many
 bytes as those of filmed scenes (some 50 kB at quality 95).
 """
+
 import argparse
 import json
 import os
@@ -27,8 +28,8 @@ import cv2
 import numpy as np
 
 from benchmarks import results, tables
-from input_pipeline import sampling
 from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams import sampling
 
 SEED, VIEWS, SECONDS, SIZE, MIN_AREA = 0, 3, 2.56, 224, 0.4
 BATCH = 8
@@ -42,16 +43,22 @@ def make_videos(directory: pathlib.Path, videos: int = BATCH, frames: int = 125,
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
     falling = frequency**-1.5
     for v in range(videos):
-        noise = np.stack([np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falling, (height, width))
-                          for _ in range(3)], axis=-1)
+        noise = np.stack(
+            [
+                np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falling, (height, width))
+                for _ in range(3)
+            ],
+            axis=-1,
+        )
         noise = noise[..., :1] + 0.3 * noise  # colours follow the brightness, as in photographs
         scene = np.clip(128 + 50 * (noise - noise.mean()) / noise.std(), 0, 255).astype(np.uint8)
         with av.open(str(directory / f"{v}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=fps, width=640, height=360, pix_fmt="yuv420p",
-                                          options={"g": str(fps), "threads": "1"})
+            stream = container.add_stream(
+                "libx264", rate=fps, width=640, height=360, pix_fmt="yuv420p", options={"g": str(fps), "threads": "1"}
+            )
             for k in range(frames):
                 y, x = (round(60 + 60 * np.sin(k / 19 + v + turn)) for turn in (0, 2))
-                picture = np.ascontiguousarray(scene[y:y + 360, x:x + 640])
+                picture = np.ascontiguousarray(scene[y : y + 360, x : x + 640])
                 for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                     container.mux(packet)
             for packet in stream.encode():
@@ -64,24 +71,45 @@ def plans(store: FrameStore) -> Iterator[tuple[int, sampling.ViewPlan]]:
     i = 0
     while True:
         video = usable[sampling.pick(SEED, i, len(usable))]
-        yield video, sampling.plan_views(
-            sampling.example_rng(SEED, i), num_frames=int(store.num_frames[video]),
-            clip_frames=round(SECONDS * float(store.fps[video])), height=int(store.height[video]),
-            width=int(store.width[video]), views=VIEWS, sampler="marginal", delay=0, min_crop_area=MIN_AREA)
+        yield (
+            video,
+            sampling.plan_views(
+                sampling.example_rng(SEED, i),
+                num_frames=int(store.num_frames[video]),
+                clip_frames=round(SECONDS * float(store.fps[video])),
+                height=int(store.height[video]),
+                width=int(store.width[video]),
+                views=VIEWS,
+                sampler="marginal",
+                delay=0,
+                min_crop_area=MIN_AREA,
+            ),
+        )
         i += 1
 
 
 def this_pipeline(store: FrameStore, videos: str) -> Iterator[int]:
-    from input_pipeline import pipeline
+    from input_pipeline.streams import views as pipeline
+
     del videos
-    for batch in pipeline.clip_views(store, seed=SEED, batch_size=BATCH, views=VIEWS, sampler="marginal",
-                                     clip_seconds=SECONDS, delay_seconds=0.0, image_size=SIZE, min_crop_area=MIN_AREA,
-                                     threads=1):
+    for batch in pipeline.clip_views(
+        store,
+        seed=SEED,
+        batch_size=BATCH,
+        views=VIEWS,
+        sampler="marginal",
+        clip_seconds=SECONDS,
+        delay_seconds=0.0,
+        image_size=SIZE,
+        min_crop_area=MIN_AREA,
+        threads=1,
+    ):
         yield batch["views"].shape[0] * VIEWS
 
 
 def bare_decode(store: FrameStore, videos: str) -> Iterator[int]:
     import tensorflow as tf
+
     del videos
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -90,11 +118,17 @@ def bare_decode(store: FrameStore, videos: str) -> Iterator[int]:
     def decode(data, boxes):
         return [tf.io.decode_and_crop_jpeg(data[k], boxes[k], channels=3) for k in range(BATCH * VIEWS)]
 
-    crops = [(store.read(store.first_record[video] + plan.frames), plan.boxes)
-             for (video, plan), _ in zip(plans(store), range(BATCH * 25), strict=False)]
-    batches = [(tf.constant(np.concatenate([data for data, _ in crops[k:k + BATCH]])),
-                tf.constant(np.concatenate([boxes for _, boxes in crops[k:k + BATCH]])))
-               for k in range(0, len(crops), BATCH)]
+    crops = [
+        (store.read(store.first_record[video] + plan.frames), plan.boxes)
+        for (video, plan), _ in zip(plans(store), range(BATCH * 25), strict=False)
+    ]
+    batches = [
+        (
+            tf.constant(np.concatenate([data for data, _ in crops[k : k + BATCH]])),
+            tf.constant(np.concatenate([boxes for _, boxes in crops[k : k + BATCH]])),
+        )
+        for k in range(0, len(crops), BATCH)
+    ]
     while True:
         for data, boxes in batches:
             decode(data, boxes)
@@ -112,7 +146,7 @@ def clip_reader(store: FrameStore, videos: str) -> Iterator[int]:
         for frame, box, flip in zip(plan.frames, plan.boxes, plan.flips, strict=True):
             picture = clip[np.abs(times - frame / fps).argmin()][1].to_ndarray(format="rgb24")
             y, x, height, width = np.rint(box * (picture.shape[0] / store.height[video])).astype(int)
-            view = cv2.resize(picture[y:y + height, x:x + width], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+            view = cv2.resize(picture[y : y + height, x : x + width], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
             if flip:
                 view = cv2.flip(view, 1)
         yield VIEWS
@@ -157,8 +191,18 @@ def run_rounds(store: str, videos: str) -> dict[str, list[dict]]:
     for _ in range(ROUNDS):
         for kind in KINDS:
             child = subprocess.run(
-                [sys.executable, "-m", "benchmarks.input", f"--measure={kind}", f"--store={store}",
-                 f"--videos={videos}"], capture_output=True, text=True, cwd=results.ROOT)
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.input",
+                    f"--measure={kind}",
+                    f"--store={store}",
+                    f"--videos={videos}",
+                ],
+                capture_output=True,
+                text=True,
+                cwd=results.ROOT,
+            )
             if child.returncode:
                 sys.exit(f"error: measuring {kind!r} failed:\n{child.stderr[-2000:]}")
             measured[kind].append(json.loads(child.stdout.splitlines()[-1]))
@@ -168,17 +212,32 @@ def run_rounds(store: str, videos: str) -> dict[str, list[dict]]:
 
 def summarise(measured: dict[str, list[dict]], store: FrameStore) -> dict:
     def ratio(other: str) -> float:
-        return round(statistics.median(a["rate"] / b["rate"] for a, b in zip(
-            measured["this pipeline"], measured[other], strict=True)), 3)
+        return round(
+            statistics.median(
+                a["rate"] / b["rate"] for a, b in zip(measured["this pipeline"], measured[other], strict=True)
+            ),
+            3,
+        )
 
-    rows = [{"what": kind,
-             "views_per_core_second": round(statistics.median(run["rate"] for run in runs), 1),
-             "peak_memory_mb": round(max(run["peak_memory_mb"] for run in runs))} for kind, runs in measured.items()]
+    rows = [
+        {
+            "what": kind,
+            "views_per_core_second": round(statistics.median(run["rate"] for run in runs), 1),
+            "peak_memory_mb": round(max(run["peak_memory_mb"] for run in runs)),
+        }
+        for kind, runs in measured.items()
+    ]
     sizes = [len(data) for data in store.read(store.first_record)]
-    return {"ratio_to_bare_decode": ratio("bare decode"), "target_to_bare_decode": 0.6,
-            "ratio_to_clip_reader": ratio("clip reader"), "target_to_clip_reader": 5, "rows": rows,
-            "frame_size": f"{store.width[0]}x{store.height[0]}", "frame_bytes": round(statistics.mean(sizes)),
-            "rounds": ROUNDS}
+    return {
+        "ratio_to_bare_decode": ratio("bare decode"),
+        "target_to_bare_decode": 0.6,
+        "ratio_to_clip_reader": ratio("clip reader"),
+        "target_to_clip_reader": 5,
+        "rows": rows,
+        "frame_size": f"{store.width[0]}x{store.height[0]}",
+        "frame_bytes": round(statistics.mean(sizes)),
+        "rounds": ROUNDS,
+    }
 
 
 def main() -> None:
@@ -197,16 +256,27 @@ def main() -> None:
                 videos = os.path.join(scratch, "videos")
                 os.mkdir(videos)
                 make_videos(pathlib.Path(videos))
-            subprocess.run([sys.executable, "-m", "input_pipeline.prepare", f"--videos={os.path.abspath(videos)}",
-                            f"--out={store}"], check=True, cwd=results.ROOT)
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "input_pipeline.prepare",
+                    f"--videos={os.path.abspath(videos)}",
+                    f"--out={store}",
+                ],
+                check=True,
+                cwd=results.ROOT,
+            )
             values = summarise(run_rounds(store, os.path.abspath(videos)), FrameStore(store))
     except DataError as e:
         sys.exit(f"error: {e}")
     command = "python -m benchmarks.input" + (f" --videos={options.videos}" if options.videos else "")
     path = results.record("input", values, command=command, seeds=[SEED])
     print(tables.input_table(json.loads(path.read_text())))
-    print(f"{values['ratio_to_bare_decode']:.2f} of the bare decode (target 0.6), "
-          f"{values['ratio_to_clip_reader']:.1f} times the clip reader (target 5)")
+    print(
+        f"{values['ratio_to_bare_decode']:.2f} of the bare decode (target 0.6), "
+        f"{values['ratio_to_clip_reader']:.1f} times the clip reader (target 5)"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Both train the same network for the same steps on the same rendered videos and d
 frames, pooling, scales and crops (configs/vito.py:demo and configs/vito.py:demo,moclr). Top-1 accuracy on held-out
 videos, whose labels no training sees. Writes docs/results/learning.json.
 """
+
 import argparse
 import json
 import pathlib
@@ -32,10 +33,22 @@ def main() -> None:
         for name in ("knn_top1", "linear_top1"):
             for when, line in (("untrained", 0), ("trained", -1)):
                 values = [run[line][name] for run in runs]
-                rows.append({"method": method, "measure": name, "when": when, "median": statistics.median(values),
-                             "min": min(values), "max": max(values)})
-    path = record("learning", {"rows": rows, "steps": runs[0][-1]["step"]}, seeds=seeds,
-                  command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods={arguments.methods}")
+                rows.append(
+                    {
+                        "method": method,
+                        "measure": name,
+                        "when": when,
+                        "median": statistics.median(values),
+                        "min": min(values),
+                        "max": max(values),
+                    }
+                )
+    path = record(
+        "learning",
+        {"rows": rows, "steps": runs[0][-1]["step"]},
+        seeds=seeds,
+        command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods={arguments.methods}",
+    )
     print(json.dumps(rows, indent=1), f"\nwrote {path}")
 
 
@@ -43,15 +56,26 @@ def prepare(out: pathlib.Path) -> None:
     """Renders the demo's videos and prepares them: OUT/store/{train,test}."""
     python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
     for split in ("train", "test"):
-        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
-               "--short_side=96", "--labels=folder")
+        python(
+            "input_pipeline.prepare",
+            f"--videos={out / 'videos' / split}",
+            f"--out={out / 'store' / split}",
+            "--short_side=96",
+            "--labels=folder",
+        )
 
 
 def train(out: pathlib.Path, method: str, config: str, seed: int) -> list[dict]:
     """Lines of the run's metrics that have an accuracy: untrained first, trained last."""
     run = out / f"{method.lower()}-{seed}"
-    python("vivi_jax.main", f"--config={config}", f"--workdir={run}", f"--config.seed={seed}",
-           f"--config.data.path={out / 'store' / 'train'}", f"--config.evaluation.dataset={out / 'store'}")
+    python(
+        "vivi_jax.main",
+        f"--config={config}",
+        f"--workdir={run}",
+        f"--config.seed={seed}",
+        f"--config.data.path={out / 'store' / 'train'}",
+        f"--config.evaluation.dataset={out / 'store'}",
+    )
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "knn_top1" in line]
 

@@ -6,6 +6,7 @@ decoders, less that of a preparation without a video, is fitted by `per video + 
 read and written. The memory of the command that starts it is that of planning and of the index, per input. Writes
 docs/results/prepare.json; docs/data_at_scale.md has the model for a million videos.
 """
+
 import argparse
 import json
 import os
@@ -20,7 +21,11 @@ import numpy as np
 
 from benchmarks import results, tables
 from benchmarks.input import SEED, make_videos
-from input_pipeline import inputs, preparation, prepare, prepare_beam, store
+from input_pipeline import store
+from input_pipeline.preparation import beam as prepare_beam
+from input_pipeline.preparation import inputs
+from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation import plan as preparation
 from input_pipeline.store import DataError
 
 SECONDS, VIDEOS, ROUNDS = (4, 16), 3, 3  # lengths of the rendered videos, how many of each, repetitions
@@ -28,7 +33,8 @@ ROWS = 20_000  # inputs of the measurement of memory
 COMMANDS = {
     "prepare": lambda videos, out: prepare.prepare(videos, out, workers=1),
     "prepare_beam, DirectRunner": lambda videos, out: prepare_beam.prepare_with_beam(
-        videos, out, ["--runner=DirectRunner"]),
+        videos, out, ["--runner=DirectRunner"]
+    ),
 }
 
 
@@ -66,20 +72,41 @@ def fit(seconds_of: list[float], values: list[float]) -> tuple[float, float]:
 
 def memory_per_input() -> float:
     """Peak bytes per input of the command that plans and finishes, with rows as of videos of ten shots."""
-    row = {"bytes": 10**7, "status": "ok", "reason": "", "frames": 1500, "fps": 25.0, "height": 256, "width": 455,
-           "shot_starts": list(range(1000, 1010)), "label": 0}
+    row = {
+        "bytes": 10**7,
+        "status": "ok",
+        "reason": "",
+        "frames": 1500,
+        "fps": 25.0,
+        "height": 256,
+        "width": 455,
+        "shot_starts": list(range(1000, 1010)),
+        "label": 0,
+    }
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as out:
         names = [f"{i // 1000:06d}/{i:011d}.mp4" for i in range(ROWS)]
         found = [inputs.Input(name, f"gs://bucket/videos/{name}", 10**7) for name in names]
         settings = preparation.Settings()
-        plan = preparation.Plan(found, settings, [0] * ROWS, ["class"], {
-            "settings": {}, "software": {}, "inputs": [[file.name, file.bytes] for file in found]})
+        plan = preparation.Plan(
+            found,
+            settings,
+            [0] * ROWS,
+            ["class"],
+            {"settings": {}, "software": {}, "inputs": [[file.name, file.bytes] for file in found]},
+        )
         with preparation.begin(out, plan):
-            packed = ({"shard": {"file": store.shard_name(s, len(plan.shards)), "bytes": 0,
-                                 "records": 1500 * len(members)},
-                       "rows": json.loads(json.dumps([row | {"input": names[i]} for i in members]))}
-                      for s, members in enumerate(plan.shards))
+            packed = (
+                {
+                    "shard": {
+                        "file": store.shard_name(s, len(plan.shards)),
+                        "bytes": 0,
+                        "records": 1500 * len(members),
+                    },
+                    "rows": json.loads(json.dumps([row | {"input": names[i]} for i in members])),
+                }
+                for s, members in enumerate(plan.shards)
+            )
             preparation.finish(out, plan, packed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -105,7 +132,7 @@ def split_by_length(folder: str, scratch: str) -> list[str]:
     order = np.argsort(frames.num_frames / frames.fps, kind="stable")
     if len(order) < 2:
         raise DataError(f"{folder} holds {len(order)} usable video: give two or more, of different lengths")
-    halves = order[:len(order) // 2], order[len(order) // 2:]
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
     for name, half in zip(("short", "long"), halves, strict=True):
         os.mkdir(os.path.join(scratch, name))
         for i, video in enumerate(half):
@@ -137,17 +164,30 @@ def main() -> None:
     rows = []
     for name, rounds in measured.items():
         fits = [fit(amounts, values) for values in rounds]
-        rows.append({"what": name, "processor_seconds_per_video": round(statistics.median(a for a, _ in fits), 4),
-                     "processor_seconds_per_second_of_video": round(statistics.median(b for _, b in fits), 4)})
+        rows.append(
+            {
+                "what": name,
+                "processor_seconds_per_video": round(statistics.median(a for a, _ in fits), 4),
+                "processor_seconds_per_second_of_video": round(statistics.median(b for _, b in fits), 4),
+            }
+        )
     seconds = sum(seconds for _, seconds in amounts)
     values = {
-        "rows": rows, "rounds": ROUNDS, "videos": int(sum(count for count, _ in amounts)), "seconds": round(seconds, 1),
+        "rows": rows,
+        "rounds": ROUNDS,
+        "videos": int(sum(count for count, _ in amounts)),
+        "seconds": round(seconds, 1),
         "material": "filmed or found videos" if options.videos else "rendered videos, 640x360, 25 frames per second",
         "bytes_read_per_second_of_video": round(sum(read) / seconds),
         "bytes_written_per_second_of_video": round(sum(written) / seconds),
-        "memory_bytes_per_input": round(memory_per_input())}
-    path = results.record("prepare", values, seeds=[] if options.videos else [SEED],
-                          command="python -m benchmarks.prepare" + (" --videos=DIR" if options.videos else ""))
+        "memory_bytes_per_input": round(memory_per_input()),
+    }
+    path = results.record(
+        "prepare",
+        values,
+        seeds=[] if options.videos else [SEED],
+        command="python -m benchmarks.prepare" + (" --videos=DIR" if options.videos else ""),
+    )
     print(tables.prepare_table(json.loads(path.read_text())))
 
 

@@ -7,6 +7,7 @@ The paper's model (ResNet-50, two-scale attention, three views, online and targe
 the machine does meets both; the figure is the median over rounds of the ratio within a round. Our step includes the
 colour augmentation, PyTorch's does not; its share is measured beside it.
 """
+
 import argparse
 import importlib.util
 import json
@@ -26,8 +27,14 @@ class Worker:
 
     def __init__(self, framework: str, batch: int, size: int):
         start = time.perf_counter()
-        command = [sys.executable, "-m", "benchmarks.step", f"--worker={framework}", f"--batch={batch}",
-                   f"--size={size}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.step",
+            f"--worker={framework}",
+            f"--batch={batch}",
+            f"--size={size}",
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.setup = self._read()  # after the first step
         self.first_step_seconds = time.perf_counter() - start
@@ -67,20 +74,25 @@ def jax_worker(batch: int, size: int) -> None:
     import numpy as np
 
     from configs import vito
-    from vivi_jax import augment, train_step
+    from vivi_jax import train_step
+    from vivi_jax.augment import byol
     from vivi_jax.build import build
+
     config = vito.get_config()
     config.batch_size = batch
     config.encoder.dtype = "float32"
     config.data.image_size = size
-    parts = build(config)
+    experiment = build(config)
     views = np.random.default_rng(0).integers(256, size=(batch, VIEWS, size, size, 3), dtype=np.uint8)
 
     times = [time.perf_counter()]
-    state = jax.block_until_ready(jax.jit(
-        lambda: train_step.create(parts.method, parts.optimizer, parts.batch_spec, config.seed))())
+    state = jax.block_until_ready(
+        jax.jit(
+            lambda: train_step.create(experiment.method, experiment.optimizer, experiment.batch_spec, config.seed)
+        )()
+    )
     times.append(time.perf_counter())
-    compiled = jax.jit(parts.train_step, donate_argnums=0).lower(state, {"views": views}).compile()
+    compiled = jax.jit(experiment.train_step, donate_argnums=0).lower(state, {"views": views}).compile()
     times.append(time.perf_counter())
 
     def step():
@@ -90,20 +102,27 @@ def jax_worker(batch: int, size: int) -> None:
 
     step()
     keys = train_step.example_keys(0, 0, {"views": views})
-    byol_views = jax.jit(augment.byol_views)
+    byol_views = jax.jit(byol.byol_views)
     augmentation = []
     for _ in range(4):
         start = time.perf_counter()
         jax.block_until_ready(byol_views(views, keys))
         augmentation.append(time.perf_counter() - start)
-    serve(step, {"init_seconds": times[1] - times[0], "compile_seconds": times[2] - times[1],
-                 "augmentation_seconds": min(augmentation)})
+    serve(
+        step,
+        {
+            "init_seconds": times[1] - times[0],
+            "compile_seconds": times[2] - times[1],
+            "augmentation_seconds": min(augmentation),
+        },
+    )
 
 
 def torch_worker(batch: int, size: int) -> None:
     import torch
 
     from benchmarks.torch_vito import VitoStep
+
     torch.manual_seed(0)
     views, step = torch.rand(VIEWS, batch, 3, size, size), VitoStep()
     step(views)
@@ -115,6 +134,7 @@ WORKERS = {"jax": jax_worker, "torch": torch_worker}
 
 def import_seconds(statement: str, repeats: int = 5) -> float:
     """Median wall time of a Python process that only imports, less that of one that does nothing."""
+
     def run(code: str) -> float:
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], check=True)
@@ -126,19 +146,30 @@ def import_seconds(statement: str, repeats: int = 5) -> float:
 
 def measure(batch: int, size: int, rounds: int) -> dict:
     """All values of the result; without torch, ours alone."""
-    values = {"batch": batch, "image_size": size, "views": VIEWS, "rounds": rounds,
-              "core_import_seconds": import_seconds(CORE_IMPORT),
-              "jax_flax_optax_import_seconds": import_seconds(BASELINE_IMPORT)}
+    values = {
+        "batch": batch,
+        "image_size": size,
+        "views": VIEWS,
+        "rounds": rounds,
+        "core_import_seconds": import_seconds(CORE_IMPORT),
+        "jax_flax_optax_import_seconds": import_seconds(BASELINE_IMPORT),
+    }
     ours = Worker("jax", batch, size)
     theirs = Worker("torch", batch, size) if importlib.util.find_spec("torch") else None
     times = [(ours.step(), theirs.step() if theirs else None) for _ in range(rounds)]
     values |= {f"jax_{name}": seconds for name, seconds in ours.setup.items()}
-    values |= {"jax_step_seconds": statistics.median(t for t, _ in times),
-               "jax_first_step_seconds": ours.first_step_seconds, "jax_peak_memory_mb": ours.close()}
+    values |= {
+        "jax_step_seconds": statistics.median(t for t, _ in times),
+        "jax_first_step_seconds": ours.first_step_seconds,
+        "jax_peak_memory_mb": ours.close(),
+    }
     if theirs:
-        values |= {"torch_step_seconds": statistics.median(t for _, t in times),
-                   "torch_first_step_seconds": theirs.first_step_seconds, "torch_peak_memory_mb": theirs.close(),
-                   "rate_ratio_jax_over_torch": statistics.median(b / a for a, b in times)}
+        values |= {
+            "torch_step_seconds": statistics.median(t for _, t in times),
+            "torch_first_step_seconds": theirs.first_step_seconds,
+            "torch_peak_memory_mb": theirs.close(),
+            "rate_ratio_jax_over_torch": statistics.median(b / a for a, b in times),
+        }
     return {name: round(value, 3) for name, value in values.items()}
 
 
@@ -152,6 +183,7 @@ def main() -> None:
     if args.worker:
         return WORKERS[args.worker](args.batch, args.size)
     from benchmarks.results import record
+
     values = measure(args.batch, args.size, args.rounds)
     for name, value in values.items():
         print(f"{name:32s} {value}")

@@ -6,6 +6,7 @@
 Between <!-- table:NAME --> and <!-- /table:NAME --> stands what TABLES[NAME] makes of docs/results; the markers may
 stand within a line, for a single figure.
 """
+
 import argparse
 import itertools
 import json
@@ -26,18 +27,26 @@ class TableError(ValueError):
 
 def input_table(result: dict) -> str:
     """benchmarks/input.py: rates per core and peak memory."""
-    rows = [(row["what"], f"{row['views_per_core_second']:.0f}", f"{row['peak_memory_mb']:.0f} MB")
-            for row in result["values"]["rows"]]
+    rows = [
+        (row["what"], f"{row['views_per_core_second']:.0f}", f"{row['peak_memory_mb']:.0f} MB")
+        for row in result["values"]["rows"]
+    ]
     return _table(("", "views per second and core", "peak memory"), rows) + "\n\n" + _source(result)
 
 
 def step_table(result: dict) -> str:
     """benchmarks/step.py: seconds and memory of a step, ours beside PyTorch's."""
     values = result["values"]
-    rows = [(name, f"{values[f'{key}_step_seconds']:.2f}", f"{values[f'{key}_first_step_seconds']:.0f}",
-             f"{values[f'{key}_peak_memory_mb']:.0f} MB")
-            for name, key in (("vivi_jax", "jax"), ("PyTorch, channels_last", "torch"))
-            if f"{key}_step_seconds" in values]
+    rows = [
+        (
+            name,
+            f"{values[f'{key}_step_seconds']:.2f}",
+            f"{values[f'{key}_first_step_seconds']:.0f}",
+            f"{values[f'{key}_peak_memory_mb']:.0f} MB",
+        )
+        for name, key in (("vivi_jax", "jax"), ("PyTorch, channels_last", "torch"))
+        if f"{key}_step_seconds" in values
+    ]
     head = ("", f"seconds per step of {values['batch']} clips", "seconds to the first step", "peak memory")
     text = f"Importing the core takes {values['core_import_seconds']:.1f} s"
     if "rate_ratio_jax_over_torch" in values:
@@ -47,149 +56,247 @@ def step_table(result: dict) -> str:
 
 def learning_table(result: dict) -> str:
     """benchmarks/learning.py: accuracy before and after, median and range over seeds."""
+
     def share(row: dict) -> str:
         return f"{row['median']:.1%} ({row['min']:.1%} to {row['max']:.1%})"
 
     names = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
     found = {(row["method"], row["measure"], row["when"]): share(row) for row in result["values"]["rows"]}
-    rows = [(method, names[measure], untrained, found[method, measure, "trained"])
-            for (method, measure, when), untrained in found.items() if when == "untrained"]
+    rows = [
+        (method, names[measure], untrained, found[method, measure, "trained"])
+        for (method, measure, when), untrained in found.items()
+        if when == "untrained"
+    ]
     return _table(("method", "top-1 of", "untrained", "trained"), rows) + (
         f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}, {result['values']['steps']} steps. "
-        + _source(result))
+        + _source(result)
+    )
 
 
 def transfer_table(result: dict) -> str:
     """benchmarks/transfer.py: accuracy per data set, encoder and measure, median and range over seeds."""
-    found = {(row["dataset"], row["encoder"], row["measure"]): f"{row['median']:.1%} ({row['min']:.1%} to "
-             f"{row['max']:.1%})" for row in result["values"]["rows"]}
+    found = {
+        (row["dataset"], row["encoder"], row["measure"]): f"{row['median']:.1%} ({row['min']:.1%} to {row['max']:.1%})"
+        for row in result["values"]["rows"]
+    }
     measures = {"knn_top1": "k-NN", "linear_top1": "linear probe", "finetune_top1": "fine-tuning"}
-    rows = [(dataset, encoder, *(found[dataset, encoder, measure] for measure in measures))
-            for dataset, encoder, measure in found if measure == "knn_top1"]
-    sizes = "; ".join(f"{name}: {s['classes']} classes, {s['train']} training and {s['test']} test images"
-                      for name, s in result["values"]["sizes"].items())
+    rows = [
+        (dataset, encoder, *(found[dataset, encoder, measure] for measure in measures))
+        for dataset, encoder, measure in found
+        if measure == "knn_top1"
+    ]
+    sizes = "; ".join(
+        f"{name}: {s['classes']} classes, {s['train']} training and {s['test']} test images"
+        for name, s in result["values"]["sizes"].items()
+    )
     return _table(("data", "encoder", *measures.values()), rows) + (
-        f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result))
+        f"\n\nTop-1, median (range) over seeds {', '.join(map(str, result['seeds']))}. {sizes}. " + _source(result)
+    )
 
 
 def davis_table(result: dict) -> str:
     """benchmarks/davis.py: J and F of each encoder, median and range over seeds."""
     values = result["values"]
-    found = {(row["encoder"], row["measure"]): f"{100 * row['median']:.1f}" + (
-        f" ({100 * row['min']:.1f} to {100 * row['max']:.1f})" if row["min"] < row["max"] else "")
-        for row in values["rows"]}
+    found = {
+        (row["encoder"], row["measure"]): f"{100 * row['median']:.1f}"
+        + (f" ({100 * row['min']:.1f} to {100 * row['max']:.1f})" if row["min"] < row["max"] else "")
+        for row in values["rows"]
+    }
     measures = {"J&F": "J&F", "J_mean": "J", "F_mean": "F"}
-    rows = [(encoder, *(found[encoder, measure] for measure in measures))
-            for encoder, measure in found if measure == "J&F"]
+    rows = [
+        (encoder, *(found[encoder, measure] for measure in measures)) for encoder, measure in found if measure == "J&F"
+    ]
     frames = ", ".join(f"{name} ({count} frames)" for name, count in values["frames"].items())
     return _table(("encoder", *measures.values()), rows) + (
         f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}. {frames}; short side "
-        f"{values['short_side']} px, {values['seconds_per_frame']:.2f} s per frame. " + _source(result))
+        f"{values['short_side']} px, {values['seconds_per_frame']:.2f} s per frame. " + _source(result)
+    )
 
 
 def vtab_table(result: dict) -> str:
     """benchmarks/vtab.py: what the sweep costs."""
     v = result["values"]
-    rows = [("training runs", v["runs"]), ("images per second in training", f"{v['images_per_second']:.1f}"),
-            ("share of time not in training steps", f"{v['share_not_in_steps']:.0%}"),
-            ("of it compiling", f"{v['compile_seconds']:.0f} s"),
-            ("compilations", f"{v['compilations']} for {v['tasks']} tasks")]
+    rows = [
+        ("training runs", v["runs"]),
+        ("images per second in training", f"{v['images_per_second']:.1f}"),
+        ("share of time not in training steps", f"{v['share_not_in_steps']:.0%}"),
+        ("of it compiling", f"{v['compile_seconds']:.0f} s"),
+        ("compilations", f"{v['compilations']} for {v['tasks']} tasks"),
+    ]
     return _table(("ResNet-50, random weights", f"{v['image_size']} px, batches of {v['batch_size']}"), rows) + (
-        "\n\n" + _source(result))
+        "\n\n" + _source(result)
+    )
 
 
 def vivi_learning_table(result: dict) -> str:
     """benchmarks/vivi_learning.py: accuracy before and after, median and range over seeds; then the pretext tasks."""
+
     def share(measured: dict) -> str:
         values, median = measured["values"], f"{measured['median']:.1%}"
         return f"{median} ({min(values):.1%} to {max(values):.1%})" if len(values) > 1 else median
 
     values = result["values"]
-    accuracy = [(row["row"], *(share(row[measure][when]) for measure in ("knn_top1", "linear_top1")
-                               for when in ("untrained", "trained")), row["seeds"]) for row in values["rows"]]
-    names = {"rotation_accuracy": "rotation (chance 25%)", "order_accuracy": "order of shots (chance 50%)",
-             "nce_accuracy": "shot among all others (chance 3%)", "class_accuracy": "class of labelled images"}
-    pretext = [(row["row"], name, f"{row[metric]['first']:.1%}", f"{row[metric]['last']:.1%}")
-               for row in values["rows"] for metric, name in names.items() if metric in row]
+    accuracy = [
+        (
+            row["row"],
+            *(
+                share(row[measure][when])
+                for measure in ("knn_top1", "linear_top1")
+                for when in ("untrained", "trained")
+            ),
+            row["seeds"],
+        )
+        for row in values["rows"]
+    ]
+    names = {
+        "rotation_accuracy": "rotation (chance 25%)",
+        "order_accuracy": "order of shots (chance 50%)",
+        "nce_accuracy": "shot among all others (chance 3%)",
+        "class_accuracy": "class of labelled images",
+    }
+    pretext = [
+        (row["row"], name, f"{row[metric]['first']:.1%}", f"{row[metric]['last']:.1%}")
+        for row in values["rows"]
+        for metric, name in names.items()
+        if metric in row
+    ]
     steps = values["averaged_steps"]
     compared = [row for row in values["rows"] if row["seeds"] > 1]  # in the paper's order, from the worst to the best
     order = []
     for measure, name in (("knn_top1", "k-NN"), ("linear_top1", "linear probe")):
-        falls = [f"{worse['row']} and {better['row']}" for worse, better in itertools.pairwise(compared)
-                 if worse[measure]["trained"]["median"] > better[measure]["trained"]["median"]]
+        falls = [
+            f"{worse['row']} and {better['row']}"
+            for worse, better in itertools.pairwise(compared)
+            if worse[measure]["trained"]["median"] > better[measure]["trained"]["median"]
+        ]
         order.append(f"{name}: " + (f"not for {', '.join(falls)}" if falls else "for all"))
-    return "\n\n".join([
-        _table(("row of the paper", "k-NN, untrained", "trained", "linear, untrained", "trained", "seeds"), accuracy),
-        _table(("row of the paper", "accuracy on", f"first {steps} steps", f"last {steps}"), pretext),
-        "Whether medians rise in the paper's order, from " + " to ".join(row["row"] for row in compared)
-        + f": {'; '.join(order)}.",
-        f"Median (range) over seeds {', '.join(map(str, result['seeds']))}, {values['steps']} steps. "
-        + _source(result)])
+    return "\n\n".join(
+        [
+            _table(
+                ("row of the paper", "k-NN, untrained", "trained", "linear, untrained", "trained", "seeds"), accuracy
+            ),
+            _table(("row of the paper", "accuracy on", f"first {steps} steps", f"last {steps}"), pretext),
+            "Whether medians rise in the paper's order, from "
+            + " to ".join(row["row"] for row in compared)
+            + f": {'; '.join(order)}.",
+            f"Median (range) over seeds {', '.join(map(str, result['seeds']))}, {values['steps']} steps. "
+            + _source(result),
+        ]
+    )
 
 
 def vivi_table(result: dict) -> str:
     """benchmarks/vivi.py: time against supervised training, memory by number of devices, frame rate."""
     values = result["values"]
     step = values["step"]
-    rows = [(row["devices"], row["micro_batches"], f"{row['argument_mb']} MB", f"{row['temporary_mb']} MB")
-            for row in values["memory"]]
+    rows = [
+        (row["devices"], row["micro_batches"], f"{row['argument_mb']} MB", f"{row['temporary_mb']} MB")
+        for row in values["memory"]
+    ]
     head = ("devices", "micro-batches", "state and batch, per device", "temporary")
-    return (f"A step on {step['frames']} frames takes {step['vivi_step_seconds']:.3g} s, supervised training "
-            f"{step['supervised_step_seconds']:.3g} s: {step['ratio']:.2f} times as long (median over rounds, "
-            f"{step['device']}). The sampler gives {values['sampler']['frames_per_core_second']:.0f} frames per second "
-            f"and core.\n\n{_table(head, rows)}\n\n{_source(result)}")
+    return (
+        f"A step on {step['frames']} frames takes {step['vivi_step_seconds']:.3g} s, supervised training "
+        f"{step['supervised_step_seconds']:.3g} s: {step['ratio']:.2f} times as long (median over rounds, "
+        f"{step['device']}). The sampler gives {values['sampler']['frames_per_core_second']:.0f} frames per second "
+        f"and core.\n\n{_table(head, rows)}\n\n{_source(result)}"
+    )
 
 
 def vdim_learning_table(result: dict) -> str:
     """benchmarks/vdim_learning.py: top-1 after fine-tuning on few labels, pretrained and from scratch."""
     values = result["values"]
-    rows = [(row["start"], f"{row['median']:.1%}", ", ".join(f"{top1:.1%}" for top1 in row["top1"]))
-            for row in values["rows"]]
+    rows = [
+        (row["start"], f"{row['median']:.1%}", ", ".join(f"{top1:.1%}" for top1 in row["top1"]))
+        for row in values["rows"]
+    ]
     return _table(("fine-tuned", "top-1, median", "by seed"), rows) + (
         f"\n\n{values['videos_per_class']} labelled clips of each of {values['classes']} classes; seeds "
         f"{', '.join(map(str, result['seeds']))}. Gain: median {100 * values['gain_median']:.1f} points, least "
-        f"{100 * values['gain_min']:.1f} (target {100 * values['target_gain']:.0f}). " + _source(result))
+        f"{100 * values['gain_min']:.1f} (target {100 * values['target_gain']:.0f}). " + _source(result)
+    )
 
 
 def vdim_table(result: dict) -> str:
     """benchmarks/vdim.py: clips against a PyAV reader, the step against PyTorch."""
     values = result["values"]
-    clips = [(row["what"], f"{row['clips_per_core_second']:.2f}", f"{row['peak_memory_mb']:.0f} MB")
-             for row in values["clips"]["rows"]]
+    clips = [
+        (row["what"], f"{row['clips_per_core_second']:.2f}", f"{row['peak_memory_mb']:.0f} MB")
+        for row in values["clips"]["rows"]
+    ]
     names = {"jax": "vivi_jax", "torch": "PyTorch"}
-    steps = [(names[row["what"]], f"{row['step_seconds']:.2f}", f"{row['first_step_seconds']:.0f}",
-              f"{row['peak_memory_mb']:.0f} MB") for row in values["step"]["rows"]]
+    steps = [
+        (
+            names[row["what"]],
+            f"{row['step_seconds']:.2f}",
+            f"{row['first_step_seconds']:.0f}",
+            f"{row['peak_memory_mb']:.0f} MB",
+        )
+        for row in values["step"]["rows"]
+    ]
     text = f"The pipeline is {values['clips']['ratio']:.1f} times as fast as the reader"
     if "ratio" in values["step"]:
         text += f"; our rate of steps is {values['step']['ratio']:.2f} of PyTorch's"
-    return "\n\n".join([
-        _table(("", "pairs of views per second and core", "peak memory"), clips),
-        _table(("", f"seconds per step of {values['batch']} clips, table {values['table']!r}",
-                "seconds to the first step", "peak memory"), steps),
-        f"{text} (medians over {values['rounds']} rounds). " + _source(result)])
+    return "\n\n".join(
+        [
+            _table(("", "pairs of views per second and core", "peak memory"), clips),
+            _table(
+                (
+                    "",
+                    f"seconds per step of {values['batch']} clips, table {values['table']!r}",
+                    "seconds to the first step",
+                    "peak memory",
+                ),
+                steps,
+            ),
+            f"{text} (medians over {values['rounds']} rounds). " + _source(result),
+        ]
+    )
 
 
 def prepare_table(result: dict) -> str:
     """benchmarks/prepare.py: the measured rates, and what they make of a million videos."""
     values = result["values"]
-    rates = [(row["what"], f"{row['processor_seconds_per_video']:.3f}",
-              f"{row['processor_seconds_per_second_of_video']:.3f}") for row in values["rows"]]
+    rates = [
+        (
+            row["what"],
+            f"{row['processor_seconds_per_video']:.3f}",
+            f"{row['processor_seconds_per_second_of_video']:.3f}",
+        )
+        for row in values["rows"]
+    ]
     per_million = []
     for seconds in (10, 60, 240):
-        core_hours = [1e6 / 3600 * (row["processor_seconds_per_video"]
-                                    + seconds * row["processor_seconds_per_second_of_video"])
-                      for row in values["rows"]]
+        core_hours = [
+            1e6 / 3600 * (row["processor_seconds_per_video"] + seconds * row["processor_seconds_per_second_of_video"])
+            for row in values["rows"]
+        ]
         amounts = (values[f"bytes_{verb}_per_second_of_video"] * seconds / 1e6 for verb in ("read", "written"))
-        per_million.append((f"{seconds} s", *(f"{hours:,.0f}" for hours in core_hours),
-                            f"{core_hours[-1] / 800:,.1f} h", *(f"{terabytes:,.1f} TB" for terabytes in amounts)))
-    head = ("a million videos of", *(f"core-hours, {row['what']}" for row in values["rows"]),
-            "on 100 workers of 8 cores", "read", "written")
-    return "\n\n".join([
-        _table(("", "processor seconds per video", "and per second of video"), rates), _table(head, per_million),
-        f"The lower table follows from the upper one. The command that starts it all needs "
-        f"{values['memory_bytes_per_input'] / 1e3:.1f} GB of memory per million inputs. Measured on {values['videos']} "
-        f"{values['material']}, {values['seconds']:.0f} s in all, median of {values['rounds']} rounds. "
-        + _source(result)])
+        per_million.append(
+            (
+                f"{seconds} s",
+                *(f"{hours:,.0f}" for hours in core_hours),
+                f"{core_hours[-1] / 800:,.1f} h",
+                *(f"{terabytes:,.1f} TB" for terabytes in amounts),
+            )
+        )
+    head = (
+        "a million videos of",
+        *(f"core-hours, {row['what']}" for row in values["rows"]),
+        "on 100 workers of 8 cores",
+        "read",
+        "written",
+    )
+    return "\n\n".join(
+        [
+            _table(("", "processor seconds per video", "and per second of video"), rates),
+            _table(head, per_million),
+            f"The lower table follows from the upper one. The command that starts it all needs "
+            f"{values['memory_bytes_per_input'] / 1e3:.1f} GB of memory per million inputs. Measured on "
+            f"{values['videos']} "
+            f"{values['material']}, {values['seconds']:.0f} s in all, median of {values['rounds']} rounds. "
+            + _source(result),
+        ]
+    )
 
 
 def protocols_table(result: dict, protocol: str) -> str:
@@ -199,16 +306,22 @@ def protocols_table(result: dict, protocol: str) -> str:
         if not row["config"].startswith(protocol):
             continue
         estimate = row.get("estimate", {})
-        rows.append((row["config"].split(":")[1], row["topology"], row["batch"],
-                     f"{row['memory_total'] / 1e9:.1f} of {row['memory_of_device'] / 1e9:.1f}" if estimate else "",
-                     "yes" if row["fits"] else "no", *(
-                         (f"{1e3 * estimate['step_seconds']:.0f}", f"{24 * estimate['days']:.1f}") if estimate
-                         else ("", ""))))
+        rows.append(
+            (
+                row["config"].split(":")[1],
+                row["topology"],
+                row["batch"],
+                f"{row['memory_total'] / 1e9:.1f} of {row['memory_of_device'] / 1e9:.1f}" if estimate else "",
+                "yes" if row["fits"] else "no",
+                *((f"{1e3 * estimate['step_seconds']:.0f}", f"{24 * estimate['days']:.1f}") if estimate else ("", "")),
+            )
+        )
     head = ("config", "topology", "batch", "memory, GB a device", "fits", "step, ms", "hours of one run")
     return _table(head, rows) + (
         "\n\nEstimates, nothing of this size has been run: `gpu:h100x8` is the step compiled for eight simulated CPU "
         "devices, with a roofline, so no step is faster and most are slower; v5e the TPU compiler's own cycles (see "
-        "[plan.md](plan.md)). Reading the data and testing are not in it. " + _source(result))
+        "[plan.md](plan.md)). Reading the data and testing are not in it. " + _source(result)
+    )
 
 
 # marker -> (file in docs/results, its contents -> Markdown)
@@ -249,6 +362,7 @@ def fill(text: str, results: pathlib.Path) -> str:
     Raises:
       TableError: an unknown name, an unmatched marker, or a missing or unreadable measurement.
     """
+
     def replacement(match: re.Match) -> str:
         start, name, old, end = match.groups()
         new = _contents(name, results)

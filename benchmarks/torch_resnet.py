@@ -2,11 +2,15 @@
 
 It is here so that neither needs torchvision; `state_dict` has torchvision's names, shapes and count of entries.
 """
+
 import torch
 from torch import nn
 
 DEPTHS = {  # depth -> (blocks per stage, bottleneck?)
-    18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
     152: ((3, 8, 36, 3), True),
 }
 
@@ -56,7 +60,8 @@ class Block(nn.Module):
         self.downsample = None
         if stride != 1 or channels_in != self.channels_out:
             self.downsample = nn.Sequential(
-                nn.Conv2d(channels_in, self.channels_out, 1, stride, bias=False), nn.BatchNorm2d(self.channels_out))
+                nn.Conv2d(channels_in, self.channels_out, 1, stride, bias=False), nn.BatchNorm2d(self.channels_out)
+            )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

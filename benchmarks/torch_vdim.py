@@ -2,6 +2,7 @@
 
 Same network, pairs of layers and loss as vivi_jax/methods/vdim.py without temporal difference, colours left out.
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F

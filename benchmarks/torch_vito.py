@@ -3,6 +3,7 @@
 Same network, loss, optimizer and target as vivi_jax/methods/vito.py with the paper's options, written the way a PyTorch
 user would: channels_last, multi-tensor (foreach) updates. The photometric augmentation is left out.
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -20,9 +21,11 @@ class VitoNetwork(nn.Module):
         self.encoder = TorchResNet(depth=50)
         self.encoder.fc = nn.Identity()
         self.attention = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(c, 512, 1), nn.ReLU(), nn.Conv2d(512, 1, 1)) for c in (1024, 2048))
+            nn.Sequential(nn.Conv2d(c, 512, 1), nn.ReLU(), nn.Conv2d(512, 1, 1)) for c in (1024, 2048)
+        )
         self.projector = nn.Sequential(
-            nn.Linear(3072, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, 256, bias=False))
+            nn.Linear(3072, 4096), nn.BatchNorm1d(4096), nn.ReLU(), nn.Linear(4096, 256, bias=False)
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         _, stages = self.encoder(images)
@@ -31,7 +34,7 @@ class VitoNetwork(nn.Module):
             mask = attend(x).flatten(1).softmax(dim=1)  # [B, h * w]
             pooled.append((x.flatten(2) * mask[:, None]).sum(dim=2))
         z = self.projector(torch.cat(pooled, dim=1))
-        return F.normalize(z, dim=1) / TEMPERATURE ** 0.5
+        return F.normalize(z, dim=1) / TEMPERATURE**0.5
 
 
 class VitoStep:
@@ -49,8 +52,9 @@ class VitoStep:
             keys = [self.target(v) for v in views]
         queries = [self.online(v) for v in views]
         labels = torch.arange(len(queries[0]))
-        loss = sum(F.cross_entropy(q @ k.T, labels)
-                   for i, q in enumerate(queries) for j, k in enumerate(keys) if i != j)
+        loss = sum(
+            F.cross_entropy(q @ k.T, labels) for i, q in enumerate(queries) for j, k in enumerate(keys) if i != j
+        )
         grads = torch.autograd.grad(loss, self.params)
         with torch.no_grad():
             self._lars([g.clone() for g in grads], learning_rate)

@@ -9,6 +9,7 @@
 
 Without --videos it makes eight of 640x360 pixels (benchmarks/input.py). Writes docs/results/vdim.json.
 """
+
 import argparse
 import importlib.util
 import json
@@ -32,10 +33,11 @@ SEED, BATCH, MEASURED_SECONDS = 0, 8, 4.0
 
 # ---- Clips ----------------------------------------------------------------------------------------------------------
 def this_pipeline(store, videos: str) -> Iterator[int]:
-    from input_pipeline import windows
+    from input_pipeline.streams import windows
+
     del videos
     options = {key: value for key, value in vdim.get_config().data.items() if key not in ("source", "path")}
-    for batch in windows.clip_windows(store, seed=SEED, batch_size=BATCH, threads=1, **options):
+    for batch in windows.clip_pairs(store, seed=SEED, batch_size=BATCH, threads=1, **options):
         yield len(batch["view1"])
 
 
@@ -43,7 +45,8 @@ def clip_reader(store, videos: str) -> Iterator[int]:
     import cv2
 
     from benchmarks.input import decode_clip
-    from input_pipeline import sampling, windows
+    from input_pipeline.streams import sampling, windows
+
     cv2.setNumThreads(1)
     data, i = vdim.get_config().data, 0
     offsets = [np.arange(data.frames), data.downsample * np.arange(2 * data.frames)]
@@ -51,8 +54,16 @@ def clip_reader(store, videos: str) -> Iterator[int]:
         v = sampling.pick(SEED, i, len(store))
         fps, height, width = float(store.fps[v]), int(store.height[v]), int(store.width[v])
         plan = windows.plan_clips(
-            sampling.example_rng(SEED, i), offsets, num_frames=int(store.num_frames[v]), height=height, width=width,
-            min_crop_area=data.min_crop_area, aspect=windows.AMDIM_ASPECT, flip_prob=0.0, rotate=False)
+            sampling.example_rng(SEED, i),
+            offsets,
+            num_frames=int(store.num_frames[v]),
+            height=height,
+            width=width,
+            min_crop_area=data.min_crop_area,
+            aspect=windows.AMDIM_ASPECT,
+            flip_prob=0.0,
+            rotate=False,
+        )
         clip = decode_clip(os.path.join(videos, store.videos[v]), plan.frames.min() / fps, plan.frames.max() / fps)
         times = np.array([seconds for seconds, _ in clip])
         pictures = {}  # frames that both views show are converted once
@@ -61,7 +72,7 @@ def clip_reader(store, videos: str) -> Iterator[int]:
             if k not in pictures:
                 pictures[k] = clip[k][1].to_ndarray(format="rgb24")
             y, x, h, w = np.rint(box * (pictures[k].shape[0] / height)).astype(int)
-            cv2.resize(pictures[k][y:y + h, x:x + w], (data.image_size,) * 2, interpolation=cv2.INTER_CUBIC)
+            cv2.resize(pictures[k][y : y + h, x : x + w], (data.image_size,) * 2, interpolation=cv2.INTER_CUBIC)
         i += 1
         yield 1
 
@@ -72,14 +83,17 @@ READERS = {"this pipeline": this_pipeline, "clip reader": clip_reader}
 def measure_clips(reader: str, store: str, videos: str) -> dict:
     """Runs in a child process: pairs of views per second of processor time."""
     from input_pipeline.store import FrameStore
+
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     counts = READERS[reader](FrameStore(store), videos)
     next(counts)
     clips, start = 0, time.process_time()
     while time.process_time() - start < MEASURED_SECONDS:
         clips += next(counts)
-    return {"clips_per_core_second": clips / (time.process_time() - start),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "clips_per_core_second": clips / (time.process_time() - start),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 # ---- Step -----------------------------------------------------------------------------------------------------------
@@ -98,6 +112,7 @@ def measure_step(framework: str, table: str, batch: int, steps: int = 3) -> dict
         import torch
 
         from benchmarks.torch_vdim import VdimStep
+
         trainer = VdimStep(table, config.method.embed_dim)
         tensors = [torch.from_numpy(view.astype(np.float32) / 255).permute(0, 4, 1, 2, 3) for view in views]
         step = lambda: trainer(*tensors)  # noqa: E731
@@ -108,8 +123,11 @@ def measure_step(framework: str, table: str, batch: int, steps: int = 3) -> dict
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return {"first_step_seconds": seconds[0], "step_seconds": min(seconds[1:]),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "first_step_seconds": seconds[0],
+        "step_seconds": min(seconds[1:]),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def jax_step(config, batch: dict):
@@ -117,9 +135,10 @@ def jax_step(config, batch: dict):
 
     from vivi_jax.build import build
     from vivi_jax.train_step import create
-    parts = build(config)
-    state = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, SEED))()
-    train_step = jax.jit(parts.train_step, donate_argnums=0)
+
+    experiment = build(config)
+    state = jax.jit(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, SEED))()
+    train_step = jax.jit(experiment.train_step, donate_argnums=0)
 
     def step() -> None:
         nonlocal state
@@ -132,9 +151,13 @@ def jax_step(config, batch: dict):
 # ---- Both -----------------------------------------------------------------------------------------------------------
 def child(**flags) -> dict:
     """A measurement in a process of its own, so that none changes the next."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.vdim", *(f"--{k}={v}" for k, v in flags.items())],
-                          capture_output=True, text=True, cwd=results.ROOT,
-                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"})
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.vdim", *(f"--{k}={v}" for k, v in flags.items())],
+        capture_output=True,
+        text=True,
+        cwd=results.ROOT,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     if done.returncode:
         sys.exit(f"error: measuring {flags} failed:\n{done.stderr[-2000:]}")
     print(flags["measure"], done.stdout.splitlines()[-1], flush=True)
@@ -143,10 +166,15 @@ def child(**flags) -> dict:
 
 def compare(measured: list[dict[str, dict]], key: str, over: str, under: str) -> dict:
     """Medians over rounds of every kind's values, and of the ratio of two kinds' `key` within a round."""
-    rows = [{"what": kind, **{name: round(statistics.median(r[kind][name] for r in measured), 3) for name in values}}
-            for kind, values in measured[0].items()]
-    ratio = {"ratio": round(statistics.median(r[over][key] / r[under][key] for r in measured), 3)} \
-        if {over, under} <= measured[0].keys() else {}
+    rows = [
+        {"what": kind, **{name: round(statistics.median(r[kind][name] for r in measured), 3) for name in values}}
+        for kind, values in measured[0].items()
+    ]
+    ratio = (
+        {"ratio": round(statistics.median(r[over][key] / r[under][key] for r in measured), 3)}
+        if {over, under} <= measured[0].keys()
+        else {}
+    )
     return {"rows": rows, **ratio}
 
 
@@ -160,29 +188,45 @@ def main() -> None:
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        values = measure_clips(options.measure, options.store, options.videos) if options.measure in READERS else \
-            measure_step(options.measure, options.table, options.batch)
+        values = (
+            measure_clips(options.measure, options.store, options.videos)
+            if options.measure in READERS
+            else measure_step(options.measure, options.table, options.batch)
+        )
         return print(json.dumps(values))
 
     with tempfile.TemporaryDirectory() as scratch:
         videos, store = os.path.abspath(options.videos), os.path.join(scratch, "store")
         if not options.videos:
             from benchmarks.input import make_videos
+
             videos = os.path.join(scratch, "videos")
             os.mkdir(videos)
             make_videos(pathlib.Path(videos))
-        subprocess.run([sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}", f"--out={store}",
-                        "--fps=60"], check=True, cwd=results.ROOT)
-        clips = [{reader: child(measure=reader, store=store, videos=videos) for reader in READERS}
-                 for _ in range(options.rounds)]
+        subprocess.run(
+            [sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}", f"--out={store}", "--fps=60"],
+            check=True,
+            cwd=results.ROOT,
+        )
+        clips = [
+            {reader: child(measure=reader, store=store, videos=videos) for reader in READERS}
+            for _ in range(options.rounds)
+        ]
     frameworks = ["jax", *(["torch"] if importlib.util.find_spec("torch") else [])]
-    steps = [{name: child(measure=name, table=options.table, batch=options.batch) for name in frameworks}
-             for _ in range(options.rounds)]
-    values = {"clips": compare(clips, "clips_per_core_second", *READERS),
-              "step": compare(steps, "step_seconds", "torch", "jax"), "table": options.table, "batch": options.batch,
-              "rounds": options.rounds}
+    steps = [
+        {name: child(measure=name, table=options.table, batch=options.batch) for name in frameworks}
+        for _ in range(options.rounds)
+    ]
+    values = {
+        "clips": compare(clips, "clips_per_core_second", *READERS),
+        "step": compare(steps, "step_seconds", "torch", "jax"),
+        "table": options.table,
+        "batch": options.batch,
+        "rounds": options.rounds,
+    }
     command = f"python -m benchmarks.vdim --table={options.table} --batch={options.batch} --rounds={options.rounds}" + (
-        f" --videos={options.videos}" if options.videos else "")
+        f" --videos={options.videos}" if options.videos else ""
+    )
     path = results.record("vdim", values, command=command, seeds=[SEED])
     print(tables.vdim_table(json.loads(path.read_text())))
 

@@ -6,6 +6,7 @@ The classes differ by motion only. Pretraining (configs/vdim.py:demo) sees all t
 (configs/action.py:demo) sees the labels of a few of each class, the same ones and for the same steps from pretrained
 and from random weights. Top-1 accuracy on held-out clips. Writes docs/results/vdim_learning.json.
 """
+
 import argparse
 import json
 import pathlib
@@ -13,7 +14,7 @@ import statistics
 
 from benchmarks.learning import python
 from benchmarks.results import record
-from input_pipeline.synthetic_actions import ACTIONS
+from input_pipeline.rendered.actions import ACTIONS
 
 VIDEOS = 960
 STARTS = ("pretrained", "from scratch")
@@ -31,18 +32,31 @@ def main() -> None:
     accuracy = {start: [] for start in STARTS}
     for seed in seeds:
         run = out / f"pretrained-{seed}"
-        python("vivi_jax.main", "--config=configs/vdim.py:demo", f"--workdir={run}", f"--config.seed={seed}",
-               f"--config.data.path={out / 'store' / 'train'}")
+        python(
+            "vivi_jax.main",
+            "--config=configs/vdim.py:demo",
+            f"--workdir={run}",
+            f"--config.seed={seed}",
+            f"--config.data.path={out / 'store' / 'train'}",
+        )
         for start, checkpoint in zip(STARTS, (str(run), "none"), strict=True):
             accuracy[start].append(fine_tune(out, start, checkpoint, seed, arguments.videos_per_class))
             print(json.dumps({"seed": seed, "start": start, "top1": accuracy[start][-1]}), flush=True)
 
     gains = [pretrained - scratch for pretrained, scratch in zip(*accuracy.values(), strict=True)]
     rows = [{"start": start, "top1": values, "median": statistics.median(values)} for start, values in accuracy.items()]
-    values = {"rows": rows, "gain_median": statistics.median(gains), "gain_min": min(gains), "target_gain": 0.2,
-              "videos_per_class": arguments.videos_per_class, "classes": len(ACTIONS), "videos": VIDEOS}
-    command = f"python -m benchmarks.vdim_learning --seeds={arguments.seeds} " \
-              f"--videos_per_class={arguments.videos_per_class}"
+    values = {
+        "rows": rows,
+        "gain_median": statistics.median(gains),
+        "gain_min": min(gains),
+        "target_gain": 0.2,
+        "videos_per_class": arguments.videos_per_class,
+        "classes": len(ACTIONS),
+        "videos": VIDEOS,
+    }
+    command = (
+        f"python -m benchmarks.vdim_learning --seeds={arguments.seeds} --videos_per_class={arguments.videos_per_class}"
+    )
     print(json.dumps(values, indent=1), f"\nwrote {record('vdim_learning', values, command=command, seeds=seeds)}")
 
 
@@ -50,16 +64,28 @@ def prepare(out: pathlib.Path) -> None:
     """Renders clips and prepares them at 12.5 frames/s, of which the demo's 8 span a cycle: OUT/store/{train,test}."""
     python("input_pipeline.synthetic_actions", f"--out={out / 'videos'}", f"--videos={VIDEOS}", "--seed=0")
     for split in ("train", "test"):
-        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
-               "--short_side=64", "--fps=12.5", "--labels=folder")
+        python(
+            "input_pipeline.prepare",
+            f"--videos={out / 'videos' / split}",
+            f"--out={out / 'store' / split}",
+            "--short_side=64",
+            "--fps=12.5",
+            "--labels=folder",
+        )
 
 
 def fine_tune(out: pathlib.Path, start: str, checkpoint: str, seed: int, videos_per_class: int) -> float:
     """Top-1 on the held-out clips, in [0, 1]."""
     workdir = out / f"action-{start.replace(' ', '_')}-{seed}"
-    python("evaluation.action", "--config=configs/action.py:demo", f"--checkpoint={checkpoint}",
-           f"--data={out / 'store'}", f"--workdir={workdir}", f"--config.seed={seed}",
-           f"--config.videos_per_class={videos_per_class}")
+    python(
+        "evaluation.action",
+        "--config=configs/action.py:demo",
+        f"--checkpoint={checkpoint}",
+        f"--data={out / 'store'}",
+        f"--workdir={workdir}",
+        f"--config.seed={seed}",
+        f"--config.videos_per_class={videos_per_class}",
+    )
     return json.loads((workdir / "result.json").read_text())["top1"]
 
 

@@ -7,6 +7,7 @@ the same number of frames a step for the exemplar rows; losses, sampling, labels
 accuracy of the frozen encoder on held-out videos, and accuracies on the pretext tasks. Writes
 docs/results/vivi_learning.json.
 """
+
 import argparse
 import json
 import pathlib
@@ -31,21 +32,43 @@ def main() -> None:
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
     # Even the shortest of the four shots has the frames that the demo's configs take of each.
-    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--shots=4", "--seconds=8",
-           "--fps=10", "--seed=0")
+    python(
+        "input_pipeline.synthetic",
+        f"--out={out / 'videos'}",
+        "--videos=480",
+        "--shots=4",
+        "--seconds=8",
+        "--fps=10",
+        "--seed=0",
+    )
     for split in ("train", "test"):
-        python("input_pipeline.prepare", f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}",
-               "--short_side=96", "--labels=folder")
+        python(
+            "input_pipeline.prepare",
+            f"--videos={out / 'videos' / split}",
+            f"--out={out / 'store' / split}",
+            "--short_side=96",
+            "--labels=folder",
+        )
 
     rows = []
     for row in arguments.rows.split(","):
         runs = [train(out, row, seed) for seed in (seeds if row in COMPARED else seeds[:1])]
-        rows.append({"row": row, "config": f"configs/vivi.py:{vivi.PAPER[row]},demo", "seeds": len(runs),
-                     **accuracies(runs), **pretext(runs)})
+        rows.append(
+            {
+                "row": row,
+                "config": f"configs/vivi.py:{vivi.PAPER[row]},demo",
+                "seeds": len(runs),
+                **accuracies(runs),
+                **pretext(runs),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
-    path = record("vivi_learning", {"rows": rows, "steps": runs[0][-1]["step"], "averaged_steps": AVERAGED_STEPS},
-                  seeds=seeds, command=f"python -m benchmarks.vivi_learning --seeds={arguments.seeds} "
-                                       f"--rows='{arguments.rows}'")
+    path = record(
+        "vivi_learning",
+        {"rows": rows, "steps": runs[0][-1]["step"], "averaged_steps": AVERAGED_STEPS},
+        seeds=seeds,
+        command=f"python -m benchmarks.vivi_learning --seeds={arguments.seeds} --rows='{arguments.rows}'",
+    )
     print(f"wrote {path}")
 
 
@@ -54,9 +77,16 @@ def train(out: pathlib.Path, row: str, seed: int) -> list[dict]:
     argument = vivi.PAPER[row]
     run = out / f"{argument}-{seed}"
     labelled = [f"--config.data.labelled_path={out / 'store'}"] if "co=" in argument else []
-    python("vivi_jax.main", f"--config=configs/vivi.py:{argument},demo", f"--workdir={run}", f"--config.seed={seed}",
-           f"--config.data.path={out / 'store' / 'train'}", f"--config.evaluation.dataset={out / 'store'}",
-           "--config.run.log_every=1", *labelled)
+    python(
+        "vivi_jax.main",
+        f"--config=configs/vivi.py:{argument},demo",
+        f"--workdir={run}",
+        f"--config.seed={seed}",
+        f"--config.data.path={out / 'store' / 'train'}",
+        f"--config.evaluation.dataset={out / 'store'}",
+        "--config.run.log_every=1",
+        *labelled,
+    )
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -65,9 +95,13 @@ def accuracies(runs: list[list[dict]]) -> dict[str, dict]:
     found = {}
     for name in ACCURACIES:
         lines = [[line[name] for line in run if name in line] for run in runs]
-        found[name] = {when: {"values": [values[at] for values in lines],
-                              "median": statistics.median(values[at] for values in lines)}
-                       for when, at in (("untrained", 0), ("trained", -1))}
+        found[name] = {
+            when: {
+                "values": [values[at] for values in lines],
+                "median": statistics.median(values[at] for values in lines),
+            }
+            for when, at in (("untrained", 0), ("trained", -1))
+        }
     return found
 
 
@@ -77,8 +111,10 @@ def pretext(runs: list[list[dict]]) -> dict[str, dict]:
     for name in PRETEXT:
         lines = [[line[name] for line in run if name in line] for run in runs]
         if all(lines):
-            found[name] = {"first": statistics.median(statistics.mean(values[:AVERAGED_STEPS]) for values in lines),
-                           "last": statistics.median(statistics.mean(values[-AVERAGED_STEPS:]) for values in lines)}
+            found[name] = {
+                "first": statistics.median(statistics.mean(values[:AVERAGED_STEPS]) for values in lines),
+                "last": statistics.median(statistics.mean(values[-AVERAGED_STEPS:]) for values in lines),
+            }
     return found
 
 

@@ -5,6 +5,7 @@ command on a ResNet-50 with random weights, with small images and few steps, so 
 docs/results/vtab.json: images per second in training, the share of time that is not in the training step (waiting for
 images, measuring, compiling), and the compilations, at most one per task.
 """
+
 import argparse
 import json
 import pathlib
@@ -25,14 +26,29 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as workdir:
         options = {**SWEEP, **{f"random_encoder.{name}": value for name, value in ENCODER.items()}}
-        subprocess.run([sys.executable, "-m", "evaluation.vtab", "--config=configs/vtab.py:demo", "--checkpoint=none",
-                        "--protocol=v2", f"--tasks={arguments.tasks}", f"--data_dir={arguments.data_dir}",
-                        f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in options.items())],
-                       check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "evaluation.vtab",
+                "--config=configs/vtab.py:demo",
+                "--checkpoint=none",
+                "--protocol=v2",
+                f"--tasks={arguments.tasks}",
+                f"--data_dir={arguments.data_dir}",
+                f"--workdir={workdir}",
+                *(f"--config.{key}={value}" for key, value in options.items()),
+            ],
+            check=True,
+        )
         cost = json.loads(pathlib.Path(workdir, "vtab.json").read_text())["cost"]
     tasks = len(arguments.tasks.split(","))
-    path = record("vtab", {"tasks": tasks, **SWEEP, **ENCODER, **cost}, seeds=[0],
-                  command=f"python -m benchmarks.vtab --data_dir=DIR --tasks={arguments.tasks}")
+    path = record(
+        "vtab",
+        {"tasks": tasks, **SWEEP, **ENCODER, **cost},
+        seeds=[0],
+        command=f"python -m benchmarks.vtab --data_dir=DIR --tasks={arguments.tasks}",
+    )
     print(json.dumps(cost, indent=1), f"\nwrote {path}")
 
 

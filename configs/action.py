@@ -12,6 +12,7 @@ Variants, one of:
                                 the code of AVID (Morgado et al. 2021); HMDB-51 has the values of UCF-101
     demo                        clips of input_pipeline.synthetic_actions, for encoders of configs/vdim.py:demo
 """
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
@@ -46,47 +47,68 @@ def vdim() -> ml_collections.ConfigDict:
     config.micro_batches = 1  # > 1: less memory, BatchNorm per micro-batch
     config.max_missing = 0.01  # share of a list's videos that may be missing or damaged
     config.videos_per_class = placeholder(int)  # train on so many of each class; None: on all
-    config.prepare = ml_collections.ConfigDict(dict(
-        fps=60.0,  # at most: videos keep their own rate. The paper gives none
-        short_side=256,  # UCF-101 and HMDB-51 have 240
-    ))
-    config.encoder = ml_collections.ConfigDict(dict(  # of --checkpoint=none; a run has its own
-        name="vdim", table="paper", width=1.0, frames=32, norm="batch", input_mean=(0.485, 0.456, 0.406),
-        input_std=(0.229, 0.224, 0.225), dtype="bfloat16"))
-    config.method = ml_collections.ConfigDict(dict(
-        color="lab",  # VDIM §4.1
-        phi_dim=512,  # VDIM §4, of --checkpoint=none; a run has its own
-        hidden=1024,  # VDIM §4.1
-        dropout=0.2,  # VDIM §4.1
-    ))
-    config.data = ml_collections.ConfigDict(dict(
-        views=4,  # K, VDIM §4.1
-        frames=32,  # VDIM §4
-        fps=placeholder(float),  # None: every frame, VDIM §4.1 "no downsampling"
-        image_size=128,  # VDIM §4
-        min_crop_area=0.3,  # AMDIM's code
-        aspect=(0.7, 1.4),  # AMDIM's code
-        flip_prob=0.0,  # VDIM §3.1 lists no flips
-    ))
-    config.test = ml_collections.ConfigDict(dict(
-        resize=146,  # AMDIM's code: short side, of which the central 128 are used
-        stride=32,  # frames between windows. VDIM §4.1: "across all samples from the same video", without a number
-        clips=placeholder(int),
-        batch_size=32,
-    ))
-    config.optimizer = ml_collections.ConfigDict(dict(
-        b1=0.9,  # not in the paper
-        b2=0.999,
-        weight_decay=0.0,  # not in the paper
-    ))
-    config.schedule = ml_collections.ConfigDict(dict(
-        lr=1e-3,  # VDIM §4.1
-        factor=0.5,  # VDIM §4.1
-        boundaries=halvings(3000, 30_000),  # VDIM §4.3; §4.1's "every 30000 steps" would never come
-        total=30_000.0,  # VDIM §4.3
-        frozen=0.0,  # all of the network from the first step
-        clips_per_video=placeholder(int),  # None: the three above count steps
-    ))
+    config.prepare = ml_collections.ConfigDict(
+        dict(
+            fps=60.0,  # at most: videos keep their own rate. The paper gives none
+            short_side=256,  # UCF-101 and HMDB-51 have 240
+        )
+    )
+    config.encoder = ml_collections.ConfigDict(
+        dict(  # of --checkpoint=none; a run has its own
+            name="vdim",
+            table="paper",
+            width=1.0,
+            frames=32,
+            norm="batch",
+            input_mean=(0.485, 0.456, 0.406),
+            input_std=(0.229, 0.224, 0.225),
+            dtype="bfloat16",
+        )
+    )
+    config.method = ml_collections.ConfigDict(
+        dict(
+            color="lab",  # VDIM §4.1
+            phi_dim=512,  # VDIM §4, of --checkpoint=none; a run has its own
+            hidden=1024,  # VDIM §4.1
+            dropout=0.2,  # VDIM §4.1
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            views=4,  # K, VDIM §4.1
+            frames=32,  # VDIM §4
+            fps=placeholder(float),  # None: every frame, VDIM §4.1 "no downsampling"
+            image_size=128,  # VDIM §4
+            min_crop_area=0.3,  # AMDIM's code
+            aspect=(0.7, 1.4),  # AMDIM's code
+            flip_prob=0.0,  # VDIM §3.1 lists no flips
+        )
+    )
+    config.test = ml_collections.ConfigDict(
+        dict(
+            resize=146,  # AMDIM's code: short side, of which the central 128 are used
+            stride=32,  # frames between windows. VDIM §4.1: "across all samples from the same video", without a number
+            clips=placeholder(int),
+            batch_size=32,
+        )
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            b1=0.9,  # not in the paper
+            b2=0.999,
+            weight_decay=0.0,  # not in the paper
+        )
+    )
+    config.schedule = ml_collections.ConfigDict(
+        dict(
+            lr=1e-3,  # VDIM §4.1
+            factor=0.5,  # VDIM §4.1
+            boundaries=halvings(3000, 30_000),  # VDIM §4.3; §4.1's "every 30000 steps" would never come
+            total=30_000.0,  # VDIM §4.3
+            frozen=0.0,  # all of the network from the first step
+            clips_per_video=placeholder(int),  # None: the three above count steps
+        )
+    )
     config.run = common.run_section()
     return config
 
@@ -95,16 +117,27 @@ def vito() -> ml_collections.ConfigDict:
     """AVID's code, configs/benchmark/ucf/32at16-fold1, with the dropout of Wu & Wang 2021 (VITO §3.2, A.2)."""
     config = vdim()
     config.batch_size = 32
-    config.encoder = ml_collections.ConfigDict(dict(
-        name="resnet", depth=50, version=1, norm="batch", width=1.0, stem="imagenet", dtype="bfloat16", remat=False))
+    config.encoder = ml_collections.ConfigDict(
+        dict(
+            name="resnet", depth=50, version=1, norm="batch", width=1.0, stem="imagenet", dtype="bfloat16", remat=False
+        )
+    )
     config.method.update(dict(color="jitter", hidden=0, dropout=0.9))
     config.method.phi_dim = placeholder(int)  # None: pooled features of frames
-    config.data.update(dict(views=1, frames=32, fps=16.0, image_size=224, min_crop_area=0.08, aspect=(3 / 4, 4 / 3),
-                            flip_prob=0.5))
+    config.data.update(
+        dict(views=1, frames=32, fps=16.0, image_size=224, min_crop_area=0.08, aspect=(3 / 4, 4 / 3), flip_prob=0.5)
+    )
     config.test = ml_collections.ConfigDict(dict(resize=256, stride=placeholder(int), clips=10, batch_size=16))
-    config.schedule.update(dict(
-        lr=1e-4, factor=0.3, boundaries=(11.0, 15.0, 19.0),  # epochs 6, 10 and 14 behind the 5 of the classifier alone
-        total=21.0, frozen=5.0, clips_per_video=5))  # an epoch: 5 random clips of each video
+    config.schedule.update(
+        dict(
+            lr=1e-4,
+            factor=0.3,
+            boundaries=(11.0, 15.0, 19.0),  # epochs 6, 10 and 14 behind the 5 of the classifier alone
+            total=21.0,
+            frozen=5.0,
+            clips_per_video=5,
+        )
+    )  # an epoch: 5 random clips of each video
     return config
 
 

@@ -1,4 +1,5 @@
 """What all config files share: their argument, and the values of a run that change no result."""
+
 import difflib
 
 import ml_collections
@@ -31,29 +32,36 @@ def _check(what: str, given: str, known: tuple[str, ...]) -> None:
 
 def run_section(**changes) -> ml_collections.ConfigDict:
     """`config.run`: how often to log, save and evaluate. May differ between the starts of one run."""
-    return ml_collections.ConfigDict(dict(
-        log_every=50,  # steps
-        checkpoint_every=1000,  # steps
-        keep_checkpoints=3,
-        hook_every=0,  # steps between online evaluations; 0: only at the end
-        watchdog_seconds=1800.0,  # a step that takes longer ends the process; 0: never
-        fsdp=1,  # devices that hold one copy of parameters, optimizer and target between them; 1: all on every device
-    ) | changes)
+    return ml_collections.ConfigDict(
+        dict(
+            log_every=50,  # steps
+            checkpoint_every=1000,  # steps
+            keep_checkpoints=3,
+            eval_every=0,  # steps between online evaluations; 0: only at the end
+            watchdog_seconds=1800.0,  # a step that takes longer ends the process; 0: never
+            fsdp=1,  # devices that hold one copy of parameters, optimizer and target; 1: all on every device
+        )
+        | changes
+    )
 
 
 def hosts_section() -> ml_collections.ConfigDict:
     """`config.hosts`: how the processes of a run meet. May differ between the starts of one run."""
-    return ml_collections.ConfigDict(dict(
-        start_timeout_seconds=600.0,  # a process whose peers have not come by then ends
-        heartbeat_seconds=100,  # after so long a silence a process counts as dead, which ends the run
-    ))
+    return ml_collections.ConfigDict(
+        dict(
+            start_timeout_seconds=600.0,  # a process whose peers have not come by then ends
+            heartbeat_seconds=100,  # after so long a silence a process counts as dead, which ends the run
+        )
+    )
 
 
 def evaluation_section(*, image_size: int, batch_size: int) -> ml_collections.ConfigDict:
-    """`config.evaluation`: k-NN and linear probe of the online encoder, by evaluation/adapt.py."""
-    return ml_collections.ConfigDict(dict(
-        dataset="",  # labelled images: class folders or stores; "": no online evaluation
-        image_size=image_size,
-        batch_size=batch_size,
-        linear=True,  # a linear probe beside k-NN
-    ))
+    """`config.evaluation`: k-NN and linear probe of the online encoder, by evaluation/probe.py."""
+    return ml_collections.ConfigDict(
+        dict(
+            dataset="",  # labelled images: class folders or stores; "": no online evaluation
+            image_size=image_size,
+            batch_size=batch_size,
+            linear=True,  # a linear probe beside k-NN
+        )
+    )

@@ -12,6 +12,7 @@ named "SlotCon" below.
 
 Variants: voc or ade20k; demo makes either small enough for a laptop, its scores are not the benchmarks'.
 """
+
 import ml_collections
 
 from configs import common
@@ -39,33 +40,46 @@ def voc() -> ml_collections.ConfigDict:
     config.repeats = 5  # VITO A.2: the mean of 5 runs
     config.batch_size = 16  # VITO A.2
     config.micro_batches = 1  # > 1: less memory, BatchNorm per micro-batch
-    config.encoder = ml_collections.ConfigDict(dict(  # of --checkpoint=none; a run has its own
-        name="resnet", depth=50, version=1, norm="batch", width=1.0, stem="imagenet", dtype="bfloat16", remat=False))
-    config.method = ml_collections.ConfigDict(dict(
-        output_stride=16,  # SlotCon: conv5 without stride, dilation 2
-        channels=256,  # SlotCon
-        dilation=6,  # SlotCon
-    ))
-    config.data = ml_collections.ConfigDict(dict(
-        crop_size=513,  # SlotCon
-        short_side=513,  # SlotCon: scales are relative to the largest size within 2049 x 513
-        long_side=2049,
-        scale=(0.5, 2.0),  # SlotCon
-        flip_prob=0.5,  # SlotCon
-    ))
-    config.test = ml_collections.ConfigDict(dict(
-        short_side=513,  # SlotCon: the whole image at this size, once
-        long_side=2049,
-    ))
-    config.optimizer = ml_collections.ConfigDict(dict(
-        weight_decay=0.005,  # VITO A.2
-        momentum=0.9,  # not in the paper
-    ))
-    config.schedule = ml_collections.ConfigDict(dict(
-        lr=0.04,  # VITO A.2
-        power=0.9,  # (1 - n / N)^0.9. VITO A.2: "decayed exponentially with 0.9^n", which would end after 200 steps
-        epochs=45.0,  # VITO A.2
-    ))
+    config.encoder = ml_collections.ConfigDict(
+        dict(  # of --checkpoint=none; a run has its own
+            name="resnet", depth=50, version=1, norm="batch", width=1.0, stem="imagenet", dtype="bfloat16", remat=False
+        )
+    )
+    config.method = ml_collections.ConfigDict(
+        dict(
+            output_stride=16,  # SlotCon: conv5 without stride, dilation 2
+            channels=256,  # SlotCon
+            dilation=6,  # SlotCon
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            crop_size=513,  # SlotCon
+            short_side=513,  # SlotCon: scales are relative to the largest size within 2049 x 513
+            long_side=2049,
+            scale=(0.5, 2.0),  # SlotCon
+            flip_prob=0.5,  # SlotCon
+        )
+    )
+    config.test = ml_collections.ConfigDict(
+        dict(
+            short_side=513,  # SlotCon: the whole image at this size, once
+            long_side=2049,
+        )
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            weight_decay=0.005,  # VITO A.2
+            momentum=0.9,  # not in the paper
+        )
+    )
+    config.schedule = ml_collections.ConfigDict(
+        dict(
+            lr=0.04,  # VITO A.2
+            power=0.9,  # (1 - n / N)^0.9. VITO A.2: "decayed exponentially with 0.9^n", which would end after 200 steps
+            epochs=45.0,  # VITO A.2
+        )
+    )
     config.pictures = 6  # predictions drawn over images
     config.run = common.run_section()
     return config

@@ -19,6 +19,7 @@ Variants, comma-separated after a colon:
     down=2|1|3                  down-sampling of view 2 (item 6)
     demo                        small network, clips and batch; begins with difference=no,down=1,offset=32
 """
+
 import ml_collections
 
 from configs import common
@@ -33,8 +34,16 @@ LAYERS = {"568": ("local1", "local2", "global"), "68": ("local2", "global"), "8"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     variant = common.parse_argument(
-        argument, data=("ucf101", "kinetics600"), layers=tuple(LAYERS), color=("jitter", "lab"), rotate=("no", "yes"),
-        offset=("0", "32"), difference=("yes", "no"), down=("2", "1", "3"), demo=("no", "yes"))
+        argument,
+        data=("ucf101", "kinetics600"),
+        layers=tuple(LAYERS),
+        color=("jitter", "lab"),
+        rotate=("no", "yes"),
+        offset=("0", "32"),
+        difference=("yes", "no"),
+        down=("2", "1", "3"),
+        demo=("no", "yes"),
+    )
     defaults = (KINETICS if variant["data"] == "kinetics600" else {}) | (DEMO if variant["demo"] == "yes" else {})
     variant |= {name: value for name, value in defaults.items() if f"{name}=" not in argument}
     config = ml_collections.ConfigDict()
@@ -43,50 +52,60 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.batch_size = 240  # VDIM §4.3, for Kinetics; not given for UCF-101
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
 
-    config.encoder = ml_collections.ConfigDict(dict(
-        name="vdim",
-        table="paper",  # VDIM Table 1
-        width=1.0,
-        frames=32,  # VDIM §4
-        norm="batch",  # VDIM §4: on the encoder's output and in phi
-        input_mean=(0.485, 0.456, 0.406),  # ImageNet's: AMDIM's code
-        input_std=(0.229, 0.224, 0.225),
-        dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
-    ))
-    config.method = ml_collections.ConfigDict(dict(
-        name="vdim",
-        layers=LAYERS[variant["layers"]],  # VDIM §4
-        embed_dim=512,  # VDIM §4
-        color={"jitter": "jitter_grey", "lab": "lab"}[variant["color"]],  # VDIM §4.2, best model
-        clip_score=20.0,  # AMDIM's code; the paper does not mention the three tricks of losses.deep_infomax_nce
-        score_penalty=0.05,  # AMDIM's code
-    ))
-    config.data = ml_collections.ConfigDict(dict(
-        source="windows",
-        path="",  # a folder that input_pipeline.prepare wrote
-        frames=32,  # VDIM §4
-        offset=int(variant["offset"]),  # VDIM §4.2, best model
-        downsample=int(variant["down"]),  # VDIM §4.2, best model
-        difference=variant["difference"] == "yes",  # VDIM §4.2, best model
-        image_size=128,  # VDIM §4
-        min_crop_area=0.3,  # AMDIM's code
-        flip_prob=0.0,  # VDIM §3.1 lists no flips
-        rotate=variant["rotate"] == "yes",  # VDIM §4.2, best model
-    ))
-    config.optimizer = ml_collections.ConfigDict(dict(
-        name="adam",  # VDIM §4
-        weight_decay=0.0,  # not mentioned; AMDIM's code: 1e-5
-        b1=0.9,  # not mentioned; AMDIM's code: 0.8
-        b2=0.999,
-    ))
-    config.schedule = ml_collections.ConfigDict(dict(
-        name="piecewise",  # constant: VDIM §4
-        lr=2e-4,  # VDIM §4
-        total_steps=50_000,  # VDIM §4.2
-        warmup_steps=0,  # not mentioned; AMDIM's code: 500
-        boundaries=(),
-        factor=1.0,
-    ))
+    config.encoder = ml_collections.ConfigDict(
+        dict(
+            name="vdim",
+            table="paper",  # VDIM Table 1
+            width=1.0,
+            frames=32,  # VDIM §4
+            norm="batch",  # VDIM §4: on the encoder's output and in phi
+            input_mean=(0.485, 0.456, 0.406),  # ImageNet's: AMDIM's code
+            input_std=(0.229, 0.224, 0.225),
+            dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+        )
+    )
+    config.method = ml_collections.ConfigDict(
+        dict(
+            name="vdim",
+            layers=LAYERS[variant["layers"]],  # VDIM §4
+            embed_dim=512,  # VDIM §4
+            color={"jitter": "jitter_grey", "lab": "lab"}[variant["color"]],  # VDIM §4.2, best model
+            clip_score=20.0,  # AMDIM's code; the paper does not mention the three tricks of losses.deep_infomax_nce
+            score_penalty=0.05,  # AMDIM's code
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            source="windows",
+            path="",  # a folder that input_pipeline.prepare wrote
+            frames=32,  # VDIM §4
+            offset=int(variant["offset"]),  # VDIM §4.2, best model
+            downsample=int(variant["down"]),  # VDIM §4.2, best model
+            difference=variant["difference"] == "yes",  # VDIM §4.2, best model
+            image_size=128,  # VDIM §4
+            min_crop_area=0.3,  # AMDIM's code
+            flip_prob=0.0,  # VDIM §3.1 lists no flips
+            rotate=variant["rotate"] == "yes",  # VDIM §4.2, best model
+        )
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            name="adam",  # VDIM §4
+            weight_decay=0.0,  # not mentioned; AMDIM's code: 1e-5
+            b1=0.9,  # not mentioned; AMDIM's code: 0.8
+            b2=0.999,
+        )
+    )
+    config.schedule = ml_collections.ConfigDict(
+        dict(
+            name="piecewise",  # constant: VDIM §4
+            lr=2e-4,  # VDIM §4
+            total_steps=50_000,  # VDIM §4.2
+            warmup_steps=0,  # not mentioned; AMDIM's code: 500
+            boundaries=(),
+            factor=1.0,
+        )
+    )
     config.evaluation = common.evaluation_section(image_size=128, batch_size=64)  # each image is encoded as 32 frames
     config.run = common.run_section()
     config.hosts = common.hosts_section()

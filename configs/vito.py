@@ -16,6 +16,7 @@ Variants, comma-separated after a colon:
     clip=2.56|1.28|3.2                                seconds, VITO Fig. 4 centre
     views=3|2                                         2 in Fig. 3, else 3; the demo's default is 2
 """
+
 import ml_collections
 
 from configs import common
@@ -23,59 +24,77 @@ from configs import common
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     variant = common.parse_argument(
-        argument, demo=("no", "yes"), moclr=("no", "yes"), images=("no", "yes"), scales=("2", "1"),
-        pooling=("attention", "average"), sampler=("marginal", "fixed_delay", "uniform_chunks"), crop=("0.4", "0.08"),
-        clip=("2.56", "1.28", "3.2"), views=("3", "2"))
+        argument,
+        demo=("no", "yes"),
+        moclr=("no", "yes"),
+        images=("no", "yes"),
+        scales=("2", "1"),
+        pooling=("attention", "average"),
+        sampler=("marginal", "fixed_delay", "uniform_chunks"),
+        crop=("0.4", "0.08"),
+        clip=("2.56", "1.28", "3.2"),
+        views=("3", "2"),
+    )
     config = ml_collections.ConfigDict()
     config.name = "-".join(["vito", *filter(None, argument.replace("=", "").split(","))])
     config.seed = 0
     config.batch_size = 4096  # VITO A.2
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
 
-    config.encoder = ml_collections.ConfigDict(dict(
-        name="resnet",
-        depth=50,  # VITO §3
-        version=1,  # BYOL's code
-        norm="batch",  # over the global batch, decay 0.9, eps 1e-5: BYOL's code
-        bn_groups=1,  # > 1: of so many equal parts of it, for batches beyond the paper's
-        width=1.0,
-        stem="imagenet",
-        dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
-        remat=False,
-    ))
-    config.method = ml_collections.ConfigDict(dict(
-        name="vito",
-        stages=("stage3", "stage4")[2 - int(variant["scales"]):],  # S = 2: VITO §3.1
-        pooling=variant["pooling"],  # VITO §3.1
-        attention_hidden=512,  # not in the paper: 4 % of ResNet-50's work, fitting its "lightweight"
-        projector_hidden=4096,  # BYOL's code; the paper says "two-layer MLP"
-        projector_out=256,  # BYOL's code
-        temperature=0.1,  # VITO §3.1
-        ema_base=0.99,  # BYOL's preset for 300 epochs, whose other values VITO A.2 gives
-    ))
-    config.data = ml_collections.ConfigDict(dict(
-        source="video",  # or "images"
-        path="",  # a folder that input_pipeline.prepare wrote
-        views=int(variant["views"]),  # VITO §4.2
-        image_size=224,  # VITO A.1
-        sampler=variant["sampler"],  # VITO §3.1, "marginal sampling"
-        clip_seconds=float(variant["clip"]),  # VITO §3.1
-        delay_seconds=1.0,  # of fixed_delay only; not in the paper
-        min_crop_area=float(variant["crop"]),  # VITO A.1
-    ))
-    config.optimizer = ml_collections.ConfigDict(dict(
-        name="lars",  # VITO A.2
-        weight_decay=1e-6,  # VITO A.2
-        momentum=0.9,  # BYOL's code
-        trust_coefficient=1e-3,  # BYOL's code
-    ))
-    config.schedule = ml_collections.ConfigDict(dict(
-        name="cosine",  # VITO A.2
-        base_lr=0.3,  # VITO A.2, per 256 examples: 4.8 at batch 4096
-        epochs=300.0,  # VITO §4.2; 200 in Table 1
-        warmup_epochs=10.0,  # BYOL's code
-        examples_per_epoch=1_281_167,  # an "ImageNet-equivalent epoch", whatever the data: VITO §4.1
-    ))
+    config.encoder = ml_collections.ConfigDict(
+        dict(
+            name="resnet",
+            depth=50,  # VITO §3
+            version=1,  # BYOL's code
+            norm="batch",  # over the global batch, decay 0.9, eps 1e-5: BYOL's code
+            bn_groups=1,  # > 1: of so many equal parts of it, for batches beyond the paper's
+            width=1.0,
+            stem="imagenet",
+            dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+            remat=False,
+        )
+    )
+    config.method = ml_collections.ConfigDict(
+        dict(
+            name="vito",
+            stages=("stage3", "stage4")[2 - int(variant["scales"]) :],  # S = 2: VITO §3.1
+            pooling=variant["pooling"],  # VITO §3.1
+            attention_hidden=512,  # not in the paper: 4 % of ResNet-50's work, fitting its "lightweight"
+            projector_hidden=4096,  # BYOL's code; the paper says "two-layer MLP"
+            projector_out=256,  # BYOL's code
+            temperature=0.1,  # VITO §3.1
+            ema_base=0.99,  # BYOL's preset for 300 epochs, whose other values VITO A.2 gives
+        )
+    )
+    config.data = ml_collections.ConfigDict(
+        dict(
+            source="video",  # or "images"
+            path="",  # a folder that input_pipeline.prepare wrote
+            views=int(variant["views"]),  # VITO §4.2
+            image_size=224,  # VITO A.1
+            sampler=variant["sampler"],  # VITO §3.1, "marginal sampling"
+            clip_seconds=float(variant["clip"]),  # VITO §3.1
+            delay_seconds=1.0,  # of fixed_delay only; not in the paper
+            min_crop_area=float(variant["crop"]),  # VITO A.1
+        )
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            name="lars",  # VITO A.2
+            weight_decay=1e-6,  # VITO A.2
+            momentum=0.9,  # BYOL's code
+            trust_coefficient=1e-3,  # BYOL's code
+        )
+    )
+    config.schedule = ml_collections.ConfigDict(
+        dict(
+            name="cosine",  # VITO A.2
+            base_lr=0.3,  # VITO A.2, per 256 examples: 4.8 at batch 4096
+            epochs=300.0,  # VITO §4.2; 200 in Table 1
+            warmup_epochs=10.0,  # BYOL's code
+            examples_per_epoch=1_281_167,  # an "ImageNet-equivalent epoch", whatever the data: VITO §4.1
+        )
+    )
     config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
     config.hosts = common.hosts_section()

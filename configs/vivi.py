@@ -16,6 +16,7 @@ PAPER below gives the argument of every row of the paper's tables and figures; t
     aa              AutoAugment in place of the Inception colours: of the labelled images if there are some (§5.2)
     demo            two CPU cores, a few minutes: small network, images and batch
 """
+
 import ml_collections
 
 from configs import common
@@ -71,8 +72,9 @@ SHOTS_PER_STEP = 2048  # NK, VIVI §4 "in all cases"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     no_yes = ("no", "yes")
-    variant = common.parse_argument(argument, **dict.fromkeys(MODELS, no_yes), co=("no", "10", "100"), big=no_yes,
-                                    aa=no_yes, demo=no_yes)
+    variant = common.parse_argument(
+        argument, **dict.fromkeys(MODELS, no_yes), co=("no", "10", "100"), big=no_yes, aa=no_yes, demo=no_yes
+    )
     chosen = [word for word in MODELS if variant[word] == "yes"] or ["ex4"]
     if len(chosen) > 1:
         raise ValueError(f"{' and '.join(chosen)} exclude each other: choose one model")
@@ -86,40 +88,48 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     config.batch_size = SHOTS_PER_STEP // max(model["shots"], 1)  # N, videos
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
 
-    config.encoder = ml_collections.ConfigDict(dict(
-        name="resnet",
-        depth=50,  # VIVI §4
-        version=2,  # VIVI §4
-        norm="batch",  # VIVI §4
-        bn_groups=128,  # statistics per core, as in the code of [33]; the paper does not say how many cores
-        weight_standardization=False,
-        width=3.0 if variant["big"] == "yes" else 1.0,  # VIVI §4
-        stem="imagenet",
-        input_mean=(0.5, 0.5, 0.5),  # images in [-1, 1]: Inception's preprocessing in the code of [68]
-        input_std=(0.5, 0.5, 0.5),
-        dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
-        remat=False,
-    ))
+    config.encoder = ml_collections.ConfigDict(
+        dict(
+            name="resnet",
+            depth=50,  # VIVI §4
+            version=2,  # VIVI §4
+            norm="batch",  # VIVI §4
+            bn_groups=128,  # statistics per core, as in the code of [33]; the paper does not say how many cores
+            weight_standardization=False,
+            width=3.0 if variant["big"] == "yes" else 1.0,  # VIVI §4
+            stem="imagenet",
+            input_mean=(0.5, 0.5, 0.5),  # images in [-1, 1]: Inception's preprocessing in the code of [68]
+            input_std=(0.5, 0.5, 0.5),
+            dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+            remat=False,
+        )
+    )
     config.method = ml_collections.ConfigDict(method_section(model, co, aa))
-    config.data = ml_collections.ConfigDict(dict(
-        source="shots",
-        unlabelled=model["unlabelled"],  # "videos", "images" or "none"
-        path="",  # of the unlabelled data: a folder that input_pipeline.prepare wrote, or images
-        shots=model["shots"],  # K, VIVI §4
-        frames=model["frames"],  # M, VIVI §4
-        frame_rate=1.0,  # Hz, VIVI §4
-        sampler=model.get("sampler", "consecutive"),  # VIVI §4
-        image_size=224,  # code of [33] and [68]
-        min_crop_area=0.08,  # [58], which VIVI §4 names; the code of [68] has 0.05
-        labelled_path="",  # class folders, a prepared store with labels, or a TFDS name
-        labelled_batch_size={"no": 0, "10": 256, "100": 2048}[co],  # not in the paper; 10 %: that of [68] at 100k steps
-        labelled_fraction={"no": 1.0, "10": 0.1, "100": 1.0}[co],  # VIVI §4
-    ))
-    config.optimizer = ml_collections.ConfigDict(dict(
-        name="sgd",  # VIVI §4
-        weight_decay=1e-3 if co == "10" else 1e-4,  # not in the paper: [68]'s with 10 % of the labels, [33]'s
-        momentum=0.9,  # VIVI §4
-    ))
+    config.data = ml_collections.ConfigDict(
+        dict(
+            source="shots",
+            unlabelled=model["unlabelled"],  # "videos", "images" or "none"
+            path="",  # of the unlabelled data: a folder that input_pipeline.prepare wrote, or images
+            shots=model["shots"],  # K, VIVI §4
+            frames=model["frames"],  # M, VIVI §4
+            frame_rate=1.0,  # Hz, VIVI §4
+            sampler=model.get("sampler", "consecutive"),  # VIVI §4
+            image_size=224,  # code of [33] and [68]
+            min_crop_area=0.08,  # [58], which VIVI §4 names; the code of [68] has 0.05
+            labelled_path="",  # class folders, a prepared store with labels, or a TFDS name
+            labelled_batch_size={"no": 0, "10": 256, "100": 2048}[
+                co
+            ],  # not in the paper; 10 %: that of [68] at 100k steps
+            labelled_fraction={"no": 1.0, "10": 0.1, "100": 1.0}[co],  # VIVI §4
+        )
+    )
+    config.optimizer = ml_collections.ConfigDict(
+        dict(
+            name="sgd",  # VIVI §4
+            weight_decay=1e-3 if co == "10" else 1e-4,  # not in the paper: [68]'s with 10 % of the labels, [33]'s
+            momentum=0.9,  # VIVI §4
+        )
+    )
     config.schedule = ml_collections.ConfigDict(schedule(co))
     config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
@@ -168,13 +178,26 @@ def lambda_video(model: dict, aa: bool) -> float:
 def schedule(co: str) -> dict:
     """VIVI §4. For co-training it gives the number of steps only; with 10 % the rest is [68]'s for its exemplars."""
     if co == "no":
-        return dict(name="piecewise", lr=0.8, total_steps=120_000, warmup_steps=0, boundaries=(90_000, 110_000),
-                    factor=0.1)
+        return dict(
+            name="piecewise", lr=0.8, total_steps=120_000, warmup_steps=0, boundaries=(90_000, 110_000), factor=0.1
+        )
     if co == "10":
-        return dict(name="piecewise", lr=0.05, total_steps=100_000, warmup_steps=5_000,
-                    boundaries=(70_000, 80_000, 90_000), factor=0.1)
-    return dict(name="piecewise", lr=0.8, total_steps=100_000, warmup_steps=5_000,
-                boundaries=(70_000, 85_000, 95_000), factor=0.1)
+        return dict(
+            name="piecewise",
+            lr=0.05,
+            total_steps=100_000,
+            warmup_steps=5_000,
+            boundaries=(70_000, 80_000, 90_000),
+            factor=0.1,
+        )
+    return dict(
+        name="piecewise",
+        lr=0.8,
+        total_steps=100_000,
+        warmup_steps=5_000,
+        boundaries=(70_000, 85_000, 95_000),
+        factor=0.1,
+    )
 
 
 def demo(config: ml_collections.ConfigDict) -> None:
@@ -187,14 +210,34 @@ def demo(config: ml_collections.ConfigDict) -> None:
     one, and colours tell the shots of these videos apart.
     """
     config.batch_size //= SHOTS_PER_STEP // 32
-    config.encoder.update(dict(depth=18, width=0.75 if config.encoder.width == 3 else 0.25, dtype="float32",
-                               bn_groups=1))
-    config.method.update(dict(triplet_groups=1, exemplar_dim=128, shot_dim=128, predictor_hidden=64, predictor_out=64,
-                              order_hidden=64, num_classes=10, hsv=True, grey_prob=0.2))
-    config.data.update(dict(image_size=48, frames=(config.data.frames + 1) // 2, frame_rate=2.0, min_crop_area=0.4,
-                            labelled_batch_size=min(config.data.labelled_batch_size, 32)))
+    config.encoder.update(
+        dict(depth=18, width=0.75 if config.encoder.width == 3 else 0.25, dtype="float32", bn_groups=1)
+    )
+    config.method.update(
+        dict(
+            triplet_groups=1,
+            exemplar_dim=128,
+            shot_dim=128,
+            predictor_hidden=64,
+            predictor_out=64,
+            order_hidden=64,
+            num_classes=10,
+            hsv=True,
+            grey_prob=0.2,
+        )
+    )
+    config.data.update(
+        dict(
+            image_size=48,
+            frames=(config.data.frames + 1) // 2,
+            frame_rate=2.0,
+            min_crop_area=0.4,
+            labelled_batch_size=min(config.data.labelled_batch_size, 32),
+        )
+    )
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
-    config.schedule = ml_collections.ConfigDict(dict(
-        name="piecewise", lr=0.002, total_steps=250, warmup_steps=20, boundaries=(170, 220), factor=0.1))
+    config.schedule = ml_collections.ConfigDict(
+        dict(name="piecewise", lr=0.002, total_steps=250, warmup_steps=20, boundaries=(170, 220), factor=0.1)
+    )
     config.evaluation.update(dict(image_size=48, batch_size=120))
     config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -5,6 +5,7 @@
 DIR is a frame store, of which pairs of frames of several clips are shown, or a folder of images. The masks come from
 the online network, each frame by itself. The paper draws the coarsest scale; all scales are drawn here, coarsest first.
 """
+
 import argparse
 import os
 import pathlib
@@ -61,8 +62,13 @@ def _clip_pairs(store: FrameStore, clips: int) -> list[tuple[bytes, str, str]]:
         first = (store.num_frames[v] - gap) // 2
         for frame in np.clip([first, first + gap], 0, store.num_frames[v] - 1):
             name = pathlib.Path(store.videos[v]).stem
-            pairs.append((store.read(store.first_record[v] + frame).item(), f"{name}, {frame / store.fps[v]:.2f} s",
-                          f"frame {frame} of {store.videos[v]}"))
+            pairs.append(
+                (
+                    store.read(store.first_record[v] + frame).item(),
+                    f"{name}, {frame / store.fps[v]:.2f} s",
+                    f"frame {frame} of {store.videos[v]}",
+                )
+            )
     return pairs
 
 
@@ -72,7 +78,7 @@ def _central_square(data: bytes, size: int, name: str) -> np.ndarray:
         raise DataError(f"{name} does not decode; replace or remove it")
     side = min(image.shape[:2])
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    square = image[top:top + side, left:left + side]
+    square = image[top : top + side, left : left + side]
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size < side else cv2.INTER_CUBIC)
 
 
@@ -111,8 +117,9 @@ def overlay(image: np.ndarray, mask: np.ndarray, peak: float) -> np.ndarray:
     return (1 - HEAT) * grey + HEAT * colormaps["inferno"](heat)[..., :3]
 
 
-def attention_figure(images: np.ndarray, masks: dict[str, np.ndarray], captions: list[str],
-                     out: str | os.PathLike | BinaryIO) -> None:
+def attention_figure(
+    images: np.ndarray, masks: dict[str, np.ndarray], captions: list[str], out: str | os.PathLike | BinaryIO
+) -> None:
     """Draws a column per frame; rows: the frame, then it under the mask of each scale, the coarsest first.
 
     Colours of a row have one scale, from no attention to the row's maximum, which is written beside it in multiples of

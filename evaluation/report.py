@@ -5,6 +5,7 @@
 Accuracy before and after, curves of metrics.jsonl, nearest neighbours, attention, and what was run. A part whose input
 is missing is replaced by a sentence that says so.
 """
+
 import argparse
 import base64
 import html
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation import adapt, attention
+from evaluation import attention, encoders, probe
 from input_pipeline import images
 from input_pipeline.store import DataError
 from vivi_jax import checkpoint
@@ -123,19 +124,27 @@ def tiles(metrics: list[dict]) -> str:
             shown.append((f"{values[0]:.1%} &rarr; {values[-1]:.1%}", f"{label} top-1, untrained &rarr; now"))
         elif values:
             shown.append((f"{values[-1]:.1%}", f"{label} top-1 at step {steps[-1]}"))
-    for name, label, form in (("loss", "loss", "{:.3f}"), ("embedding_std", "embedding std", "{:.3f}"),
-                              ("embedding_effective_rank", "effective rank", "{:.1f}"),
-                              ("examples_per_second", "examples per second", "{:.0f}")):
+    for name, label, form in (
+        ("loss", "loss", "{:.3f}"),
+        ("embedding_std", "embedding std", "{:.3f}"),
+        ("embedding_effective_rank", "effective rank", "{:.1f}"),
+        ("examples_per_second", "examples per second", "{:.0f}"),
+    ):
         if values := series(metrics, name)[1]:
             shown.append((form.format(values[-1]), label))
-    return '<div class="tiles">' + "".join(
-        f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in shown) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in shown)
+        + "</div>"
+    )
 
 
 def curves(metrics: list[dict]) -> Figure:
     """A chart for each of CHARTS that has values."""
-    charts = [(title, {label: series(metrics, name) for name, label in names.items() if series(metrics, name)[0]})
-              for title, names in CHARTS]
+    charts = [
+        (title, {label: series(metrics, name) for name, label in names.items() if series(metrics, name)[0]})
+        for title, names in CHARTS
+    ]
     charts = [(title, lines) for title, lines in charts if lines]
     if not charts:
         raise DataError("metrics.jsonl has no lines yet")
@@ -144,8 +153,15 @@ def curves(metrics: list[dict]) -> Figure:
     axes = figure.subplots(rows, 2, squeeze=False).flat
     for (title, lines), axis in zip(charts, axes, strict=False):  # charts first: zip takes no axis too many
         for (label, (steps, values)), colour in zip(lines.items(), (ACCENT, SECOND), strict=False):
-            axis.plot(steps, values, color=colour, label=label, linewidth=1.6, marker="o" if len(steps) < 40 else "",
-                      markersize=3)
+            axis.plot(
+                steps,
+                values,
+                color=colour,
+                label=label,
+                linewidth=1.6,
+                marker="o" if len(steps) < 40 else "",
+                markersize=3,
+            )
         axis.set_title(title, fontsize=10, loc="left", color=INK)
         axis.tick_params(labelsize=8, colors="#5b6875")
         axis.spines[["top", "right"]].set_visible(False)
@@ -161,21 +177,25 @@ def neighbours_section(run: pathlib.Path, config: dict) -> str:
     if not config["evaluation"]["dataset"]:
         raise DataError("the run has no labelled images (config.evaluation.dataset)")
     figure, of = neighbours(str(run), config["evaluation"]["dataset"])
-    return image(figure) + ('<p class="note">Left: held-out images. Right of each: the training images whose features '
-                            f"are nearest by cosine, of {of}; green where the class is the same.</p>")
+    return image(figure) + (
+        '<p class="note">Left: held-out images. Right of each: the training images whose features '
+        f"are nearest by cosine, of {of}; green where the class is the same.</p>"
+    )
 
 
 def neighbours(run: str, dataset: str) -> tuple[Figure, int]:
     """Held-out images of different classes and their nearest training images; also how many these were chosen from."""
-    encoder, variables, size = adapt.load_encoder(run)
-    sets = adapt.load_sets(dataset, k=1)
+    encoder, variables, size = encoders.load_encoder(run)
+    sets = probe.load_sets(dataset, k=1)
     _, first_of_class = np.unique(sets["test"].labels, return_index=True)
-    chosen = {"train": sets["train"].take(attention.spread(len(sets["train"]), BANK)),
-              "test": sets["test"].take(first_of_class[attention.spread(len(first_of_class), QUERIES)])}
+    chosen = {
+        "train": sets["train"].take(attention.spread(len(sets["train"]), BANK)),
+        "test": sets["test"].take(first_of_class[attention.spread(len(first_of_class), QUERIES)]),
+    }
     pixels, features = {}, {}
     for split, subset in chosen.items():
         batches = list(images.eval_batches(subset, batch_size=min(len(subset), 128), image_size=size))
-        features[split], _ = adapt.extract_features(encoder, variables, batches)
+        features[split], _ = encoders.extract_features(encoder, variables, batches)
         # A collapsed encoder's features differ so little that float32 cannot rank their cosines.
         features[split] = features[split].astype(np.float64)
         features[split] /= np.linalg.norm(features[split], axis=1, keepdims=True)
@@ -201,8 +221,9 @@ def _picture(axis, pixels: np.ndarray, caption: str, colour: str) -> None:
 
 
 def attention_section(run: pathlib.Path, config: dict) -> str:
-    frames, captions = attention.load_images(config["data"]["path"], count=ATTENTION_FRAMES,
-                                             size=config["data"]["image_size"])
+    frames, captions = attention.load_images(
+        config["data"]["path"], count=ATTENTION_FRAMES, size=config["data"]["image_size"]
+    )
     png = io.BytesIO()
     attention.attention_figure(frames, attention.load_masks(str(run), frames), captions, png)
     return png_tag(png) + '<p class="note">Masks of the online network, each frame by itself (VITO, Figure A.1).</p>'
@@ -213,24 +234,34 @@ def set_up(run: pathlib.Path, config: dict) -> str:
     files = [run / name for name in ("config.json", "metrics.jsonl", "summary.json")]
     files += [run / "checkpoints" / str(step) for step in checkpoint.steps(run / "checkpoints")[-1:]]
     files += sorted([*run.glob("*.safetensors"), *run.resolve().parent.glob("*.safetensors")])
-    links = ", ".join(f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>'
-                      for f in files if f.exists())
-    versions = {"commit": commit(), "python": platform.python_version(),
-                "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    links = ", ".join(
+        f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>' for f in files if f.exists()
+    )
+    versions = {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return (f"<p>Files: {links}</p><p>When this page was written:</p>{table(versions.items())}"
-            f"<details><summary>Config</summary>{table(flat(config))}</details>")
+    return (
+        f"<p>Files: {links}</p><p>When this page was written:</p>{table(versions.items())}"
+        f"<details><summary>Config</summary>{table(flat(config))}</details>"
+    )
 
 
 def commit() -> str:
     """The commit of this code, with a "+" where files differ from it; "unknown" outside a git checkout."""
     here = pathlib.Path(__file__).parent
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], cwd=here,
-                               capture_output=True, text=True)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+    )
     return described.stdout.strip() or "unknown"
 
 

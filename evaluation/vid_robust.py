@@ -7,6 +7,7 @@ given, the frames, under the names of pmsets.json: DIR/val/VIDEO/000010.JPEG. Th
 ImageNet's 1000-class classifier. FILE is an .npz with `names` [N] and `logits` [N, 1000 or 30], or a CSV file with
 lines of name,logit,logit,...
 """
+
 import argparse
 import csv
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from flax import linen as nn
 from scipy import stats
 
-from evaluation import adapt
+from evaluation import encoders
 from input_pipeline import images
 from input_pipeline.store import DataError
 from vivi_jax.errors import CheckpointError, ConfigError
@@ -30,6 +31,7 @@ WINDOW = 10  # frames: the farthest neighbours in pmsets.json
 @dataclasses.dataclass(frozen=True)
 class Frames:
     """The official metadata."""
+
     neighbours: dict[str, list[str]]  # anchor -> its neighbours, up to 20
     labels: dict[str, set[int]]  # frame -> its right classes among the 30
     imagenet_classes: list[list[int]]  # of each of the 30: its ImageNet classes
@@ -42,23 +44,30 @@ class Frames:
 
 def load_metadata(data_dir: str) -> Frames:
     """Raises DataError: a file is missing or damaged, or a frame has no label."""
+
     def read(name: str) -> dict:
         path = pathlib.Path(data_dir) / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
-            raise DataError(f"no {path}; copy the files of src/eval_settings/imagenet-vid-robust_metadata in "
-                            "modestyachts/imagenet-testbed there") from None
+            raise DataError(
+                f"no {path}; copy the files of src/eval_settings/imagenet-vid-robust_metadata in "
+                "modestyachts/imagenet-testbed there"
+            ) from None
         except ValueError as error:
             raise DataError(f"{path} is damaged: {error}") from None
 
     mapping = read("rev_class_idx_map.json")
-    frames = Frames(read("pmsets.json"), {name: set(label) for name, label in read("labels.json").items()},
-                    [mapping[str(k)] for k in range(len(mapping))])
+    frames = Frames(
+        read("pmsets.json"),
+        {name: set(label) for name, label in read("labels.json").items()},
+        [mapping[str(k)] for k in range(len(mapping))],
+    )
     unlabelled = [name for name in frames.names if name not in frames.labels]
     if unlabelled:
-        raise DataError(f"{data_dir}/labels.json lacks {len(unlabelled)} frames of pmsets.json, the first "
-                        f"{unlabelled[0]}")
+        raise DataError(
+            f"{data_dir}/labels.json lacks {len(unlabelled)} frames of pmsets.json, the first {unlabelled[0]}"
+        )
     return frames
 
 
@@ -69,8 +78,10 @@ def to_vid_classes(logits: np.ndarray, imagenet_classes: list[list[int]]) -> np.
 
 def score(right: dict[str, bool], neighbours: dict[str, list[str]], *, k: int) -> int:
     """Anchors that are right together with every neighbour at most k frames away; k = 0: the anchors alone."""
-    return sum(right[anchor] and all(right[name] for name in near if abs(number(name) - number(anchor)) <= k)
-               for anchor, near in neighbours.items())
+    return sum(
+        right[anchor] and all(right[name] for name in near if abs(number(name) - number(anchor)) <= k)
+        for anchor, near in neighbours.items()
+    )
 
 
 def number(name: str) -> int:
@@ -98,8 +109,10 @@ def evaluate(frames: Frames, names: list[str], logits: np.ndarray) -> dict:
       DataError: frames without logits, or logits of another width, or not finite.
     """
     if logits.ndim != 2 or len(names) != len(logits) or logits.shape[1] not in (VID_CLASSES, IMAGENET_CLASSES):
-        raise DataError(f"logits of {len(names)} frames have shape {logits.shape}: must be [frames, "
-                        f"{IMAGENET_CLASSES}] or [frames, {VID_CLASSES}]")
+        raise DataError(
+            f"logits of {len(names)} frames have shape {logits.shape}: must be [frames, "
+            f"{IMAGENET_CLASSES}] or [frames, {VID_CLASSES}]"
+        )
     if not np.isfinite(logits).all():
         raise DataError(f"the logits of {names[np.flatnonzero(~np.isfinite(logits).all(axis=1))[0]]} are not finite")
     if logits.shape[1] == IMAGENET_CLASSES:
@@ -113,20 +126,26 @@ def evaluate(frames: Frames, names: list[str], logits: np.ndarray) -> dict:
     for k in range(WINDOW + 1):
         count = score(right, frames.neighbours, k=k)
         rows.append({"k": k, "right": count, "accuracy": count / total, "interval": clopper_pearson(count, total)})
-    return {"anchors": total, "frames": len(frames.names), "pm": rows,
-            "drop": rows[0]["accuracy"] - rows[-1]["accuracy"]}
+    return {
+        "anchors": total,
+        "frames": len(frames.names),
+        "pm": rows,
+        "drop": rows[0]["accuracy"] - rows[-1]["accuracy"],
+    }
 
 
 class Logits(nn.Module):
     """An encoder whose classifier's logits stand in for its features."""
+
     encoder: nn.Module
 
     def __call__(self, images, *, train: bool):
         return self.encoder(images, train=train)[1]["logits"], {}
 
 
-def predict(encoder: nn.Module, variables: dict, frames: Frames, data_dir: str, *, image_size: int, batch_size: int
-            ) -> tuple[list[str], np.ndarray]:
+def predict(
+    encoder: nn.Module, variables: dict, frames: Frames, data_dir: str, *, image_size: int, batch_size: int
+) -> tuple[list[str], np.ndarray]:
     """(frame names, float32[N, 1000] logits) of the central square of each frame.
 
     Raises:
@@ -135,18 +154,25 @@ def predict(encoder: nn.Module, variables: dict, frames: Frames, data_dir: str, 
     """
     classes = getattr(encoder, "num_classes", None)
     if classes != IMAGENET_CLASSES:
-        raise ConfigError(f"the encoder has {'no classifier' if classes is None else f'{classes} classes'}; "
-                          f"ImageNet-Vid-Robust needs ImageNet's {IMAGENET_CLASSES}: take a supervised or co-trained "
-                          "model, or give --predictions")
+        raise ConfigError(
+            f"the encoder has {'no classifier' if classes is None else f'{classes} classes'}; "
+            f"ImageNet-Vid-Robust needs ImageNet's {IMAGENET_CLASSES}: take a supervised or co-trained "
+            "model, or give --predictions"
+        )
     names, root = frames.names, pathlib.Path(data_dir)
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise DataError(f"{len(missing)} of {len(names)} frames are not in {root}: {', '.join(missing[:5])}")
-    pictures = images.LabelledImages(str(root), np.zeros(len(names), np.int32), [""],
-                                     lambda i: (root / names[i]).read_bytes(), lambda i: str(root / names[i]))
+    pictures = images.LabelledImages(
+        str(root),
+        np.zeros(len(names), np.int32),
+        [""],
+        lambda i: (root / names[i]).read_bytes(),
+        lambda i: str(root / names[i]),
+    )
     wrapped = {name: {"encoder": tree} for name, tree in variables.items()}
     batches = images.eval_batches(pictures, batch_size=batch_size, image_size=image_size)
-    return names, adapt.extract_features(Logits(encoder), wrapped, batches)[0]
+    return names, encoders.extract_features(Logits(encoder), wrapped, batches)[0]
 
 
 def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
@@ -159,8 +185,9 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
             lines = [line for line in csv.reader(file) if line]
         return [line[0] for line in lines], np.array([line[1:] for line in lines], np.float64)
     except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"no predictions in {path} (names and logits as .npz, or lines of name,logit,...): {error}"
-                        ) from None
+        raise DataError(
+            f"no predictions in {path} (names and logits as .npz, or lines of name,logit,...): {error}"
+        ) from None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -178,9 +205,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.predictions:
             names, logits = read_predictions(args.predictions)
         else:
-            encoder, variables, _ = adapt.load_encoder(args.checkpoint)
-            names, logits = predict(encoder, variables, frames, args.data_dir, image_size=args.image_size,
-                                    batch_size=args.batch_size)
+            encoder, variables, _ = encoders.load_encoder(args.checkpoint)
+            names, logits = predict(
+                encoder, variables, frames, args.data_dir, image_size=args.image_size, batch_size=args.batch_size
+            )
         result = evaluate(frames, names, logits)
     except (CheckpointError, ConfigError, DataError) as error:
         sys.exit(f"error: {error}")

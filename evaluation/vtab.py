@@ -8,236 +8,18 @@ WORKDIR/runs; started again, the program goes on after the last one. Machines th
 --shard; with v1 they meet before the final runs, as one setting is chosen for all tasks. Tables are in
 WORKDIR/vtab.{json,csv,md,png}.
 """
-import dataclasses
-import itertools
-import json
-import logging
-import os
-import pathlib
-import time
-from collections.abc import Callable, Iterable
 
-import jax
-import ml_collections
-import numpy as np
+import pathlib
+
 from absl import flags
-from flax import linen as nn
 from ml_collections import config_flags
 
-from evaluation import adapt, command_line, finetune, vtab_data, vtab_report, vtab_tasks
-from evaluation.vtab_data import Examples
-from evaluation.vtab_tasks import Task
-from input_pipeline.store import DataError
-from vivi_jax import checkpoint
-from vivi_jax.errors import ConfigError, choose
-from vivi_jax.models import build_encoder
-
-_LOG = logging.getLogger("evaluation.vtab")
+from evaluation.protocols.vtab import tasks as vtab_tasks
+from evaluation.protocols.vtab.sweep import PROTOCOLS, evaluate, load_encoder
+from vivi_jax import command_line
+from vivi_jax.errors import ConfigError
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """Which splits the trial runs and the final runs train and are measured on, and who shares a setting."""
-    trial: tuple[str, str]
-    final: tuple[str, str]
-    one_setting: bool  # for all tasks, by the mean of their trial accuracies; else each task has its own
-
-
-PROTOCOLS = {
-    # VIVI §4. It takes 1000 random images of train and val; task_adaptation's code the first 1000, as here.
-    "v1": Protocol(("train1000", "val"), ("train1000", "test"), one_setting=True),
-    # VTAB-1k, arXiv:1910.04867v2.
-    "v2": Protocol(("train800", "val200"), ("train800val200", "test"), one_setting=False),
-    # All images. No source says how its settings are chosen.
-    "full": Protocol(("train", "val"), ("trainval", "test"), one_setting=False),
-}
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Setting:
-    lr: float
-    steps: int
-
-    def __str__(self) -> str:
-        return f"lr{self.lr:g}-steps{self.steps}"
-
-
-# ---- Choice of settings ---------------------------------------------------------------------------------------------
-def choose_settings(scores: dict[str, dict[Setting, float]], *, one_setting: bool) -> dict[str, Setting]:
-    """Task -> the setting of its final runs: the best trial accuracy, averaged over all tasks if `one_setting`.
-
-    Of equal settings the one tried first is taken.
-    """
-    if not one_setting:
-        return {task: max(of_task, key=of_task.get) for task, of_task in scores.items()}
-    settings = next(iter(scores.values()), {})
-    means = {setting: np.mean([of_task[setting] for of_task in scores.values()]) for setting in settings}
-    return {task: max(means, key=means.get) for task in scores}
-
-
-# ---- Runs -----------------------------------------------------------------------------------------------------------
-class Runs:
-    """The training runs of one encoder, each with its file in WORKDIR/runs/TASK; one with a file is not repeated."""
-
-    def __init__(self, config: ml_collections.ConfigDict, encoder: nn.Module, variables: dict, workdir: pathlib.Path):
-        self.config, self.encoder, self.variables, self.workdir = config, encoder, variables, workdir
-        self._trainers: dict[int, finetune.Trainer] = {}  # by number of classes
-
-    def path(self, task: Task, stage: str, setting: Setting, repeat: int) -> pathlib.Path:
-        return self.workdir / "runs" / task.name / f"{stage}-{setting}-{repeat}.json"
-
-    def result(self, task: Task, stage: str, setting: Setting, repeat: int) -> dict | None:
-        path = self.path(task, stage, setting, repeat)
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def do(self, task: Task, load: Callable[[str], Examples], stage: str, splits: tuple[str, str],
-           runs: Iterable[tuple[Setting, int]]) -> None:
-        """Trains and measures what has no file yet; the training images are decoded once for all of them."""
-        missing = [run for run in runs if self.result(task, stage, *run) is None]
-        if not missing:
-            return
-        config, train, test = self.config, load(splits[0]), load(splits[1])
-        size = dict(batch_size=config.batch_size, image_size=config.image_size)
-        held = vtab_data.load_all(train, **size) if splits[0] not in ("train", "trainval") else None
-        module, variables, trainer, compiled = self._trainer(train.classes)
-        for setting, repeat in missing:
-            rates = finetune.learning_rates(setting.lr, setting.steps, decay_at=config.decay_at,
-                                            decay_factor=config.decay_factor)
-            seed = int(np.random.SeedSequence([config.seed, repeat]).generate_state(1)[0])
-            batches = (vtab_data.shuffled_stream(train, **size, buffer=config.shuffle_buffer, seed=seed) if held is None
-                       else finetune.shuffled_batches(held, batch_size=config.batch_size, seed=seed))
-            fit = finetune.fit(trainer, variables, batches, rates)
-            start = time.perf_counter()
-            accuracy = finetune.accuracy(module, fit.variables, vtab_data.batches(test, **size))
-            result = {"task": task.name, "stage": stage, **dataclasses.asdict(setting), "repeat": repeat,
-                      "accuracy": accuracy, "loss": fit.loss if np.isfinite(fit.loss) else None,
-                      "trained_on": [splits[0], train.size], "measured_on": [splits[1], test.size],
-                      "cost": {"train_seconds": fit.seconds, "wait_seconds": fit.wait_seconds,
-                               "train_images": setting.steps * config.batch_size,
-                               "measure_seconds": time.perf_counter() - start, "compilations": compiled,
-                               "compile_seconds": trainer.compile_seconds if compiled else 0.0}}
-            compiled = 0
-            write_whole(self.path(task, stage, setting, repeat), json.dumps(result, indent=1, allow_nan=False) + "\n")
-            _LOG.info("%s %s %s repeat %d: %.1f %% of %s, %.0f s", task.name, stage, setting, repeat, 100 * accuracy,
-                      splits[1], time.perf_counter() - start + fit.seconds)
-
-    def _trainer(self, classes: int) -> tuple[finetune.Classifier, dict, finetune.Trainer, int]:
-        """(classifier, its variables, the compiled step, compilations it took: 1 or 0)."""
-        config = self.config
-        module, variables = finetune.make_classifier(self.encoder, self.variables, num_classes=classes,
-                                                     image_size=config.image_size)
-        known = classes in self._trainers
-        if not known:
-            self._trainers[classes] = finetune.compile_trainer(
-                module, variables, batch_size=config.batch_size, image_size=config.image_size,
-                momentum=config.momentum)
-        return module, variables, self._trainers[classes], 0 if known else 1
-
-
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill leaves all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # machines may share the folder
-    unfinished.write_text(text)
-    unfinished.replace(path)
-
-
-# ---- The whole ------------------------------------------------------------------------------------------------------
-def evaluate(config: ml_collections.ConfigDict, encoder: nn.Module, variables: dict, *, name: str, tasks: list[Task],
-             protocol: str, data_dir: str, workdir: str, shard: tuple[int, int] = (0, 1)) -> dict:
-    """Does the runs of this shard that are missing, and writes the tables of all there are; returns their contents.
-
-    Args:
-      name: of the encoder, for the tables.
-
-    Raises:
-      ConfigError, DataError: before anything is trained, unless an image does not decode.
-    """
-    rules = choose("--protocol", protocol, PROTOCOLS)
-    found, absent = find_all(tasks, data_dir, config.check_sizes)
-    workdir = pathlib.Path(workdir)
-    claim(workdir, {"config": json.loads(config.to_json()), "protocol": protocol,
-                    "encoder_sha256": checkpoint.state_sha256(variables)})
-    runs = Runs(config, encoder, variables, workdir)
-    settings = [Setting(lr, steps) for lr, steps in itertools.product(config.learning_rates, config.steps)]
-    mine = list(found.items())[shard[0]::shard[1]]
-    for task, load in mine:
-        runs.do(task, load, "trial", rules.trial, [(setting, 0) for setting in settings])
-
-    trials = {task.name: {s: r["accuracy"] for s in settings if (r := runs.result(task, "trial", s, 0))}
-              for task in found}
-    complete = {name: scores for name, scores in trials.items() if len(scores) == len(settings)}
-    waiting = [name for name in trials if name not in complete]
-    if waiting and rules.one_setting:
-        _LOG.warning("no final runs yet: protocol %s chooses one setting by the trials of all tasks, and those of %s "
-                     "are not finished; run their shards, then this command again", protocol, ", ".join(waiting))
-        chosen = {}
-    else:
-        chosen = choose_settings(complete, one_setting=rules.one_setting)
-    for task, load in mine:
-        if task.name in chosen:
-            runs.do(task, load, "final", rules.final, [(chosen[task.name], r) for r in range(config.repeats)])
-
-    finals = {task.name: [runs.result(task, "final", chosen[task.name], r) for r in range(config.repeats)]
-              for task in found if task.name in chosen}
-    finished = {task: results for task, results in finals.items() if all(results)}
-    return vtab_report.write(workdir, finished, trials=[r for task in found for s in settings
-                                                        if (r := runs.result(task, "trial", s, 0))],
-                             absent=absent, protocol=protocol, encoder=name, official=config.check_sizes)
-
-
-def find_all(tasks: list[Task], data_dir: str, check_sizes: bool
-             ) -> tuple[dict[Task, Callable[[str], Examples]], dict[str, str]]:
-    """({task: its data}, {name of a task without data: the step that brings them}).
-
-    Raises:
-      DataError: none of the tasks has data, or sizes are wrong; everything that is wrong is listed.
-    """
-    found, absent, wrong = {}, {}, []
-    for task in tasks:
-        try:
-            found[task] = vtab_data.find(task, data_dir, check_sizes=check_sizes)
-        except vtab_data.Absent as error:
-            absent[task.name] = str(error)
-            _LOG.warning("left out: %s", error)
-        except DataError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise DataError(" | ".join(wrong))
-    if not found:
-        raise DataError(f"no task has data in {data_dir}; the first: {next(iter(absent.values()))}")
-    return found, absent
-
-
-def load_encoder(source: str, config: ml_collections.ConfigDict) -> tuple[nn.Module, dict]:
-    """(encoder, variables) of a run or a file; of "none": config.random_encoder with random weights."""
-    if source != "none":
-        return adapt.load_encoder(source)[:2]
-    encoder = build_encoder(**config.random_encoder.to_dict())
-    image = np.zeros((1, 32, 32, 3), np.float32)
-    return encoder, jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(config.seed))
-
-
-def claim(workdir: pathlib.Path, identity: dict) -> None:
-    """Writes what is evaluated into a new WORKDIR; refuses one that holds the runs of something else.
-
-    Raises:
-      ConfigError: the differences, with both values.
-    """
-    path = workdir / "evaluation.json"
-    if not path.exists():
-        write_whole(path, json.dumps(identity, indent=1) + "\n")
-        return
-    there = json.loads(path.read_text())
-    flat = [{**{f"config.{k}": v for k, v in d["config"].items()}, **{k: d[k] for k in d if k != "config"}}
-            for d in (there, identity)]
-    different = [f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} here" for key in sorted(flat[0].keys() | flat[1])
-                 if flat[0].get(key) != flat[1].get(key)]
-    if different:
-        raise ConfigError(f"{workdir} holds another evaluation ({'; '.join(different)}); use another --workdir")
-
-
-# ---- Command line ---------------------------------------------------------------------------------------------------
 def define_flags() -> dict[str, flags.FlagHolder]:
     default = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "vtab.py")
     text = flags.DEFINE_string
@@ -262,8 +44,14 @@ def parse_shard(text: str) -> tuple[int, int]:
 def main(values: dict) -> None:
     config, source = values["config"], values["checkpoint"]
     tasks, shard = vtab_tasks.select(values["tasks"]), parse_shard(values["shard"])
-    report = evaluate(config, *load_encoder(source, config), name=source, tasks=tasks, shard=shard,
-                      **{name: values[name] for name in ("protocol", "data_dir", "workdir")})
+    report = evaluate(
+        config,
+        *load_encoder(source, config),
+        name=source,
+        tasks=tasks,
+        shard=shard,
+        **{name: values[name] for name in ("protocol", "data_dir", "workdir")},
+    )
     print(report["summary"])
 
 

@@ -1,4 +1,5 @@
 """Running a Beam pipeline from a command of ours: options checked first, and one line where a worker fails."""
+
 import logging
 import re
 from collections.abc import Callable

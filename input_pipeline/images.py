@@ -1,4 +1,5 @@
 """Labelled images for evaluation: class folders, prepared videos, or a TFDS name, all read in one way."""
+
 import dataclasses
 import difflib
 import hashlib
@@ -9,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from input_pipeline.decode import Example, decode_any, decoded, image_height_width
 from input_pipeline.store import META, DataError, FrameStore
+from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
@@ -21,6 +22,7 @@ _HELD_OUT = 5  # one image in five, where a source does not come in two parts
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
     """Encoded images, read one by one, and their labels."""
+
     source: str  # where they come from, for messages
     labels: np.ndarray  # int32[N], index into class_names
     class_names: list[str]
@@ -32,8 +34,12 @@ class LabelledImages:
 
     def take(self, indices: np.ndarray) -> "LabelledImages":
         """The images of the given indices, in that order."""
-        return dataclasses.replace(self, labels=self.labels[indices], read=lambda i: self.read(int(indices[i])),
-                                   name=lambda i: self.name(int(indices[i])))
+        return dataclasses.replace(
+            self,
+            labels=self.labels[indices],
+            read=lambda i: self.read(int(indices[i])),
+            name=lambda i: self.name(int(indices[i])),
+        )
 
 
 def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> LabelledImages:
@@ -77,6 +83,7 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
     Raises:
       DataError: an image does not decode.
     """
+
     def example(i: int) -> Example:
         data, name = images.read(i), images.name(i)
         height, width = image_height_width(data, name)
@@ -85,9 +92,10 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
         return Example(np.array([data], object), np.array([box], np.int32), np.array([False]), lambda view: name)
 
     start = 0
-    for pixels in decoded(example, 0, len(images), rows=batch_size, views=1, image_size=image_size, decode=decode_any,
-                          threads=None):
-        yield {"image": pixels[:, 0], "label": images.labels[start:start + len(pixels)]}
+    for pixels in decoded(
+        example, 0, len(images), rows=batch_size, views=1, image_size=image_size, decode=decode_any, threads=None
+    ):
+        yield {"image": pixels[:, 0], "label": images.labels[start : start + len(pixels)]}
         start += len(pixels)
 
 
@@ -110,12 +118,19 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
             else:
                 others.append(path)
     if not files:
-        raise DataError(f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
-                        f"class with {', '.join(sorted(_SUFFIXES))} files")
+        raise DataError(
+            f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
+            f"class with {', '.join(sorted(_SUFFIXES))} files"
+        )
     if others:
         _LOG.warning("%d files of %s are no images and not used (%s)", len(others), root, others[0])
-    return LabelledImages(str(root), np.array(labels, np.int32), class_names, read=lambda i: files[i].read_bytes(),
-                          name=lambda i: str(files[i]))
+    return LabelledImages(
+        str(root),
+        np.array(labels, np.int32),
+        class_names,
+        read=lambda i: files[i].read_bytes(),
+        name=lambda i: str(files[i]),
+    )
 
 
 def _middle_frames(store: FrameStore) -> LabelledImages:
@@ -123,13 +138,20 @@ def _middle_frames(store: FrameStore) -> LabelledImages:
     if not len(videos):
         raise DataError(f"no video of {store.directory} has a label; prepare them again with --labels=CSV")
     if len(videos) < len(store):
-        _LOG.warning("%d of %d videos of %s have no label and are not used", len(store) - len(videos), len(store),
-                     store.directory)
+        _LOG.warning(
+            "%d of %d videos of %s have no label and are not used",
+            len(store) - len(videos),
+            len(store),
+            store.directory,
+        )
     records = store.first_record[videos] + store.num_frames[videos] // 2
     return LabelledImages(
-        store.directory, store.label[videos].astype(np.int32), store.class_names,
+        store.directory,
+        store.label[videos].astype(np.int32),
+        store.class_names,
         read=lambda i: store.read(records[i]).item(),
-        name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}")
+        name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}",
+    )
 
 
 def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImages:
@@ -143,16 +165,23 @@ def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImag
 
 def _hold_out(images: LabelledImages, split: str) -> LabelledImages:
     """The part of the images that belongs to a split; an image stays in its part when others come or go."""
+
     def is_test(i: int) -> bool:
         name = os.path.relpath(images.name(i), images.source)
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _HELD_OUT == 0
 
     chosen = np.flatnonzero([is_test(i) == (split == "test") for i in range(len(images))])
     if not len(chosen):
-        raise DataError(f"none of the {len(images)} images of {images.source} falls into {split!r}: give train/ and "
-                        "test/ folders")
-    _LOG.info("%s has no train/ and test/: %s is %d of its %d images, by a hash of their names", images.source, split,
-              len(chosen), len(images))
+        raise DataError(
+            f"none of the {len(images)} images of {images.source} falls into {split!r}: give train/ and test/ folders"
+        )
+    _LOG.info(
+        "%s has no train/ and test/: %s is %d of its %d images, by a hash of their names",
+        images.source,
+        split,
+        len(chosen),
+        len(images),
+    )
     return images.take(chosen)
 
 
@@ -164,20 +193,27 @@ def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
         folder = pathlib.Path(source).parent
         siblings = [str(folder / p.name) for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         near = difflib.get_close_matches(source, [*siblings, *names], n=3, cutoff=0.6)
-        raise DataError(f"{source!r} is neither a folder nor a TFDS data set"
-                        + (f"; nearest: {', '.join(near)}" if near else ""))
+        raise DataError(
+            f"{source!r} is neither a folder nor a TFDS data set" + (f"; nearest: {', '.join(near)}" if near else "")
+        )
     try:
         builder = tfds.builder(source, data_dir=data_dir)
         features = dict(builder.info.features)
         image_key, label_key = builder.info.supervised_keys or (None, None)
-        if not (isinstance(features.get(image_key), tfds.features.Image)
-                and isinstance(features.get(label_key), tfds.features.ClassLabel)):
+        if not (
+            isinstance(features.get(image_key), tfds.features.Image)
+            and isinstance(features.get(label_key), tfds.features.ClassLabel)
+        ):
             raise DataError(f"it has no image with a class label but {', '.join(features)}")
         builder.download_and_prepare()
-        dataset = builder.as_dataset(split=split, shuffle_files=False,
-                                     decoders={image_key: tfds.decode.SkipDecoding()})
+        dataset = builder.as_dataset(split=split, shuffle_files=False, decoders={image_key: tfds.decode.SkipDecoding()})
         examples = [(example[image_key], example[label_key]) for example in dataset.as_numpy_iterator()]
     except Exception as e:  # TFDS raises whatever its downloads, checksums, versions and splits raise
         raise DataError(f"TFDS cannot provide {split!r} of {source!r}: {' '.join(str(e).split())[:300]}") from e
-    return LabelledImages(source, np.array([label for _, label in examples], np.int32), features[label_key].names,
-                          read=lambda i: examples[i][0], name=lambda i: f"image {i} of {source}, {split}")
+    return LabelledImages(
+        source,
+        np.array([label for _, label in examples], np.int32),
+        features[label_key].names,
+        read=lambda i: examples[i][0],
+        name=lambda i: f"image {i} of {source}, {split}",
+    )

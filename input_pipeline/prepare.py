@@ -12,174 +12,16 @@ do not depend on the number of workers or of interruptions (a file near its time
 
 For many machines, or paths into a bucket: prepare_beam.py, which takes the same flags and writes the same bytes.
 """
-import collections
-import concurrent.futures
-import contextlib
-import dataclasses
-import json
-import logging
-import os
-import pathlib
-import queue
+
 import sys
 import time
-from collections.abc import Callable, Iterator
 
-import tqdm
 from absl import app, flags
 
-from input_pipeline import files, inputs, preparation, shots, store
-from input_pipeline.preparation import Plan, Settings
-from input_pipeline.sandbox import Sandbox
+from input_pipeline import store
+from input_pipeline.preparation import flags as shared_flags
+from input_pipeline.preparation.local import prepare, summary
 from input_pipeline.store import DataError
-
-DEFAULT = Settings()
-
-
-def prepare(videos: str, out: str, settings: Settings = DEFAULT, *, labels: str = "", labelled_only: bool = False,
-            workers: int | None = None) -> bool:
-    """Makes the frame store `out` from `videos`; does nothing where it is complete.
-
-    Args:
-      videos: a directory, searched recursively, or a glob pattern.
-      labels: "" for none, "folder" for the name of the folder each file is in, or a CSV file: see inputs.read_labels.
-      labelled_only: files without a label are left out.
-      workers: files decoded at a time; default: the cores this process may use.
-
-    Returns:
-      False if the store was complete already.
-
-    Raises:
-      DataError: no inputs; `out` was begun with other inputs or settings, is in use, or cannot be written.
-    """
-    for path in (videos, out):
-        if files.is_remote(path):
-            raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
-    plan = preparation.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
-    try:
-        if preparation.is_complete(out, plan):
-            return False
-        with preparation.begin(out, plan) as partial:
-            packed = _decode_all(pathlib.Path(out), pathlib.Path(partial), plan,
-                                 workers or len(os.sched_getaffinity(0)))
-            preparation.finish(out, plan, packed)
-    except OSError as e:
-        raise DataError(cannot_write(out, e)) from e
-    return True
-
-
-def cannot_write(out: str, error: OSError) -> str:
-    return (f"cannot write to {out}: {error.strerror or error}; what is done is kept: make room, or make it writable, "
-            "and run the same command again")
-
-
-def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> Iterator[dict]:
-    """What preparation.pack returned for every shard, in order."""
-    shards, settings = plan.shards, plan.settings
-    ahead = 4 + 2 * workers // settings.videos_per_shard  # shards in work, so that one long video stops nobody
-    waiting = collections.deque()
-    with pool(workers, settings.limits) as submit, progress(len(plan.inputs)) as done:
-        for shard in range(len(shards) + ahead):
-            if shard < len(shards):
-                if _rows_path(partial, shard).exists():  # by an earlier run
-                    done(len(shards[shard]))
-                    waiting.append(None)
-                else:
-                    waiting.append([submit(_decode_one, partial, i, plan.inputs[i], settings, done)
-                                    for i in shards[shard]])
-            if shard >= ahead:
-                futures = waiting.popleft()
-                if futures is not None:
-                    _pack(root, partial, shard - ahead, len(shards), shards[shard - ahead],
-                          [future.result() for future in futures])
-                yield json.loads(_rows_path(partial, shard - ahead).read_text())
-
-
-@contextlib.contextmanager
-def pool(workers: int, limits: dict) -> Iterator[Callable]:
-    """Yields submit(function, *args) -> future; the function gets a free sandbox as its first argument."""
-    sandboxes = [Sandbox(**limits) for _ in range(workers)]
-    free = queue.SimpleQueue()
-    for sandbox in sandboxes:
-        free.put(sandbox)
-
-    def call(function, *args):
-        sandbox = free.get()
-        try:
-            return function(sandbox, *args)
-        finally:
-            free.put(sandbox)
-
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        yield lambda function, *args: pool.submit(call, function, *args)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for sandbox in sandboxes:  # on an error or Ctrl-C this also ends what is being decoded
-            sandbox.close()
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable]:
-    """Yields done(n); a bar on a terminal, a line a minute in a log file."""
-    interval = 0.2 if sys.stderr.isatty() else 60
-    with tqdm.tqdm(total=total, unit="file", mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
-        yield bar.update
-
-
-def _decode_one(sandbox: Sandbox, partial: pathlib.Path, index: int, file: inputs.Input, settings: Settings,
-                done: Callable) -> dict:
-    """Row of one file, with its frames in the spool; the presence of the row's file says that both are complete."""
-    path = _row_path(partial, index)
-    if path.exists():
-        row = json.loads(path.read_text())
-    else:
-        row = preparation.decode(sandbox, file, file.path, str(_spool_path(partial, index)), settings)
-        store.write_file(path, json.dumps(row).encode())
-    done(1)
-    return row
-
-
-def _pack(root: pathlib.Path, partial: pathlib.Path, shard: int, num_shards: int, members: range, rows: list[dict]
-          ) -> None:
-    """Moves the frames of consecutive files from their spools to a shard."""
-    path = root / store.shard_name(shard, num_shards)
-    packed = preparation.pack(str(path), ((row, str(_spool_path(partial, i)))
-                                          for i, row in zip(members, rows, strict=True)))
-    store.write_file(_rows_path(partial, shard), json.dumps(packed).encode())
-    for i in members:
-        _spool_path(partial, i).unlink(missing_ok=True)
-        _row_path(partial, i).unlink(missing_ok=True)
-
-
-def _spool_path(partial: pathlib.Path, index: int) -> pathlib.Path:
-    return partial / f"{index:08d}.jpegs"
-
-
-def _row_path(partial: pathlib.Path, index: int) -> pathlib.Path:
-    return partial / f"{index:08d}.json"
-
-
-def _rows_path(partial: pathlib.Path, shard: int) -> pathlib.Path:
-    return pathlib.Path(preparation.rows_path(str(partial), shard))
-
-
-def summary(root: str) -> str:
-    """What a complete store holds and what was refused, for people."""
-    ledger = files.join(root, store.LEDGER)
-    rows = [json.loads(line) for line in files.read(ledger).splitlines()]
-    ok = [row for row in rows if row["status"] == "ok"]
-    reasons = collections.Counter(row["reason"].split(":")[0] for row in rows if row["status"] == "refused")
-    seconds = sum(row["frames"] / row["fps"] for row in ok)
-    lines = [f"{len(rows):>9,} inputs", f"{len(ok):>9,} ok"]
-    lines += [f"{count:>9,} refused: {reason}" for reason, count in reasons.most_common()]
-    lines += [f"{sum(row['frames'] for row in ok):>9,} frames, {seconds:,.0f} s of video",
-              f"{sum(row['shots'] for row in ok):>9,} shots"]
-    if any(row["label"] >= 0 for row in ok):
-        lines.append(f"{sum(row['label'] >= 0 for row in ok):>9,} videos with a label")
-    if reasons:
-        lines.append(f"why each file was refused: {ledger}")
-    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
@@ -188,14 +30,23 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
-        made = prepare(values.videos, values.out, settings_of(values), labels=values.labels,
-                       labelled_only=values.labelled_only, workers=values.workers)
+        made = prepare(
+            values.videos,
+            values.out,
+            shared_flags.settings_of(values),
+            labels=values.labels,
+            labelled_only=values.labelled_only,
+            workers=values.workers,
+        )
         print(summary(values.out))
         if values.contact_sheet:
-            from input_pipeline import contact_sheet  # fonts and drawing: only where asked for
+            from input_pipeline.preparation import contact_sheet
+
             print(f"contact sheet: {contact_sheet.write(values.out)}")
-        print(f"{values.out}: " + (f"written in {time.monotonic() - started:.0f} s" if made else
-                                   "was complete already; nothing to do"))
+        print(
+            f"{values.out}: "
+            + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
+        )
         store.FrameStore(values.out)  # refuses a store without a single video
     except DataError as e:
         sys.exit(f"error: {e}")
@@ -203,37 +54,8 @@ def main(argv: list[str]) -> None:
         sys.exit("interrupted; run the same command again, it goes on")
 
 
-def settings_of(values: flags.FlagValues) -> Settings:
-    return Settings(**{field.name: values[field.name].value for field in dataclasses.fields(Settings)})
-
-
-def define_flags() -> None:
-    """Those of both commands; only when run as a program: other programs have flags of the same names."""
-    flags.DEFINE_string("videos", None, "directory, searched recursively, or quoted glob pattern", required=True)
-    flags.DEFINE_string("out", None, "directory to write the frame store to", required=True)
-    flags.DEFINE_string("labels", "", "CSV file with columns video,label; or the word: folder")
-    flags.DEFINE_bool("labelled_only", False, "leave out files without a label, such as those that a curation dropped")
-    flags.DEFINE_float("fps", DEFAULT.fps, "frames per second kept; never more than the video has")
-    flags.DEFINE_integer("short_side", DEFAULT.short_side, "pixels of the short side; smaller videos keep their size")
-    flags.DEFINE_integer("jpeg_quality", DEFAULT.jpeg_quality, "1 to 100")
-    flags.DEFINE_enum("shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see shots.py")
-    flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
-    flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
-    flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
-    flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")
-    flags.DEFINE_float("wall_s", DEFAULT.wall_s, "limit per file: wall time, seconds")
-
-
-def parse_known_flags(argv: list[str]) -> list[str]:
-    """absl's parsing for commands that run on Beam: what it does not know is returned, for Beam."""
-    remaining = flags.FLAGS(argv, known_only=True)
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("input_pipeline").setLevel(logging.INFO)
-    return remaining
-
-
 if __name__ == "__main__":
-    define_flags()
+    shared_flags.define_flags()
     flags.DEFINE_integer("workers", None, "files decoded at a time; default: one per core", lower_bound=1)
     flags.DEFINE_bool("contact_sheet", False, "also write OUT/contact_sheet.png, a picture of the shots found")
     app.run(main)

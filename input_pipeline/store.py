@@ -9,6 +9,7 @@
 Records are numbered globally: record r is frame r - first_record[v] of the video v it belongs to. Reading is random
 access, so a sampler that wants 3 frames of a video costs 3 reads.
 """
+
 import functools
 import json
 import os
@@ -78,7 +79,7 @@ class FrameStore:
 
     def shots(self, video: int) -> np.ndarray:
         """int32[K, 2]: (start, stop) frames of each shot of the video; they tile [0, num_frames)."""
-        starts = self.shot_starts[self.shot_offsets[video]:self.shot_offsets[video + 1]]
+        starts = self.shot_starts[self.shot_offsets[video] : self.shot_offsets[video + 1]]
         stops = np.append(starts[1:], self.num_frames[video])
         return np.stack([starts, stops], axis=1).astype(np.int32)
 
@@ -107,13 +108,16 @@ class FrameStore:
             try:
                 frames[i] = self._reader(shard).read([position])[0]
             except RuntimeError as e:
-                raise DataError(f"{self._shard_paths[shard]}: record {position} is damaged ({e}); "
-                                f"delete {self.directory} and prepare it again") from e
+                raise DataError(
+                    f"{self._shard_paths[shard]}: record {position} is damaged ({e}); "
+                    f"delete {self.directory} and prepare it again"
+                ) from e
         return frames.reshape(records.shape)
 
     def _open_shard(self, shard: int):
         return array_record_module.ArrayRecordReader(
-            self._shard_paths[shard], _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES)
+            self._shard_paths[shard], _READER_OPTIONS, file_reader_buffer_size=_READER_BUFFER_BYTES
+        )
 
 
 def _read_meta(root: pathlib.Path) -> dict:
@@ -130,8 +134,10 @@ def _read_meta(root: pathlib.Path) -> dict:
     except (ValueError, TypeError, KeyError) as e:
         raise DataError(f"cannot read {root / META} ({e!r}); delete {root} and prepare it again") from e
     if version != FORMAT_VERSION:
-        raise DataError(f"{root} has format version {version}, this code reads version {FORMAT_VERSION}; "
-                        f"prepare it again: {prepare}")
+        raise DataError(
+            f"{root} has format version {version}, this code reads version {FORMAT_VERSION}; "
+            f"prepare it again: {prepare}"
+        )
     return meta
 
 
@@ -141,8 +147,9 @@ def _check_shards(root: pathlib.Path, shards: list[dict]) -> None:
         size = path.stat().st_size if path.is_file() else None
         if size != shard["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes"
-            raise DataError(f"{path} {found}, {shard['bytes']} expected; copy it again or delete {root} "
-                            "and prepare it again")
+            raise DataError(
+                f"{path} {found}, {shard['bytes']} expected; copy it again or delete {root} and prepare it again"
+            )
 
 
 def shard_name(shard: int, num_shards: int) -> str:
@@ -183,8 +190,9 @@ def _publish(partial: str, path: str | os.PathLike) -> None:
     os.replace(partial, path)
 
 
-def write_index(directory: str | os.PathLike, *, settings: dict, shards: list[dict], rows: list[dict],
-                class_names: list[str]) -> None:
+def write_index(
+    directory: str | os.PathLike, *, settings: dict, shards: list[dict], rows: list[dict], class_names: list[str]
+) -> None:
     """Writes ledger, index and meta, in this order: the presence of meta.json means that all is there.
 
     Args:
@@ -218,14 +226,24 @@ def write_index(directory: str | os.PathLike, *, settings: dict, shards: list[di
         )
     _publish(str(root / f"{INDEX}.partial"), root / INDEX)
     meta = {
-        "version": FORMAT_VERSION, "settings": settings, "inputs": len(rows), "videos": len(ok),
-        "refused": len(rows) - len(ok), "frames": int(frames.sum()),
-        "shots": sum(len(row["shot_starts"]) for row in ok), "shards": shards,
+        "version": FORMAT_VERSION,
+        "settings": settings,
+        "inputs": len(rows),
+        "videos": len(ok),
+        "refused": len(rows) - len(ok),
+        "frames": int(frames.sum()),
+        "shots": sum(len(row["shot_starts"]) for row in ok),
+        "shards": shards,
     }
     write_file(root / META, (json.dumps(meta, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _ledger_line(row: dict) -> dict:
-    line = {"input": row["input"], "status": row["status"], "reason": row["reason"],
-            "frames": row.get("frames", 0), "shots": len(row.get("shot_starts", []))}
+    line = {
+        "input": row["input"],
+        "status": row["status"],
+        "reason": row["reason"],
+        "frames": row.get("frames", 0),
+        "shots": len(row.get("shot_starts", [])),
+    }
     return line | {key: row[key] for key in ("bytes", "fps", "height", "width", "label") if key in row}

@@ -9,74 +9,19 @@ classes, each by itself, and so have colours, background, light and speed. Only 
 apart, in one pair (clockwise, anticlockwise) nothing else at all. Clips differ in little but motion, size and colours,
 so that what two windows of a clip have in common is chiefly its motion.
 """
+
 import argparse
-import functools
-import os
 import sys
-from collections.abc import Sequence
 
-import numpy as np
-
-from input_pipeline import synthetic
+from input_pipeline.rendered import shapes as synthetic
+from input_pipeline.rendered.actions import ACTIONS, write_actions
 from input_pipeline.store import DataError
-
-# (x, y, size) of each class: what its cycle `t`, an angle in radians that grows with time, does to them; None stands
-# still. All are sines, whose values a random point of a cycle shares. y points down.
-ACTIONS = {
-    "left_right": (np.sin, None, None),
-    "up_down": (None, np.sin, None),
-    "rising_diagonal": (np.sin, lambda t: -np.sin(t), None),
-    "falling_diagonal": (np.sin, np.sin, None),
-    "clockwise": (np.cos, np.sin, None),
-    "anticlockwise": (np.cos, lambda t: -np.sin(t), None),
-    "pulsate": (None, None, np.sin),
-    "still": (None, None, None),
-}
-SHAPE = "disc"
-HERTZ = (1.2, 1.8)  # cycles per second
-REACH = 0.20  # of x and y, as a share of the picture's side
-GROWTH = 0.35  # exp(+-0.35): the size varies by a factor of 2
-
-
-def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float = synthetic.FPS
-              ) -> synthetic.Pose:
-    """Pose of an object that does `action`, one of ACTIONS; everything else from `rng` in the same way for all."""
-    time = np.arange(frames) / fps  # seconds
-    cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(*HERTZ) * time
-    still = rng.uniform(0, 2 * np.pi, 3)
-    centre, side = size * rng.uniform(0.3, 0.7, 2), size * np.exp(rng.uniform(np.log(0.24), np.log(0.34)))
-
-    x, y, growth = (np.full(frames, np.sin(rest)) if run is None else run(cycle)
-                    for run, rest in zip(ACTIONS[action], still, strict=True))
-    return synthetic.Pose(
-        place=centre + REACH * size * np.stack([x, y], axis=1), side=side * np.exp(GROWTH * growth),
-        angle=np.zeros(frames), squeeze=np.ones(frames))
-
-
-def render_action(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float) -> np.ndarray:
-    """One clip: uint8[frames, size, size, 3] RGB."""
-    pose = draw_pose(rng, action, size=size, frames=frames, fps=fps)
-    return synthetic.render_scene(rng, synthetic.unit_shape(SHAPE), pose, size=size, fps=fps)
-
-
-def write_actions(out: str | os.PathLike, *, videos: int, seed: int, size: int = 80, seconds: float = 2.4,
-                  fps: int = synthetic.FPS, classes: Sequence[str] = tuple(ACTIONS), workers: int | None = None
-                  ) -> None:
-    """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
-
-    Arguments, errors and what happens after an interruption: synthetic.write_videos; classes are names from ACTIONS.
-    """
-    frames = round(seconds * fps)
-    synthetic.check_values(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=classes,
-                           known=tuple(ACTIONS))
-    settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=list(classes), kind="actions")
-    render = functools.partial(render_action, size=size, frames=frames, fps=fps)
-    synthetic.write_rendered(out, settings, render, workers)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic_actions",
-                                     description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.synthetic_actions", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
     parser.add_argument("--seed", type=int, default=0)

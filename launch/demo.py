@@ -2,6 +2,7 @@
 
 Started again, it goes on where it was; a finished demo is only reported. `rm -r runs/demo` starts from nothing.
 """
+
 import argparse
 import json
 import pathlib
@@ -19,29 +20,56 @@ def main() -> None:
     run, export = out / "run", out / "encoder.safetensors"
     start = time.time()
 
-    step("1/5 Rendering 480 short videos: 10 kinds of object, told apart by shape alone", "input_pipeline.synthetic",
-         f"--out={out / 'videos'}", "--videos=480", "--seed=0")
+    step(
+        "1/5 Rendering 480 short videos: 10 kinds of object, told apart by shape alone",
+        "input_pipeline.synthetic",
+        f"--out={out / 'videos'}",
+        "--videos=480",
+        "--seed=0",
+    )
     for split in ("train", "test"):
-        step(f"2/5 Preparing the {split} videos: frames, shots, index", "input_pipeline.prepare",
-             f"--videos={out / 'videos' / split}", f"--out={out / 'store' / split}", "--short_side=96",
-             "--labels=folder")
-    step("3/5 Pretraining VITO without labels; k-NN on held-out videos before and after", "vivi_jax.main",
-         "--config=configs/vito.py:demo", f"--workdir={run}", f"--config.seed={arguments.seed}",
-         f"--config.data.path={out / 'store' / 'train'}", f"--config.evaluation.dataset={out / 'store'}")
-    step("4/5 Exporting the encoder under torchvision's names", "vivi_jax.export", f"--workdir={run}",
-         "--format=torchvision", f"--out={export}")
+        step(
+            f"2/5 Preparing the {split} videos: frames, shots, index",
+            "input_pipeline.prepare",
+            f"--videos={out / 'videos' / split}",
+            f"--out={out / 'store' / split}",
+            "--short_side=96",
+            "--labels=folder",
+        )
+    step(
+        "3/5 Pretraining VITO without labels; k-NN on held-out videos before and after",
+        "vivi_jax.main",
+        "--config=configs/vito.py:demo",
+        f"--workdir={run}",
+        f"--config.seed={arguments.seed}",
+        f"--config.data.path={out / 'store' / 'train'}",
+        f"--config.evaluation.dataset={out / 'store'}",
+    )
+    step(
+        "4/5 Exporting the encoder under torchvision's names",
+        "vivi_jax.export",
+        f"--workdir={run}",
+        "--format=torchvision",
+        f"--out={export}",
+    )
     step("5/5 Writing the report", "evaluation.report", f"--workdir={run}")
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracy = [line["knn_top1"] for line in lines if "knn_top1" in line]
     summary = {
-        "knn_top1_untrained": accuracy[0], "knn_top1_trained": accuracy[-1], "seconds": round(time.time() - start, 1),
-        "seed": arguments.seed, "checkpoint": json.loads((run / "summary.json").read_text())["checkpoint"],
-        "export": str(export), "report": str(run / "report.html"),
+        "knn_top1_untrained": accuracy[0],
+        "knn_top1_trained": accuracy[-1],
+        "seconds": round(time.time() - start, 1),
+        "seed": arguments.seed,
+        "checkpoint": json.loads((run / "summary.json").read_text())["checkpoint"],
+        "export": str(export),
+        "report": str(run / "report.html"),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\nk-NN top-1 on held-out videos: {accuracy[0]:.1%} untrained, {accuracy[-1]:.1%} after pretraining "
-          f"(chance 10 %), {summary['seconds']:.0f} s in all")
+    print(
+        f"\nk-NN top-1 on held-out videos: {accuracy[0]:.1%} untrained, {accuracy[-1]:.1%} after pretraining "
+        f"(chance 10 %), {summary['seconds']:.0f} s in all"
+    )
     for name in ("checkpoint", "export", "report"):
         print(f"  {name:10} {summary[name]}")
     print(f"  {'figures':10} {out / 'summary.json'}")

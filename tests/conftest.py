@@ -1,4 +1,5 @@
 """Test set-up: eight simulated devices, strict broadcasting, and the one way to reach the sample data."""
+
 import os
 import pathlib
 import tempfile
@@ -16,8 +17,9 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # silent broadcasting is an error here
 
-SAMPLE_DATA = pathlib.Path(os.environ.get(
-    "VIVI_JAX_SAMPLE_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"))
+SAMPLE_DATA = pathlib.Path(
+    os.environ.get("VIVI_JAX_SAMPLE_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 
 @pytest.fixture(scope="session")

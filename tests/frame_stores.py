@@ -1,4 +1,5 @@
 """Small frame stores for tests, of pictures made up in memory."""
+
 import pathlib
 
 import cv2
@@ -13,14 +14,22 @@ def jpeg(rgb: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", rgb[..., ::-1], full_colour)[1].tobytes()
 
 
-def write_store(directory: pathlib.Path, videos: list[dict], frames: list[bytes], class_names: tuple[str, ...] = ()
-                ) -> FrameStore:
+def write_store(
+    directory: pathlib.Path, videos: list[dict], frames: list[bytes], class_names: tuple[str, ...] = ()
+) -> FrameStore:
     """A store of one shard; videos: {"frames", "fps", "height", "width"} and, if it has them, more columns, each."""
     directory.mkdir(parents=True)
     path = directory / shard_name(0, 1)
     records = write_shard(path, frames)
-    rows = [{"input": f"v{v}.mp4", "status": "ok", "reason": "", "shot_starts": [0], "label": -1, **video}
-            for v, video in enumerate(videos)]
-    write_index(directory, settings={}, rows=rows, class_names=list(class_names),
-                shards=[{"file": path.name, "records": records, "bytes": path.stat().st_size}])
+    rows = [
+        {"input": f"v{v}.mp4", "status": "ok", "reason": "", "shot_starts": [0], "label": -1, **video}
+        for v, video in enumerate(videos)
+    ]
+    write_index(
+        directory,
+        settings={},
+        rows=rows,
+        class_names=list(class_names),
+        shards=[{"file": path.name, "records": records, "bytes": path.stat().st_size}],
+    )
     return FrameStore(directory)

@@ -1,8 +1,9 @@
 """One host of a run for test_multiprocess.py: trains tiny VITO, VIVI and VDIM, one after the other, as main does.
 
-    python tests/host.py STORE WORKDIR              20 steps of each
-    python tests/host.py STORE WORKDIR vito 100     so many steps of one
+python tests/host.py STORE WORKDIR              20 steps of each
+python tests/host.py STORE WORKDIR vito 100     so many steps of one
 """
+
 import hashlib
 import json
 import logging
@@ -15,9 +16,9 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import vdim, vito, vivi
-from evaluation import command_line
-from vivi_jax import main, processes, sharding
-from vivi_jax.feed import Feed
+from vivi_jax import command_line, main
+from vivi_jax.distributed import processes, sharding
+from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.models import ENCODERS
 from vivi_jax.models.resnet import Conv, make_norm
 
@@ -26,6 +27,7 @@ BATCH, SIZE = 8, 32
 
 class Tiny(nn.Module):
     """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
+
     norm: str
     dtype: str = "float32"
 
@@ -46,8 +48,11 @@ ENCODERS["tiny"] = Tiny
 
 
 def systems(store: str, steps: int) -> dict[str, ConfigDict]:
-    configs = {"vito": vito.get_config("demo"), "vivi": vivi.get_config("ex2,co=100,demo"),
-               "vdim": vdim.get_config("layers=68,demo")}
+    configs = {
+        "vito": vito.get_config("demo"),
+        "vivi": vivi.get_config("ex2,co=100,demo"),
+        "vdim": vdim.get_config("layers=68,demo"),
+    }
     configs["vito"].method.update(dict(projector_hidden=16, projector_out=8, attention_hidden=8))
     configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * steps, warmup_epochs=2.0))
     configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
@@ -69,13 +74,15 @@ def systems(store: str, steps: int) -> dict[str, ConfigDict]:
 
 def order(config) -> dict[str, str]:
     """{"step array row": hash} of this process's rows of the first global batches, wherever they lie."""
-    feed, hashes = Feed(main.SOURCES[config.data.source](config)(0), sharding.make_mesh()), {}
+    feed, hashes = Prefetcher(main.SOURCES[config.data.source](config)(0), sharding.make_mesh()), {}
     for step, batch in zip(range(3), feed, strict=False):
         for name, array in batch.items():
             for shard in array.addressable_shards:
                 first = shard.index[0].indices(len(array))[0]
-                hashes |= {f"{step} {name} {first + i}": hashlib.sha256(row.tobytes()).hexdigest()
-                           for i, row in enumerate(np.asarray(shard.data))}
+                hashes |= {
+                    f"{step} {name} {first + i}": hashlib.sha256(row.tobytes()).hexdigest()
+                    for i, row in enumerate(np.asarray(shard.data))
+                }
     feed.close()
     return hashes
 

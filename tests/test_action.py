@@ -1,4 +1,5 @@
 """Action recognition: splits as their lists say, the classifiers of VDIM and VITO, from video files to a score."""
+
 import contextlib
 import json
 import os
@@ -17,17 +18,17 @@ from video_files import numbered, write_video
 
 from configs import action as action_config
 from configs import vdim
-from evaluation import action
-from evaluation.action_classifier import (
+from evaluation.protocols.action import data as actions
+from evaluation.protocols.action import evaluate as action
+from evaluation.protocols.action.classifier import (
     ActionClassifier,
     ActionNetwork,
     ClassProbabilities,
     optimizer,
 )
-from evaluation.runs import with_pretrained
-from input_pipeline import actions
+from evaluation.transfer import with_pretrained
 from input_pipeline.store import DataError
-from vivi_jax import augment_vdim
+from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import build
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.errors import CheckpointError, ConfigError
@@ -69,8 +70,11 @@ def write_ucf_lists(folder: pathlib.Path, number: str, train, test) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "classInd.txt").write_text("1 Archery\r\n2 Bowling\r\n")
     for part, members in (("train", train), ("test", test)):
-        lines = [f"{name}/v_{name}_g0{i}.mkv{f' {c}' if part == 'train' else ''}"
-                 for c, name in enumerate(CLASSES, 1) for i in members]
+        lines = [
+            f"{name}/v_{name}_g0{i}.mkv{f' {c}' if part == 'train' else ''}"
+            for c, name in enumerate(CLASSES, 1)
+            for i in members
+        ]
         (folder / f"{part}list0{number}.txt").write_text("\r\n".join(lines) + "\r\n")
 
 
@@ -87,7 +91,8 @@ def test_ucf_lists_decide_the_split_and_missing_videos_are_named(ucf, tmp_path, 
     assert names(split.train) == [f"UCF-101/{c}/v_{c}_g0{i}.mkv" for c in CLASSES for i in range(4)]
     assert split.train.labels.tolist() == [0] * 4 + [1] * 4
     assert names(split.test) == [f"UCF-101/Archery/v_Archery_g0{i}.mkv" for i in (4, 5)] + [
-        "UCF-101/Bowling/v_Bowling_g04.mkv"]
+        "UCF-101/Bowling/v_Bowling_g04.mkv"
+    ]
     assert split.test.labels.tolist() == [0, 0, 1]
     assert (tmp_path / "store" / "missing_1.txt").read_text() == "Bowling/v_Bowling_g05.mkv\n"
     assert "1 of 12 videos in the lists are missing" in caplog.text
@@ -119,9 +124,11 @@ def test_hmdb_lists_are_read_and_must_have_the_same_classes(tmp_path):
             (tmp_path / f"{name}_test_split{number}.txt").write_text(f"a_{name}.avi 1 \nb_{name}.avi 2 \nc.avi 0 \n")
     lists = actions.read_lists(tmp_path)
     assert list(lists) == ["1", "2"]
-    assert lists["2"] == actions.Lists(["brush_hair/a_brush_hair.avi", "cartwheel/a_cartwheel.avi"],
-                                       ["brush_hair/b_brush_hair.avi", "cartwheel/b_cartwheel.avi"],
-                                       ["brush_hair", "cartwheel"])
+    assert lists["2"] == actions.Lists(
+        ["brush_hair/a_brush_hair.avi", "cartwheel/a_cartwheel.avi"],
+        ["brush_hair/b_brush_hair.avi", "cartwheel/b_cartwheel.avi"],
+        ["brush_hair", "cartwheel"],
+    )
     (tmp_path / "cartwheel_test_split2.txt").unlink()
     with pytest.raises(DataError, match="split 2 and those of split 1 have different classes: cartwheel"):
         actions.read_lists(tmp_path)
@@ -164,14 +171,18 @@ def test_ucf101_of_tfds_becomes_video_files(tmp_path, monkeypatch):
         videos = [np.full((5 + i, 41, 57, 3), 40 * (i + 1), np.uint8) for i in range(count)]
         return tf.data.Dataset.from_generator(
             lambda: ({"video": video, "label": 7 * (i % 2)} for i, video in enumerate(videos)),
-            output_signature={"video": tf.TensorSpec((None, None, None, 3), tf.uint8),
-                              "label": tf.TensorSpec((), tf.int64)})
+            output_signature={
+                "video": tf.TensorSpec((None, None, None, 3), tf.uint8),
+                "label": tf.TensorSpec((), tf.int64),
+            },
+        )
 
     with tfds.testing.mock_data(as_dataset_fn=examples):
         split = actions.load_splits("ucf101", "2", str(tmp_path / "a"), **options)["2"]
     assert split.class_names == ["ApplyEyeMakeup", "Basketball"]
     assert names(split.train) == [f"ApplyEyeMakeup/{i:05d}.mp4" for i in (0, 2)] + [
-        f"Basketball/{i:05d}.mp4" for i in (1, 3)]
+        f"Basketball/{i:05d}.mp4" for i in (1, 3)
+    ]
     store = split.train.store
     assert store.num_frames[split.train.videos].tolist() == [5, 7, 6, 8]
     assert store.fps.tolist() == [25.0] * 4
@@ -194,6 +205,7 @@ def test_train_and_test_must_have_the_same_classes(ucf, tmp_path):
 
 class MeanColour(nn.Module):
     """An encoder whose features are known: the mean of each channel, and as clip encoder of the clip's first frame."""
+
     norm: str = "batch"
     dtype: str = "float32"
     input_mean: tuple = (0.0, 0.0, 0.0)
@@ -247,8 +259,10 @@ def test_dropout_keeps_the_expectation_and_has_a_mask_per_row():
 def test_lab_probabilities_are_the_mean_over_the_dropped_channel():
     clips, net = random_clips(), network()
     variables = net.init(jax.random.key(0), clips, None, train=False)
-    logits = [np.asarray(net.apply(variables, augment_vdim.lab_without(clips, c), None, train=False), np.float64)
-              for c in range(3)]
+    logits = [
+        np.asarray(net.apply(variables, augment_vdim.lab_without(clips, c), None, train=False), np.float64)
+        for c in range(3)
+    ]
     expected = np.mean([np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in logits], axis=0)
     got, _ = ClassProbabilities(net, "lab").apply(variables, clips, train=False)
     np.testing.assert_allclose(got, expected, atol=1e-6)
@@ -258,8 +272,9 @@ def test_lab_probabilities_are_the_mean_over_the_dropped_channel():
 
 def test_windows_of_a_video_are_averaged():
     probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [1.0, 0.0]], np.float32)
-    np.testing.assert_allclose(action.average_by_video(probabilities, np.array([0, 0, 1]), 2), [[0.35, 0.65], [1, 0]],
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        action.average_by_video(probabilities, np.array([0, 0, 1]), 2), [[0.35, 0.65], [1, 0]], atol=1e-6
+    )
 
 
 def test_the_encoder_is_frozen_first_and_then_starts_adam_afresh():
@@ -298,9 +313,9 @@ def vdim_run(tmp_path_factory) -> pathlib.Path:
     """A run directory of the VDIM demo, whose weights are all different numbers."""
     workdir = tmp_path_factory.mktemp("vdim")
     config = vdim.get_config("demo")
-    parts = build(config)
+    experiment = build(config)
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+    shapes = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     state = jax.tree.map(lambda x: jnp.asarray(rng.random(x.shape), x.dtype), shapes)
     with contextlib.closing(Checkpoints(str(workdir), keep=1)) as checkpoints:
         checkpoints.save(0, state)
@@ -313,7 +328,9 @@ def test_a_vdim_run_gives_its_encoder_and_phi(vdim_run):
     encoder, phi_dim, pretrained = action.load_pretrained(str(vdim_run), config)
     assert phi_dim == 128 and encoder.input_mean == (0.0, 0.0, 0.0)  # of normalised Lab
     assert {name: sorted(tree) for name, tree in pretrained.items()} == {
-        "params": ["encoder", "phi_global"], "batch_stats": ["encoder", "phi_global"]}
+        "params": ["encoder", "phi_global"],
+        "batch_stats": ["encoder", "phi_global"],
+    }
     net = ActionNetwork(encoder, num_classes=3, phi_dim=phi_dim, hidden=8, dropout=0.2)
     clips = jax.ShapeDtypeStruct((1, 1, 16, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, None, train=False), clips)
@@ -336,17 +353,20 @@ def test_an_image_encoder_is_refused_for_clips(vdim_run, tmp_path):
         action.load_pretrained(str(tmp_path), action_config.get_config("ucf101_vdim"))
 
 
-@pytest.mark.parametrize("variant, steps, frozen, lr_at", [
-    ("ucf101_vdim", 30_000, 0, {0: 1e-3, 2999: 1e-3, 3001: 5e-4, 29_999: 1e-3 / 512}),
-    ("hmdb51_vdim", 4000, 0, {401: 5e-4, 801: 2.5e-4, 3999: 1e-3 / 512}),
-    ("ucf101_vito", 31_293, 7451, {0: 1e-4, 16_380: 1e-4, 16_400: 3e-5, 31_000: 2.7e-6}),
-])
+@pytest.mark.parametrize(
+    "variant, steps, frozen, lr_at",
+    [
+        ("ucf101_vdim", 30_000, 0, {0: 1e-3, 2999: 1e-3, 3001: 5e-4, 29_999: 1e-3 / 512}),
+        ("hmdb51_vdim", 4000, 0, {401: 5e-4, 801: 2.5e-4, 3999: 1e-3 / 512}),
+        ("ucf101_vito", 31_293, 7451, {0: 1e-4, 16_380: 1e-4, 16_400: 3e-5, 31_000: 2.7e-6}),
+    ],
+)
 def test_schedules_of_the_papers(variant, steps, frozen, lr_at, monkeypatch):
     """For the 9537 training videos of UCF-101's split 1; an epoch of VITO's is 5 * 9537 / 32 steps."""
     config, seen = action_config.get_config(variant), {}
     monkeypatch.setattr(action, "optimizer", lambda rate, **kwargs: seen.update(rate=rate, **kwargs) or optax.sgd(rate))
-    parts = action.make_parts(config, ActionClassifier(network(), color="none"), 9537)
-    assert (parts.total_steps, seen["frozen_steps"]) == (steps, frozen)
+    experiment = action.make_parts(config, ActionClassifier(network(), color="none"), 9537)
+    assert (experiment.total_steps, seen["frozen_steps"]) == (steps, frozen)
     for step, lr in lr_at.items():
         assert float(seen["rate"](step)) == pytest.approx(lr, rel=1e-5), step
 
@@ -355,8 +375,10 @@ def test_every_config_builds_its_network_at_full_size():
     for variant, classes, parameters in (("ucf101_vdim", 101, 17.298e6), ("hmdb51_vito", 51, 25_557_032 - 2_049_000)):
         config = action_config.get_config(variant)
         encoder, phi_dim, _ = action.load_pretrained("none", config)
-        parts = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), 9537)
-        state = jax.eval_shape(lambda parts=parts: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+        experiment = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), 9537)
+        state = jax.eval_shape(
+            lambda experiment=experiment: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0)
+        )
         sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
         assert sizes["encoder"] + sizes.get("phi_global", 0) == pytest.approx(parameters, rel=1e-4)
         rest = sum(size for name, size in sizes.items() if name not in ("encoder", "phi_global"))
@@ -368,16 +390,22 @@ def test_every_config_builds_its_network_at_full_size():
 
 def run(*arguments, config="configs/action.py:demo") -> subprocess.CompletedProcess:
     environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run([sys.executable, "-m", "evaluation.action", f"--config={config}", *map(str, arguments)],
-                          capture_output=True, text=True, env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation.action", f"--config={config}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
 
 
 @pytest.mark.slow
 def test_mistakes_on_the_command_line_are_one_line(tmp_path):
     for arguments, message in (
-            ([], "--checkpoint is missing"),
-            (["--checkpoint=none", "--data=/nonexistent", f"--workdir={tmp_path / 'w'}"], "no such directory"),
-            (["--checkpoint=none", "--data=x", f"--workdir={tmp_path / 'w'}", "--config.data.vews=2"], "vews")):
+        ([], "--checkpoint is missing"),
+        (["--checkpoint=none", "--data=/nonexistent", f"--workdir={tmp_path / 'w'}"], "no such directory"),
+        (["--checkpoint=none", "--data=x", f"--workdir={tmp_path / 'w'}", "--config.data.vews=2"], "vews"),
+    ):
         result = run(*arguments)
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert result.returncode == 1 and len(errors) == 1 and message in errors[0], result.stderr
@@ -390,10 +418,18 @@ def test_real_videos_from_files_to_a_score(sample_data, tmp_path):
     (tmp_path / "data").mkdir()
     for part in ("train", "test"):
         (tmp_path / "data" / part).symlink_to(sample_data / "action" / "asl_gestures")
-    arguments = ["--checkpoint=none", f"--data={tmp_path / 'data'}", f"--workdir={tmp_path / 'w'}",
-                 "--config.encoder.width=0.25", "--config.schedule.total=6.0", "--config.schedule.boundaries=(3.0,)",
-                 "--config.batch_size=4", "--config.data.views=2", "--config.test.stride=64",
-                 "--config.run.log_every=1"]
+    arguments = [
+        "--checkpoint=none",
+        f"--data={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'w'}",
+        "--config.encoder.width=0.25",
+        "--config.schedule.total=6.0",
+        "--config.schedule.boundaries=(3.0,)",
+        "--config.batch_size=4",
+        "--config.data.views=2",
+        "--config.test.stride=64",
+        "--config.run.log_every=1",
+    ]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "w" / "result.json").read_text())

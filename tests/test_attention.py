@@ -1,4 +1,5 @@
 """Attention pictures: from a real run on disk to a PNG in which the attended place is where the colour is."""
+
 import io
 import json
 import pathlib
@@ -12,8 +13,8 @@ import pytest
 
 from configs import vito
 from evaluation import attention
-from input_pipeline import synthetic
-from input_pipeline.prepare import Settings, prepare
+from input_pipeline.preparation.local import Settings, prepare
+from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.store import DataError, FrameStore
 from vivi_jax import checkpoint
 from vivi_jax.build import build
@@ -26,11 +27,15 @@ def make_run(directory: pathlib.Path, variant: str, **data) -> pathlib.Path:
     config = vito.get_config(variant)
     config.encoder.width = 0.0625
     config.data.update(dict(image_size=32) | data)
-    parts = build(config)
-    shapes = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+    experiment = build(config)
+    shapes = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     rng = np.random.default_rng(0)
-    state = jax.tree_util.tree_map_with_path(lambda path, x: jnp.asarray(
-        np.ones(x.shape) if "var" in jax.tree_util.keystr(path) else rng.normal(0, 0.2, x.shape), x.dtype), shapes)
+    state = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.asarray(
+            np.ones(x.shape) if "var" in jax.tree_util.keystr(path) else rng.normal(0, 0.2, x.shape), x.dtype
+        ),
+        shapes,
+    )
     checkpoints = checkpoint.Checkpoints(str(directory), keep=1)
     checkpoints.save(7, state)
     checkpoints.close()
@@ -43,8 +48,9 @@ def make_store(directory: pathlib.Path) -> pathlib.Path:
     videos = directory / "videos"
     synthetic.write_videos(videos, videos=8, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
     for split in ("train", "test"):
-        prepare(str(videos / split), str(directory / "store" / split), Settings(short_side=32), labels="folder",
-                workers=1)
+        prepare(
+            str(videos / split), str(directory / "store" / split), Settings(short_side=32), labels="folder", workers=1
+        )
     return directory / "store"
 
 
@@ -66,7 +72,8 @@ def test_masks_are_those_of_the_online_network(run):
     state = checkpoint.load_state(str(run))
     encoder = build(ml_collections.ConfigDict(checkpoint.load_config(run))).method.network.encoder
     _, features = jax.jit(lambda v, x: encoder.apply(v, x, train=False))(
-        checkpoint.encoder_variables(state["params"], state["model_state"]), pictures / np.float32(255))
+        checkpoint.encoder_variables(state["params"], state["model_state"]), pictures / np.float32(255)
+    )
     mlp = state["params"]["pool"]["stage3"]
     hidden = jnp.maximum(features["stage3"] @ mlp["mlp1"]["kernel"] + mlp["mlp1"]["bias"].reshape(1, 1, 1, -1), 0)
     logits = np.asarray(hidden @ mlp["mlp2"]["kernel"], np.float64)[..., 0]

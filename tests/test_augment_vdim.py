@@ -1,11 +1,13 @@
 """Colours of clips: Lab against two independent implementations, one draw per clip, one channel dropped."""
+
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivi_jax import augment, augment_vdim
+from vivi_jax.augment import color
+from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.errors import ConfigError
 
 B, T, H, W = 24, 3, 5, 6
@@ -43,10 +45,16 @@ def test_lab_equals_opencv(colours):
 
 
 def test_lab_of_known_colours():
-    known = {(0, 0, 0): (0, 0, 0), (1, 1, 1): (100, 0, 0), (1, 0, 0): (53.24, 80.09, 67.20),
-             (0, 1, 0): (87.73, -86.18, 83.18), (0, 0, 1): (32.30, 79.19, -107.86)}
-    np.testing.assert_allclose(augment_vdim.rgb_to_lab(jnp.array(list(known), jnp.float32)), list(known.values()),
-                               atol=0.02)
+    known = {
+        (0, 0, 0): (0, 0, 0),
+        (1, 1, 1): (100, 0, 0),
+        (1, 0, 0): (53.24, 80.09, 67.20),
+        (0, 1, 0): (87.73, -86.18, 83.18),
+        (0, 0, 1): (32.30, 79.19, -107.86),
+    }
+    np.testing.assert_allclose(
+        augment_vdim.rgb_to_lab(jnp.array(list(known), jnp.float32)), list(known.values()), atol=0.02
+    )
 
 
 def test_lab_has_finite_gradients_at_black():
@@ -62,9 +70,10 @@ def test_lab_drops_one_channel_per_clip_each_as_often(clips):
     assert ((lab == 0).sum(axis=(1, 2, 3, 4)) < 16).all()  # and the others are kept: 8 places are 0
     assert dropped.sum(axis=0).min() > 160  # 200 each
     for i in range(20):
-        full = (augment_vdim.rgb_to_lab(np.resize(clips, (600, 2, 2, 2, 3))[i] / np.float32(255))
-                - np.array(augment_vdim.LAB_MEAN).reshape(1, 1, 1, 3)) / np.array(augment_vdim.LAB_STD).reshape(
-                    1, 1, 1, 3)
+        full = (
+            augment_vdim.rgb_to_lab(np.resize(clips, (600, 2, 2, 2, 3))[i] / np.float32(255))
+            - np.array(augment_vdim.LAB_MEAN).reshape(1, 1, 1, 3)
+        ) / np.array(augment_vdim.LAB_STD).reshape(1, 1, 1, 3)
         np.testing.assert_allclose(lab[i], np.where(dropped[i], 0, full), atol=1e-5)
 
 
@@ -96,9 +105,10 @@ def test_jitter_and_grey_come_with_amdims_chances():
     clip = np.random.default_rng(3).integers(60, 190, (1, 1, 2, 2, 3), np.uint8)
     out = np.asarray(augment_clips(np.tile(clip, (800, 1, 1, 1, 1)), keys, color="jitter_grey"))
     grey = np.ptp(out, axis=-1).max(axis=(1, 2, 3)) < 1e-6
-    luma = np.asarray(augment.to_grey(jnp.asarray(clip[0, 0] / np.float32(255))))
+    luma = np.asarray(color.to_grey(jnp.asarray(clip[0, 0] / np.float32(255))))
     untouched = (np.abs(out - clip / 255).max(axis=(1, 2, 3, 4)) < 1e-6) | (
-        np.abs(out - luma).max(axis=(1, 2, 3, 4)) < 1e-6)
+        np.abs(out - luma).max(axis=(1, 2, 3, 4)) < 1e-6
+    )
     assert 160 < grey.sum() < 240 and 120 < untouched.sum() < 200  # 200 and 160 of 800
     assert out.min() >= 0 and out.max() <= 1
 

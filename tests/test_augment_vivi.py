@@ -1,4 +1,5 @@
 """VIVI's colours against their formulas, and AutoAugment's operations against Pillow."""
+
 import colorsys
 
 import jax
@@ -7,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from vivi_jax import augment_vivi, autoaugment
+from vivi_jax.augment import autoaugment
+from vivi_jax.augment import vivi as augment_vivi
 from vivi_jax.errors import ConfigError
 
-PHOTO = (np.random.default_rng(0).integers(30, 220, (5, 4, 3)).repeat(6, 0).repeat(6, 1)
-         + np.random.default_rng(1).integers(-25, 26, (30, 24, 3))).astype(np.uint8)
+PHOTO = (
+    np.random.default_rng(0).integers(30, 220, (5, 4, 3)).repeat(6, 0).repeat(6, 1)
+    + np.random.default_rng(1).integers(-25, 26, (30, 24, 3))
+).astype(np.uint8)
 GREY = (128, 128, 128)
 
 
@@ -22,8 +26,10 @@ def enhance(kind):
 ORACLES = {  # Pillow's own
     "rotate": lambda image, level, sign: image.rotate(sign * level * 30 / 9, fillcolor=GREY),
     "shear_x": lambda image, level, sign: image.transform(
-        image.size, Image.Transform.AFFINE, (1, sign * level * 0.3 / 9, 0, 0, 1, 0), fillcolor=GREY),
-    "color": enhance(ImageEnhance.Color), "contrast": enhance(ImageEnhance.Contrast),
+        image.size, Image.Transform.AFFINE, (1, sign * level * 0.3 / 9, 0, 0, 1, 0), fillcolor=GREY
+    ),
+    "color": enhance(ImageEnhance.Color),
+    "contrast": enhance(ImageEnhance.Contrast),
     "sharpness": enhance(ImageEnhance.Sharpness),
     "posterize": lambda image, level, sign: ImageOps.posterize(image, 8 - round(4 * level / 9)),
     "solarize": lambda image, level, sign: ImageOps.solarize(image, 255 * (1 - level / 9)),
@@ -64,8 +70,18 @@ def test_the_policy_is_the_papers():
     assert len(autoaugment.POLICY) == 25 and all(len(pair) == 2 for pair in autoaugment.POLICY)
     operations = [op for pair in autoaugment.POLICY for op in pair]
     counts = {name: sum(op[0] == name for op in operations) for name in autoaugment.OPERATIONS}
-    assert counts == {"rotate": 6, "shear_x": 1, "color": 6, "contrast": 2, "sharpness": 1, "posterize": 5,
-                      "solarize": 7, "autocontrast": 2, "equalize": 17, "invert": 3}
+    assert counts == {
+        "rotate": 6,
+        "shear_x": 1,
+        "color": 6,
+        "contrast": 2,
+        "sharpness": 1,
+        "posterize": 5,
+        "solarize": 7,
+        "autocontrast": 2,
+        "equalize": 17,
+        "invert": 3,
+    }
     assert all(0 <= probability <= 1 and 0 <= level <= 9 for _, probability, level in operations)
 
 
@@ -97,8 +113,13 @@ def test_inception_colours_by_hand():
 
 def test_hsv_randomisation_by_hand():
     image = np.random.default_rng(3).random((4, 4, 3)).astype(np.float32)
-    out = augment_vivi.change_hsv(jnp.asarray(image), hue=0.08, power=jnp.array([2.0, 0.5]),
-                                  factor=jnp.array([0.9, 1.2]), shift=jnp.array([0.05, -0.1]))
+    out = augment_vivi.change_hsv(
+        jnp.asarray(image),
+        hue=0.08,
+        power=jnp.array([2.0, 0.5]),
+        factor=jnp.array([0.9, 1.2]),
+        shift=jnp.array([0.05, -0.1]),
+    )
 
     def pixel(rgb):
         h, s, v = colorsys.rgb_to_hsv(*rgb)

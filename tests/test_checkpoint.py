@@ -1,4 +1,5 @@
 """Checkpoints on disk: exact, verified, and the newest good one is found whatever happened to the others."""
+
 import json
 import logging
 
@@ -9,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from vivi_jax import checkpoint, sharding
+from vivi_jax import checkpoint
 from vivi_jax.checkpoint import MANIFEST, Checkpoints
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import CheckpointError
 
 
@@ -84,11 +86,15 @@ def test_a_flipped_bit_in_any_file_is_noticed(tmp_path):
     assert checkpoint.verify(directory) is None
 
 
-@pytest.mark.parametrize("damage", [
-    lambda path: flip_a_bit(path),
-    lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    lambda path: path.unlink(),
-], ids=["bit", "cut", "missing"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: flip_a_bit(path),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.unlink(),
+    ],
+    ids=["bit", "cut", "missing"],
+)
 def test_a_damaged_checkpoint_is_passed_over_named_and_kept_aside(tmp_path, caplog, damage):
     save(tmp_path, 1, 2)
     largest = max(every_file(tmp_path / "checkpoints" / "2" / "default" / "d"), key=lambda p: p.stat().st_size)

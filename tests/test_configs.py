@@ -1,4 +1,5 @@
 """Every config loads and builds; misspelt keys, values and variants are refused with the nearest valid name."""
+
 import os
 import subprocess
 import sys
@@ -7,8 +8,8 @@ import jax
 import pytest
 
 from configs import common, vito
-from vivi_jax import sharding
 from vivi_jax.build import build
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.train_step import create
 
@@ -24,18 +25,18 @@ def test_every_variant_builds(variant):
 
 @pytest.mark.parametrize("variant", MODEL_VARIANTS)
 def test_every_model_takes_an_abstract_step(variant):
-    parts = build(vito.get_config(f"demo,{variant}".strip(",")))
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    new_state, metrics = jax.eval_shape(parts.train_step, state, parts.batch_spec)
+    experiment = build(vito.get_config(f"demo,{variant}".strip(",")))
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    new_state, metrics = jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
     assert metrics["loss"].shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), new_state)
 
 
 def test_the_papers_config_has_the_papers_sizes():
-    parts = build(vito.get_config())
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    assert parts.total_steps == 93835
-    assert parts.batch_spec["views"].shape == (4096, 3, 224, 224, 3)
+    experiment = build(vito.get_config())
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    assert experiment.total_steps == 93835
+    assert experiment.batch_spec["views"].shape == (4096, 3, 224, 224, 3)
     assert count(state.params["encoder"]) == 25_557_032 - 2048 * 1000 - 1000  # torchvision's, without its classifier
     assert count(state.params["pool"]) == (1024 * 512 + 512 + 512 + 1) + (2048 * 512 + 512 + 512 + 1)
     assert count(state.params["projector"]) == 3072 * 4096 + 4096 + 2 * 4096 + 4096 * 256
@@ -48,13 +49,17 @@ def count(tree) -> int:
 @pytest.mark.slow
 def test_the_papers_step_compiles_for_eight_devices():
     config = vito.get_config()
-    parts = build(config)
+    experiment = build(config)
     mesh = sharding.make_mesh(jax.devices())
-    replicated, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(replicated, over_batch),
-                   out_shardings=(replicated, replicated))
-    compiled = step.lower(state, parts.batch_spec).compile()
+    replicated, over_batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    step = jax.jit(
+        experiment.train_step,
+        donate_argnums=0,
+        in_shardings=(replicated, over_batch),
+        out_shardings=(replicated, replicated),
+    )
+    compiled = step.lower(state, experiment.batch_spec).compile()
     per_device = compiled.memory_analysis().argument_size_in_bytes
     images, parameters = 4096 // 8 * 3 * 224 * 224 * 3, 4 * count((state.params, state.target, state.opt_state))
     assert images + parameters <= per_device < 1.01 * (images + parameters)  # state whole, batch split in eight
@@ -68,8 +73,9 @@ def test_unknown_variants_and_values_suggest_the_nearest():
     assert common.parse_argument("a=2", a=("1", "2"), b=("no", "yes")) == {"a": "2", "b": "no"}
 
 
-@pytest.mark.parametrize("section, key", [("encoder", "dept"), ("method", "temprature"), ("optimizer", "momentun"),
-                                          ("schedule", "epoch")])
+@pytest.mark.parametrize(
+    "section, key", [("encoder", "dept"), ("method", "temprature"), ("optimizer", "momentun"), ("schedule", "epoch")]
+)
 def test_a_key_no_function_takes_is_an_error_with_its_section(section, key):
     config = vito.get_config("demo")
     config[section][key] = 1
@@ -78,31 +84,47 @@ def test_a_key_no_function_takes_is_an_error_with_its_section(section, key):
 
 
 def test_impossible_values_are_refused():
-    for section, key, value, message in [("encoder", "depth", 51, "depth=51"), ("method", "pooling", "max", "pooling"),
-                                         ("schedule", "epochs", 0.0, "less than one batch"),
-                                         ("optimizer", "name", "lasr", "did you mean 'lars'"),
-                                         ("encoder", "name", "resnext", "did you mean 'resnet'")]:
+    for section, key, value, message in [
+        ("encoder", "depth", 51, "depth=51"),
+        ("method", "pooling", "max", "pooling"),
+        ("schedule", "epochs", 0.0, "less than one batch"),
+        ("optimizer", "name", "lasr", "did you mean 'lars'"),
+        ("encoder", "name", "resnext", "did you mean 'resnet'"),
+    ]:
         config = vito.get_config("demo")
         config[section][key] = value
         with pytest.raises(ConfigError, match=message):
-            parts = build(config)
-            jax.eval_shape(lambda parts=parts: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+            experiment = build(config)
+            jax.eval_shape(
+                lambda experiment=experiment: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0)
+            )
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--config=configs/vito.py:demo", "--config.data.path=/nonexistent/store"], "/nonexistent/store"),
-    *[pytest.param(flags, message, marks=pytest.mark.slow) for flags, message in (  # each is a process of its own
-        (["--config=configs/vito.py:demo", "--config.data.image_sise=32"], "image_size"),
-        (["--config=configs/vito.py:dem"], "did you mean 'demo'"),
-        (["--config=configs/vito.py:demo", "--config.batch_size=many"], "batch_size"),
-        (["--config=configs/vitto.py"], "vitto.py"),
-        ([], "--config is missing"),
-        (["--config=configs/vito.py:demo", "--config.optimizer.momentum=0.9"], "momentum"))],
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config=configs/vito.py:demo", "--config.data.path=/nonexistent/store"], "/nonexistent/store"),
+        *[
+            pytest.param(flags, message, marks=pytest.mark.slow)
+            for flags, message in (  # each is a process of its own
+                (["--config=configs/vito.py:demo", "--config.data.image_sise=32"], "image_size"),
+                (["--config=configs/vito.py:dem"], "did you mean 'demo'"),
+                (["--config=configs/vito.py:demo", "--config.batch_size=many"], "batch_size"),
+                (["--config=configs/vitto.py"], "vitto.py"),
+                ([], "--config is missing"),
+                (["--config=configs/vito.py:demo", "--config.optimizer.momentum=0.9"], "momentum"),
+            )
+        ],
+    ],
+)
 def test_the_command_line_answers_mistakes_with_one_line(tmp_path, flags, message):
-    result = subprocess.run([sys.executable, "-m", "vivi_jax.main", f"--workdir={tmp_path / 'run'}", *flags],
-                            capture_output=True, text=True, timeout=120,
-                            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    result = subprocess.run(
+        [sys.executable, "-m", "vivi_jax.main", f"--workdir={tmp_path / 'run'}", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 1 and len(errors) == 1 and message in errors[0], result.stderr
     assert "Traceback" not in result.stderr

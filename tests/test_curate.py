@@ -1,4 +1,5 @@
 """Curation keeps exactly the videos that satisfy the rule, wherever and however often it is run, and says why not."""
+
 import json
 import pathlib
 import shutil
@@ -11,9 +12,11 @@ import pytest
 from PIL import Image
 from video_files import write_video
 
-from input_pipeline import curate, curation, inputs
-from input_pipeline.curation import Rule
-from input_pipeline.sandbox import Sandbox
+from input_pipeline.curation import local as curate
+from input_pipeline.curation import rule as curation
+from input_pipeline.curation.rule import Rule
+from input_pipeline.preparation import inputs
+from input_pipeline.preparation.sandbox import Sandbox
 from input_pipeline.store import DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -36,24 +39,42 @@ broken.mp4,jade,
 missing.mp4,jade,
 """
 # What must come of each line, by hand: status and class, or the first word of the reason.
-EXPECTED = ["ruby", "again", "title", "title", "classifier", "short", "classifier", "jade", "sapphire", "classifier",
-            "video", "video"]
+EXPECTED = [
+    "ruby",
+    "again",
+    "title",
+    "title",
+    "classifier",
+    "short",
+    "classifier",
+    "jade",
+    "sapphire",
+    "classifier",
+    "video",
+    "video",
+]
 
 
 def film(*parts):
     """Noisy pictures of a colour each: (name, frames), one after the other."""
     rng = np.random.default_rng(0)
-    return np.concatenate([np.clip(rng.normal(COLOURS[name], 12, (count, 40, 48, 3)), 0, 255).astype(np.uint8)
-                           for name, count in parts])
+    return np.concatenate(
+        [np.clip(rng.normal(COLOURS[name], 12, (count, 40, 48, 3)), 0, 255).astype(np.uint8) for name, count in parts]
+    )
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     """Videos, manifest.csv and classes.csv."""
     folder = tmp_path_factory.mktemp("library")
-    for name, parts in {"ruby": [("ruby", 100)], "jade": [("jade", 120)], "short": [("jade", 99)],
-                        "late": [("ruby", 100), ("jade", 10)], "ends": [("sapphire", 0), ("ruby", 0), ("jade", 100)],
-                        "both": [("jade", 40), ("sapphire", 60)]}.items():
+    for name, parts in {
+        "ruby": [("ruby", 100)],
+        "jade": [("jade", 120)],
+        "short": [("jade", 99)],
+        "late": [("ruby", 100), ("jade", 10)],
+        "ends": [("sapphire", 0), ("ruby", 0), ("jade", 100)],
+        "both": [("jade", 40), ("sapphire", 60)],
+    }.items():
         if name == "ends":  # one frame of the class, the hundredth
             parts = [("sapphire", 99), ("jade", 5)]
         write_video(folder / f"{name}.mp4", film(*parts), fps=FPS)
@@ -69,15 +90,17 @@ def classifier(tmp_path_factory):
     import jax  # here, as all that loads a network: the tests without one are quick
     from test_export import random_variables
 
-    from vivi_jax import export
+    from vivi_jax.export import resnet as export
     from vivi_jax.models.resnet import ResNet
 
     encoder = ResNet(depth=18, width=0.125, num_classes=3)
     variables = random_variables(encoder)
     images = np.stack([picture for name in COLOURS for picture in film((name, 20))[:, 4:36, 8:40]])
     without = ResNet(depth=18, width=0.125)
-    body = {"params": {k: v for k, v in variables["params"].items() if k != "classifier"},
-            "batch_stats": variables["batch_stats"]}
+    body = {
+        "params": {k: v for k, v in variables["params"].items() if k != "classifier"},
+        "batch_stats": variables["batch_stats"],
+    }
     features = np.asarray(jax.jit(lambda x: without.apply(body, x, train=False)[0])(np.float32(images) / 255))
     mean = features.mean(axis=0)
     targets = np.repeat(np.eye(3), 20, axis=0)
@@ -105,20 +128,40 @@ def contents(folder):
 
 
 def flags(library, classifier, out):
-    return [f"--manifest={library / 'manifest.csv'}", f"--classes={library / 'classes.csv'}",
-            f"--classifier={classifier}", f"--out={out}", "--short_side=36", "--image_size=32"]
+    return [
+        f"--manifest={library / 'manifest.csv'}",
+        f"--classes={library / 'classes.csv'}",
+        f"--classifier={classifier}",
+        f"--out={out}",
+        "--short_side=36",
+        "--image_size=32",
+    ]
 
 
 def run_cli(*arguments):
-    return subprocess.run([sys.executable, "-m", "input_pipeline.curate", *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "input_pipeline.curate", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def test_exactly_those_that_satisfy_the_rule(library):
     lines = curation.read_manifest(str(library / "manifest.csv"))
     sandbox = Sandbox(**RULE.limits)
-    decisions = [curation.decide(line, root=str(library), classes=curation.read_classes(str(library / "classes.csv")),
-                                 rule=RULE, sandbox=sandbox, top1=nearest_colour) for line in lines]
+    decisions = [
+        curation.decide(
+            line,
+            root=str(library),
+            classes=curation.read_classes(str(library / "classes.csv")),
+            rule=RULE,
+            sandbox=sandbox,
+            top1=nearest_colour,
+        )
+        for line in lines
+    ]
     sandbox.close()
     decisions = curation.drop_repeats(decisions)
     assert outcomes(decisions) == EXPECTED
@@ -136,8 +179,9 @@ def test_a_class_in_the_manifest_is_the_one_in_question(library):
 
     def outcome(title, label):
         line = curation.Line(0, "both.mp4", title, label)
-        return outcomes([curation.decide(line, root=str(library), classes=classes, rule=RULE, sandbox=sandbox,
-                                         top1=nearest_colour)])[0]
+        return outcomes(
+            [curation.decide(line, root=str(library), classes=classes, rule=RULE, sandbox=sandbox, top1=nearest_colour)]
+        )[0]
 
     assert outcome("jade or sapphire", "jade") == "jade"  # not sapphire, of which it has more frames
     assert outcome("jade or sapphire", "ruby") == "title" and outcome("jade", "opal") == "class"
@@ -146,18 +190,31 @@ def test_a_class_in_the_manifest_is_the_one_in_question(library):
 
 def test_names_in_titles(library):
     classes = curation.read_classes(str(library / "classes.csv"))
-    for title, named in {"Red  stone-wall": [0, 2], "red, stone": [0, 2], "redstone": [], "RUBY/JADE": [0, 1],
-                         "ｒｕｂｙ": [0], "a stone": [2], "": []}.items():  # full-width letters are letters
+    for title, named in {
+        "Red  stone-wall": [0, 2],
+        "red, stone": [0, 2],
+        "redstone": [],
+        "RUBY/JADE": [0, 1],
+        "ｒｕｂｙ": [0],
+        "a stone": [2],
+        "": [],
+    }.items():  # full-width letters are letters
         assert classes.named_in(title) == named, title
 
 
-@pytest.mark.parametrize("manifest, classes, message", [
-    ("file,title\na,b\n", CLASSES, "manifest.csv has no column video: its first line must name .* video,title"),
-    ("video;title\na;b\n", CLASSES, "no column video, title: .* it is 'video;title'"),
-    ("video,title\n", CLASSES, "manifest.csv names no video"), ("video,title\n,b\n", CLASSES, "line 2 names no video"),
-    (MANIFEST, CLASSES + "jade,\n", "jade is on line 3 and on line 5; a class must stand once"),
-    (MANIFEST, "class\njade\n", "classes.csv has no column names"), (MANIFEST, "class,names\n", "names no class"),
-    (MANIFEST, "class,names\n-,\n", "line 2 has no class")])
+@pytest.mark.parametrize(
+    "manifest, classes, message",
+    [
+        ("file,title\na,b\n", CLASSES, "manifest.csv has no column video: its first line must name .* video,title"),
+        ("video;title\na;b\n", CLASSES, "no column video, title: .* it is 'video;title'"),
+        ("video,title\n", CLASSES, "manifest.csv names no video"),
+        ("video,title\n,b\n", CLASSES, "line 2 names no video"),
+        (MANIFEST, CLASSES + "jade,\n", "jade is on line 3 and on line 5; a class must stand once"),
+        (MANIFEST, "class\njade\n", "classes.csv has no column names"),
+        (MANIFEST, "class,names\n", "names no class"),
+        (MANIFEST, "class,names\n-,\n", "line 2 has no class"),
+    ],
+)
 def test_bad_lists_are_refused_in_one_line(tmp_path, manifest, classes, message):
     (tmp_path / "manifest.csv").write_text(manifest)
     (tmp_path / "classes.csv").write_text(classes)
@@ -171,58 +228,83 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     """The same bytes by one worker, by several, by Beam, and after kills; the report adds up; prepare can use it."""
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
     monkeypatch.setattr(curation, "ROWS_PER_CHUNK", 5)
-    options = {"manifest": str(library / "manifest.csv"), "classes": str(library / "classes.csv"),
-               "classifier": classifier, "rule": RULE}
+    options = {
+        "manifest": str(library / "manifest.csv"),
+        "classes": str(library / "classes.csv"),
+        "classifier": classifier,
+        "rule": RULE,
+    }
     assert curate.curate(**options, out=str(tmp_path / "local"), workers=1)
     decisions = [json.loads(line) for line in (tmp_path / "local" / curation.DECISIONS).read_text().splitlines()]
     assert outcomes(decisions) == EXPECTED
     assert curate.curate(**options, out=str(tmp_path / "three"), workers=3)
     assert curate.curate(**options, out=str(tmp_path / "beam"), beam_options=["--runner=DirectRunner"])
     assert contents(tmp_path / "local") == contents(tmp_path / "three") == contents(tmp_path / "beam")
-    from shelf import ShelfFileSystem
-    shelf = tmp_path / "shelf"
-    shelf.mkdir()
-    monkeypatch.setattr(ShelfFileSystem, "root", shelf, raising=False)
+    from fake_bucket import ShelfFileSystem
+
+    fake_bucket = tmp_path / "fake_bucket"
+    fake_bucket.mkdir()
+    monkeypatch.setattr(ShelfFileSystem, "root", fake_bucket, raising=False)
     for path in (*library.iterdir(), pathlib.Path(classifier)):
-        shutil.copy(path, shelf / f"b%in%{path.name}")
-    assert curate.curate("shelf://b/in/manifest.csv", "shelf://b/in/classes.csv", "shelf://b/in/resnet.safetensors",
-                         "shelf://b/out", rule=RULE, beam_options=["--runner=DirectRunner"])
-    in_bucket = {path.name.removeprefix("b%out%"): path.read_bytes() for path in shelf.glob("b%out%*")}
+        shutil.copy(path, fake_bucket / f"b%in%{path.name}")
+    assert curate.curate(
+        "fake_bucket://b/in/manifest.csv",
+        "fake_bucket://b/in/classes.csv",
+        "fake_bucket://b/in/resnet.safetensors",
+        "fake_bucket://b/out",
+        rule=RULE,
+        beam_options=["--runner=DirectRunner"],
+    )
+    in_bucket = {path.name.removeprefix("b%out%"): path.read_bytes() for path in fake_bucket.glob("b%out%*")}
     missing = b"unreadable: No such file or directory"
     assert in_bucket.keys() == contents(tmp_path / "local").keys()
     assert in_bucket["report.json"] == contents(tmp_path / "local")["report.json"]
-    assert in_bucket["decisions.jsonl"].count(b"unreadable: cannot read shelf://b/in/missing.mp4") == 1
+    assert in_bucket["decisions.jsonl"].count(b"unreadable: cannot read fake_bucket://b/in/missing.mp4") == 1
     assert contents(tmp_path / "local")["decisions.jsonl"].count(missing) == 1  # the only line that differs
-    assert set(contents(tmp_path / "local")) == {"decisions.jsonl", "kept.csv", "report.json", "report.md",
-                                                 "report.png"}
+    assert set(contents(tmp_path / "local")) == {
+        "decisions.jsonl",
+        "kept.csv",
+        "report.json",
+        "report.md",
+        "report.png",
+    }
     assert not curate.curate(**options, out=str(tmp_path / "beam"))
     with pytest.raises(DataError, match="was begun with another rule"):
-        curate.curate(**options | {"rule": Rule(short_side=36, image_size=32, min_votes=2)},
-                      out=str(tmp_path / "beam"))
+        curate.curate(**options | {"rule": Rule(short_side=36, image_size=32, min_votes=2)}, out=str(tmp_path / "beam"))
 
     report = json.loads((tmp_path / "local/report.json").read_text())
     assert report["kept"] == 3 and report["lines"] == 12 == report["kept"] + sum(report["reasons"].values())
     assert report["reasons"] == {"classifier": 3, "title": 2, "video": 2, "again": 1, "short": 1}
     assert [(row["class"], row["candidates"], row["kept"]) for row in report["per_class"]] == [
-        ("ruby", 3, 1), ("jade", 6, 1), ("sapphire", 1, 1)]
+        ("ruby", 3, 1),
+        ("jade", 6, 1),
+        ("sapphire", 1, 1),
+    ]
     assert report["balance"]["effective_classes"] == 3 and report["kept_seconds"] == 30.4
     assert np.asarray(Image.open(tmp_path / "local/report.png")).std() > 10
     assert "| video | 2 | the video does not open or decode |" in (tmp_path / "local/report.md").read_text()
     names = [file.name for file in inputs.find(str(library / "*.mp4"), "")]
     labels, class_names, _ = inputs.read_labels(str(tmp_path / "local/kept.csv"), names)
     assert {name: class_names[label] for name, label in zip(names, labels, strict=True) if label >= 0} == {
-        "ruby.mp4": "ruby", "ends.mp4": "jade", "both.mp4": "sapphire"}
+        "ruby.mp4": "ruby",
+        "ends.mp4": "jade",
+        "both.mp4": "sapphire",
+    }
 
 
 @pytest.mark.slow
 def test_the_command_line(library, classifier, tmp_path):
     """Killed once; then it goes on. And what is wrong with the classifier is said in one line."""
-    from evaluation import adapt
-    from vivi_jax import export
+    from evaluation import encoders
+    from vivi_jax.export import resnet as export
 
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.curate", *flags(library, classifier, out)],
-                               cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "input_pipeline.curate", *flags(library, classifier, out)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not (out / ".partial/plan.json").exists():
         time.sleep(0.01)
     process.kill()
@@ -232,11 +314,16 @@ def test_the_command_line(library, classifier, tmp_path):
     for line in ("12 lines", "3 kept", "2 dropped: the video does not open or decode"):
         assert line in run.stdout
     assert outcomes(map(json.loads, (out / curation.DECISIONS).read_text().splitlines())) == EXPECTED
-    encoder, variables, _ = adapt.load_encoder(classifier)
+    encoder, variables, _ = encoders.load_encoder(classifier)
     bare = tmp_path / "bare.safetensors"
-    export.export_torchvision(encoder.clone(num_classes=None), {
-        "params": {k: v for k, v in variables["params"].items() if k != "classifier"},
-        "batch_stats": variables["batch_stats"]}, bare)
+    export.export_torchvision(
+        encoder.clone(num_classes=None),
+        {
+            "params": {k: v for k, v in variables["params"].items() if k != "classifier"},
+            "batch_stats": variables["batch_stats"],
+        },
+        bare,
+    )
     with pytest.raises(DataError, match="has no classifier: give a ResNet with one"):
         curate.curate(str(library / "manifest.csv"), str(library / "classes.csv"), str(bare), str(tmp_path / "other"))
     (tmp_path / "two.csv").write_text("class,names\nruby,\njade,\n")

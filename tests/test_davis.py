@@ -1,4 +1,5 @@
 """DAVIS: the measures against the official tool's, propagation against its definition, and real sequences."""
+
 import csv
 import dataclasses
 import json
@@ -12,10 +13,12 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from evaluation import davis, davis_data, davis_metrics
-from evaluation.davis_propagate import PROTOCOLS, TILE, Propagator, start_labels
+from evaluation.protocols.davis import data as davis_data
+from evaluation.protocols.davis import evaluate as davis
+from evaluation.protocols.davis import metrics as davis_metrics
+from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
 from input_pipeline.store import DataError
-from vivi_jax import export
+from vivi_jax.export import resnet as export
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 
@@ -29,7 +32,7 @@ def test_j_and_f_are_the_official_tools_on_osvos_results(sample_data):
     sequences = davis_data.load(str(sample_data / "davis" / "DAVIS"))
     assert [sequence.name for sequence in sequences] == list(reference)
     for sequence in sequences:
-        found, = davis.score(sequence, sample_data / "davis" / "osvos_results" / sequence.name)["objects"]
+        (found,) = davis.score(sequence, sample_data / "davis" / "osvos_results" / sequence.name)["objects"]
         for measure in "JF":
             for name in ("mean", "recall", "decay"):
                 expected = float(reference[sequence.name][f"{measure}_{name}"])
@@ -38,7 +41,7 @@ def test_j_and_f_are_the_official_tools_on_osvos_results(sample_data):
 
 def square(top: int, left: int, side: int, size=(60, 80)) -> np.ndarray:
     mask = np.zeros(size, bool)
-    mask[top:top + side, left:left + side] = True
+    mask[top : top + side, left : left + side] = True
     return mask
 
 
@@ -61,8 +64,10 @@ def test_statistics_are_means_recall_and_decay():
     found = davis_metrics.statistics(np.array([1.0, 1.0, 0.5, 0.6, 0.4, 0.4, 0.4, 0.0]))
     # Quarters of 8 frames share their borders: frames 0-2 and 5-7 (the borders 1, 2.75, 4.5, 6.25, 8, rounded).
     assert found == pytest.approx({"mean": 4.3 / 8, "recall": 3 / 8, "decay": 2.5 / 3 - 0.8 / 3})
-    objects = [{"J": found, "F": dict(mean=1, recall=1, decay=0)}, {"J": dict(mean=0, recall=0, decay=0),
-                                                                  "F": dict(mean=0.5, recall=0, decay=0)}]
+    objects = [
+        {"J": found, "F": dict(mean=1, recall=1, decay=0)},
+        {"J": dict(mean=0, recall=0, decay=0), "F": dict(mean=0.5, recall=0, decay=0)},
+    ]
     overall = davis_metrics.overall(objects)
     assert overall["J_mean"] == pytest.approx(4.3 / 16) and overall["F_mean"] == 0.75
     assert overall["J&F"] == pytest.approx((4.3 / 16 + 0.75) / 2)
@@ -76,8 +81,9 @@ class Pixels(nn.Module):
         return None, {"map": images[:, 2::4, 2::4]}
 
 
-def by_definition(frames: list[np.ndarray], start: np.ndarray, name: str, context: int, radius: int
-                  ) -> list[np.ndarray]:
+def by_definition(
+    frames: list[np.ndarray], start: np.ndarray, name: str, context: int, radius: int
+) -> list[np.ndarray]:
     """Soft labels of each frame, from the published code's lists of context frames; all keys at once, in float64."""
     protocol = PROTOCOLS[name]
     features = [np.asarray(frame[2::4, 2::4], np.float64) / 255 for frame in frames]
@@ -92,10 +98,14 @@ def by_definition(frames: list[np.ndarray], start: np.ndarray, name: str, contex
         else:  # as if the video began with `context` copies of its first frame
             used, masked = [0, *(max(0, i) for i in range(t - context, t))], [False] + [True] * context
         similarity = np.concatenate(
-            [np.where(near if m else True, features[t].reshape(-1, 3) @ features[i].reshape(-1, 3).T, -np.inf)
-             for i, m in zip(used, masked, strict=False)], axis=1)
+            [
+                np.where(near if m else True, features[t].reshape(-1, 3) @ features[i].reshape(-1, 3).T, -np.inf)
+                for i, m in zip(used, masked, strict=False)
+            ],
+            axis=1,
+        )
         values = np.concatenate([labels[i].reshape(height * width, -1) for i in used])
-        best = np.argsort(-similarity, axis=1)[:, :protocol.top_k]
+        best = np.argsort(-similarity, axis=1)[:, : protocol.top_k]
         logits = np.take_along_axis(similarity, best, axis=1) / protocol.temperature
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         weights /= weights.sum(axis=1, keepdims=True)
@@ -131,8 +141,9 @@ def test_memory_is_that_of_the_context():
     rng = np.random.default_rng(0)
     protocol = dataclasses.replace(PROTOCOLS["vfs"], context=3, radius=4, short_side=None)
     before = sum(x.nbytes for x in jax.live_arrays())
-    propagator = Propagator(Pixels(), "map", {}, protocol, np.full((72, 80), 2, np.uint8),
-                            rng.integers(1, 256, (72, 80, 3), np.uint8), 2)
+    propagator = Propagator(
+        Pixels(), "map", {}, protocol, np.full((72, 80), 2, np.uint8), rng.integers(1, 256, (72, 80, 3), np.uint8), 2
+    )
     alive = []
     for _ in range(12):
         propagator.step(rng.integers(1, 256, (72, 80, 3), np.uint8))
@@ -148,7 +159,7 @@ class Objects(nn.Module):
 
     def __call__(self, images, *, train):
         height, width = (length // 2 for length in images.shape[1:3])
-        cells = images[:, :2 * height, :2 * width].reshape(-1, height, 2, width, 2, 3)
+        cells = images[:, : 2 * height, : 2 * width].reshape(-1, height, 2, width, 2, 3)
         return None, {"map": cells.mean(axis=(2, 4))}
 
 
@@ -162,7 +173,7 @@ def test_perfect_features_follow_the_object(sample_data):
         painted = [np.eye(3, dtype=np.uint8)[mask] * 255 for mask in masks]
         propagator = Propagator(Objects(), "map", {}, protocol, masks[0], painted[0], 1)
         found = [masks[0], *map(propagator.step, painted[1:])]
-        scores, = davis_metrics.score_sequence(part, found.__getitem__)
+        (scores,) = davis_metrics.score_sequence(part, found.__getitem__)
         assert scores["J"]["mean"] > 0.95 and scores["F"]["mean"] > 0.99, (sequence.name, scores)
 
 
@@ -177,8 +188,8 @@ def make_davis(root: pathlib.Path, frames: int = 6, size=(64, 96)) -> pathlib.Pa
     for t in range(frames):
         image, mask = ground.copy(), np.zeros(size, np.uint8)
         for k, (texture, left) in enumerate(zip(textures, (24 - 2 * t, 52 + 3 * t), strict=True), 1):
-            image[20 + t:40 + t, left:left + 20] = texture
-            mask[20 + t:40 + t, left:left + 20] = k
+            image[20 + t : 40 + t, left : left + 20] = texture
+            mask[20 + t : 40 + t, left : left + 20] = k
         Image.fromarray(image.astype(np.uint8)).save(root / "JPEGImages" / "480p" / "two" / f"{t:05d}.jpg", quality=95)
         davis_data.write_objects(root / "Annotations" / "480p" / "two" / f"{t:05d}.png", mask)
     (root / "ImageSets" / "2017").mkdir(parents=True)
@@ -207,13 +218,13 @@ def test_the_sequence_is_as_it_was_made(tmp_path, caplog):
     mask[0, 0] = 3  # an object that the first frame does not have
     davis_data.write_objects(late, mask)
     with caplog.at_level("WARNING"):
-        sequence, = davis_data.load(str(root))
+        (sequence,) = davis_data.load(str(root))
     assert (sequence.objects, sequence.size, sequence.scored) == (2, (64, 96), True)
     assert sequence.frame(2).shape == (64, 96, 3) and sequence.mask(3)[0, 0] == 0
     assert "the first 00003" in caplog.text
     for path in sequence.masks[1:]:
         path.unlink()
-    sequence, = davis_data.load(str(root))  # as in test-dev
+    (sequence,) = davis_data.load(str(root))  # as in test-dev
     assert not sequence.scored and davis.score(sequence, tmp_path) == {"objects": []}
 
 
@@ -238,8 +249,13 @@ def test_problems_of_all_sequences_are_listed_at_once(tmp_path, sample_data):
         davis_data.load(str(root), list("abcde"))
     text = str(error.value)
     assert text.startswith("5 problems in the 5 sequences") and "\n" not in text
-    for part in ("a: frame 00003 is missing", "00002.png is 95 x 64 pixels, its frame 96 x 64",
-                 "00000.png has no object", "d: 1 frames have no mask, the first 00004", "00001.png has the mode RGB"):
+    for part in (
+        "a: frame 00003 is missing",
+        "00002.png is 95 x 64 pixels, its frame 96 x 64",
+        "00000.png has no object",
+        "d: 1 frames have no mask, the first 00004",
+        "00001.png has the mode RGB",
+    ):
         assert part in text, part
     with pytest.raises(DataError, match="none has no frames"):
         davis_data.load(str(root), ["two", "none"])
@@ -251,15 +267,17 @@ def test_problems_of_all_sequences_are_listed_at_once(tmp_path, sample_data):
 
 
 def test_results_that_do_not_fit_are_refused(tmp_path):
-    sequence, = davis_data.load(str(make_davis(tmp_path)))
+    (sequence,) = davis_data.load(str(make_davis(tmp_path)))
     results = tmp_path / "results"
     results.mkdir()
     for i in range(len(sequence.frames)):
         davis_data.write_objects(results / f"{i:05d}.png", sequence.mask(i))
     perfect = davis.score(sequence, results)["objects"]
     assert [scores[m]["mean"] for scores in perfect for m in "JF"] == [1, 1, 1, 1]
-    for change, message in (((np.full((64, 96), 3, np.uint8)), "has object 3; two has 2"),
-                            (np.zeros((64, 90), np.uint8), "00002.png is 90 x 64 pixels")):
+    for change, message in (
+        ((np.full((64, 96), 3, np.uint8)), "has object 3; two has 2"),
+        (np.zeros((64, 90), np.uint8), "00002.png is 90 x 64 pixels"),
+    ):
         davis_data.write_objects(results / "00002.png", change)
         with pytest.raises(DataError, match=message):
             davis.score(sequence, results)
@@ -278,9 +296,12 @@ def checkpoint_file(tmp_path_factory) -> str:
     image = np.zeros((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), image, train=False))
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: np.float32(
-        rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape) if leaf.ndim > 1 else np.ones(leaf.shape)),
-        shapes)
+    variables = jax.tree.map(
+        lambda leaf: np.float32(
+            rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape) if leaf.ndim > 1 else np.ones(leaf.shape)
+        ),
+        shapes,
+    )
     path = tmp_path_factory.mktemp("encoder") / "untrained.safetensors"
     export.export_torchvision(encoder, variables, str(path))
     return str(path)
@@ -289,7 +310,8 @@ def checkpoint_file(tmp_path_factory) -> str:
 def test_protocols_follow_the_encoder():
     assert davis.choose_protocol("vfs", ResNet(depth=50), None).radius == 18
     assert davis.choose_protocol("vfs", ResNet(depth=18), 120) == dataclasses.replace(
-        PROTOCOLS["vfs"], radius=12, short_side=120)
+        PROTOCOLS["vfs"], radius=12, short_side=120
+    )
     assert davis.choose_protocol("crw", VdimEncoder(), None) == PROTOCOLS["crw"]
 
 
@@ -302,8 +324,13 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
             (data / kind / "480p" / name).mkdir(parents=True)
             for i in range(8):
                 shutil.copy(real / kind / "480p" / name / f"{i:05d}.{suffix}", data / kind / "480p" / name)
-    arguments = [f"--checkpoint={checkpoint_file}", f"--data={data}", f"--out={out}", "--short_side=120",
-                 "--sequences=blackswan,car-shadow"]
+    arguments = [
+        f"--checkpoint={checkpoint_file}",
+        f"--data={data}",
+        f"--out={out}",
+        "--short_side=120",
+        "--sequences=blackswan,car-shadow",
+    ]
     davis.main(arguments)
     printed, log = capsys.readouterr()
     assert "blackswan: 8 frames, " in log and " s per frame (median), J " in log and "| mean |" in printed
@@ -316,8 +343,12 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
         with av.open(str(out / "videos" / f"{name}.mp4")) as video:
             assert sum(1 for _ in video.decode(video=0)) == 8
 
-    saved = davis.summary({s.name: davis.score(s, out / "masks" / s.name)
-                           for s in davis_data.load(str(data), ["blackswan", "car-shadow"])})
+    saved = davis.summary(
+        {
+            s.name: davis.score(s, out / "masks" / s.name)
+            for s in davis_data.load(str(data), ["blackswan", "car-shadow"])
+        }
+    )
     assert saved["scores"] == result["scores"]  # of the files, as another tool would read them
     (out / "sequences" / "car-shadow.json").unlink()  # as if killed in the second sequence
     for path in sorted((out / "masks" / "car-shadow").iterdir())[4:]:
@@ -326,8 +357,10 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
     log = capsys.readouterr().err
     assert "car-shadow: 8 frames" in log and "blackswan" not in log
     assert json.loads((out / "davis.json").read_text())["scores"] == result["scores"]
-    for other, message in (([*arguments, "--short_side=100"], "error: .*was begun with other values.*short_side"),
-                           ([f"--checkpoint={tmp_path}", *arguments[1:]], "error: no .*config.json")):
+    for other, message in (
+        ([*arguments, "--short_side=100"], "error: .*was begun with other values.*short_side"),
+        ([f"--checkpoint={tmp_path}", *arguments[1:]], "error: no .*config.json"),
+    ):
         with pytest.raises(SystemExit, match=message):
             davis.main(other)
 
@@ -337,8 +370,15 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
     """Both protocols on a rendered sequence; then the masks alone."""
     data = make_davis(tmp_path / "DAVIS")
     for name in ("vfs", "crw"):
-        davis.main([f"--checkpoint={checkpoint_file}", f"--data={data}", f"--out={tmp_path / name}",
-                    f"--protocol={name}", "--short_side=256"])
+        davis.main(
+            [
+                f"--checkpoint={checkpoint_file}",
+                f"--data={data}",
+                f"--out={tmp_path / name}",
+                f"--protocol={name}",
+                "--short_side=256",
+            ]
+        )
         result = json.loads((tmp_path / name / "davis.json").read_text())
         objects = result["sequences"]["two"]["objects"]
         assert len(objects) == 2 and all(scores["J"]["mean"] > 0.7 for scores in objects), objects

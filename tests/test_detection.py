@@ -1,4 +1,5 @@
 """FCOS* and RetinaNet as methods, and the protocol: losses, full sizes, learning by heart, kills, one-line mistakes."""
+
 import json
 import os
 import pathlib
@@ -14,13 +15,18 @@ import pytest
 from test_attention import make_run
 
 from configs import detection as detection_config
-from evaluation import detection, detection_data, detection_report, detection_scores, detection_targets
-from evaluation.detection_method import Detector
-from evaluation.runs import with_pretrained
+from evaluation.protocols.detection import data as detection_data
+from evaluation.protocols.detection import evaluate as detection
+from evaluation.protocols.detection import report as detection_report
+from evaluation.protocols.detection import scores as detection_scores
+from evaluation.protocols.detection import targets as detection_targets
+from evaluation.protocols.detection.method import Detector
+from evaluation.transfer import with_pretrained
 from input_pipeline.store import DataError
-from vivi_jax import hlo, sharding
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
+from vivi_jax.planning import hlo
 from vivi_jax.train import compile_step
 from vivi_jax.train_step import create
 
@@ -59,7 +65,8 @@ def make_batch() -> dict[str, np.ndarray]:
 def make_outputs(detector: Detector, seed=0) -> dict[str, np.ndarray]:
     rng, count = np.random.default_rng(seed), len(detector.anchors)
     shapes = {"logits": (8, count, 3), "boxes": (8, count, 4)} | (
-        {"iou": (8, count)} if detector.form.predict_iou else {})
+        {"iou": (8, count)} if detector.form.predict_iou else {}
+    )
     return {name: (0.5 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -80,27 +87,32 @@ def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, varian
     results = []
     for devices in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=sharding.over_batch(mesh))
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=sharding.batch_sharding(mesh))
         results.append(jax.tree.map(np.asarray, step(outputs, batch)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), *results)
     (value, metrics), gradient = results[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
     anchors = jnp.asarray(detector.anchors)
-    matched = np.asarray(jax.jit(jax.vmap(lambda boxes, classes: detector.form.assign(
-        anchors, detector.level_sizes, boxes, classes)))(batch["boxes"], batch["classes"]))
+    matched = np.asarray(
+        jax.jit(jax.vmap(lambda boxes, classes: detector.form.assign(anchors, detector.level_sizes, boxes, classes)))(
+            batch["boxes"], batch["classes"]
+        )
+    )
     image, anchor = np.nonzero(matched >= 0)
     row = matched[image, anchor]
     p = 1 / (1 + np.exp(-outputs["logits"].astype(float)))
     target = np.zeros_like(p)
     target[image, anchor, batch["classes"][image, row]] = 1
-    focal = -np.where(target == 1, 0.25 * (1 - p) ** 2 * np.log(p), 0.75 * p ** 2 * np.log(1 - p)).sum(axis=-1)
+    focal = -np.where(target == 1, 0.25 * (1 - p) ** 2 * np.log(p), 0.75 * p**2 * np.log(1 - p)).sum(axis=-1)
     counted = focal[matched != detection_targets.IGNORED].sum()
     assert metrics["class_loss"] == pytest.approx(counted / len(row), rel=1e-4)
     true, raw = batch["boxes"][image, row], outputs["boxes"][image, anchor]
     if variant == "coco":
-        decode_and = [lambda raw, anchors, true, overlap=overlap: overlap(detector.form.decode(raw, anchors), true)
-                      for overlap in (detection_targets.giou, detection_targets.iou)]
+        decode_and = [
+            lambda raw, anchors, true, overlap=overlap: overlap(detector.form.decode(raw, anchors), true)
+            for overlap in (detection_targets.giou, detection_targets.iou)
+        ]
         giou, iou = (np.asarray(jax.jit(function)(raw, detector.anchors[anchor], true)) for function in decode_and)
         per_box = 2 * (1 - giou)
         q = 1 / (1 + np.exp(-outputs["iou"][image, anchor].astype(float)))
@@ -108,7 +120,7 @@ def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, varian
     else:
         encode = jax.jit(detection_targets.encode_deltas)
         error = np.abs(raw - np.asarray(encode(true, detector.anchors[anchor])))
-        per_box = np.where(error < 0.1, error ** 2 / 0.2, error - 0.05).sum(axis=-1)
+        per_box = np.where(error < 0.1, error**2 / 0.2, error - 0.05).sum(axis=-1)
     assert metrics["box_loss"] == pytest.approx(per_box.mean(), rel=1e-4)
     assert value == pytest.approx(sum(metrics[name] for name in metrics if name.endswith("loss")), rel=1e-5)
     assert metrics["positives_per_image"] == len(row) / 8 and set(image) == {0, 3, 4, 5, 6, 7}
@@ -141,9 +153,11 @@ def test_detection_finds_what_the_outputs_say(detectors):
 
     detector_like = Detector.__new__(Detector)
     detector_like.__dict__ = detector.__dict__ | {"network": Fixed()}
-    found = jax.jit(lambda outputs, images: detector_like.detect(
-        outputs, images, min_score=0.05, per_level=50, max_overlap=0.5, max_detections=5))(
-        outputs, np.zeros((8, 64, 96, 3), np.uint8))
+    found = jax.jit(
+        lambda outputs, images: detector_like.detect(
+            outputs, images, min_score=0.05, per_level=50, max_overlap=0.5, max_detections=5
+        )
+    )(outputs, np.zeros((8, 64, 96, 3), np.uint8))
     np.testing.assert_allclose(found["scores"][0], [1, np.sqrt(0.5), 0, 0, 0], atol=1e-4)
     assert found["classes"][0, :2].tolist() == [1, 2] and not np.asarray(found["scores"][1:]).any()
     np.testing.assert_allclose(found["boxes"][0, :2], detector.anchors[[40, 5]], atol=1e-3)
@@ -158,10 +172,16 @@ def test_eight_devices_find_what_one_finds_and_send_only_that(detectors):
     found = []
     for devices in (1, 8):
         mesh = sharding.make_mesh(jax.devices()[:devices])
-        compiled = detection.make_detect(config, detector, mesh).lower(
-            {"params": params, **state}, jax.device_put(images, sharding.over_batch(mesh))).compile()
-        found.append(jax.tree.map(np.asarray, compiled({"params": params, **state},
-                                                       jax.device_put(images, sharding.over_batch(mesh)))))
+        compiled = (
+            detection.make_detect(config, detector, mesh)
+            .lower({"params": params, **state}, jax.device_put(images, sharding.batch_sharding(mesh)))
+            .compile()
+        )
+        found.append(
+            jax.tree.map(
+                np.asarray, compiled({"params": params, **state}, jax.device_put(images, sharding.batch_sharding(mesh)))
+            )
+        )
     assert found[0]["index"].tolist() == list(range(8)) and (found[0]["scores"] > 0).any()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *found)
     sent = sum(collective.bytes for collective in hlo.read(compiled.as_text()).collectives)
@@ -176,8 +196,16 @@ def test_impossible_encoders_sizes_and_forms_are_refused():
         detection.make_detector(config, encoder, 3)
     with pytest.raises(ConfigError, match="did you mean 'fcos'"):
         make_detector("coco", form="fcoss")
-    vdim = build_encoder("vdim", table="small", width=1.0, frames=8, norm="batch", input_mean=(0.0,) * 3,
-                         input_std=(1.0,) * 3, dtype="float32")
+    vdim = build_encoder(
+        "vdim",
+        table="small",
+        width=1.0,
+        frames=8,
+        norm="batch",
+        input_mean=(0.0,) * 3,
+        input_std=(1.0,) * 3,
+        dtype="float32",
+    )
     config.data.image_size = (64, 64)
     with pytest.raises(ConfigError, match="VdimEncoder has no stage2, stage3, stage4"):
         detection.make_detector(config, vdim, 3)
@@ -201,11 +229,14 @@ def test_a_runs_encoder_goes_under_the_detector(tmp_path):
 # ---- The papers' sizes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant, images, steps, lr_at", [
-    ("coco", 118_287, 27_724, {0: 1e-3 / 232, 231: 1e-3, 18_481: 1e-3, 18_484: 1e-4, 24_645: 1e-5}),
-    ("lvis", 100_170, 23_477, {0: 1e-3 / 197, 196: 1e-3, 15_655: 1e-4}),
-    ("retinanet", 118_287, 90_000, {1000: 0.01, 59_999: 0.01, 60_001: 1e-3, 80_001: 1e-4}),
-])
+@pytest.mark.parametrize(
+    "variant, images, steps, lr_at",
+    [
+        ("coco", 118_287, 27_724, {0: 1e-3 / 232, 231: 1e-3, 18_481: 1e-3, 18_484: 1e-4, 24_645: 1e-5}),
+        ("lvis", 100_170, 23_477, {0: 1e-3 / 197, 196: 1e-3, 15_655: 1e-4}),
+        ("retinanet", 118_287, 90_000, {1000: 0.01, 59_999: 0.01, 60_001: 1e-3, 80_001: 1e-4}),
+    ],
+)
 def test_schedules_of_the_sheet(variant, images, steps, lr_at):
     config = detection_config.get_config(variant)
     rate, total = detection.schedule(config.batch_size, images, **config.schedule)
@@ -215,26 +246,29 @@ def test_schedules_of_the_sheet(variant, images, steps, lr_at):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant, classes, anchors", [("coco", 80, 17_064), ("lvis", 1203, 17_064),
-                                                       ("retinanet", 80, 153_576)])
+@pytest.mark.parametrize(
+    "variant, classes, anchors", [("coco", 80, 17_064), ("lvis", 1203, 17_064), ("retinanet", 80, 153_576)]
+)
 def test_the_papers_step_has_its_shapes(variant, classes, anchors):
     """Training (of LVIS, which has COCO's network, the state alone) and testing at full size and batch, abstractly."""
     config = detection_config.get_config(variant)
     encoder, _ = detection.load_pretrained("none", config)
     detector = detection.make_detector(config, encoder, classes)
     assert detector.anchors.shape == (anchors, 4) and sum(detector.level_sizes) == anchors
-    parts = detection.make_parts(config, detector, 0, 118_287)
-    assert parts.batch_spec["image"].shape == ({"retinanet": 16}.get(variant, 128), 800, 1024, 3)
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+    experiment = detection.make_parts(config, detector, 0, 118_287)
+    assert experiment.batch_spec["image"].shape == ({"retinanet": 16}.get(variant, 128), 800, 1024, 3)
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     if variant != "lvis":
-        new_state, metrics = jax.eval_shape(parts.train_step, state, parts.batch_spec)
+        new_state, metrics = jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
         before, after = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, new_state))
         assert before == after
         assert metrics["loss"].dtype == jnp.float32
     sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
     assert sizes["encoder"] == 25_557_032 - 2_049_000
-    batch = {"image": jax.ShapeDtypeStruct((64, 800, 1024, 3), np.uint8),
-             "index": jax.ShapeDtypeStruct((64,), np.int32)}
+    batch = {
+        "image": jax.ShapeDtypeStruct((64, 800, 1024, 3), np.uint8),
+        "index": jax.ShapeDtypeStruct((64,), np.int32),
+    }
     variables = {"params": state.params, **state.model_state}
     found = jax.eval_shape(detection.make_detect(config, detector, sharding.make_mesh()), variables, batch)
     assert found["boxes"].shape == (64, 300 if variant == "lvis" else 100, 4)
@@ -246,9 +280,9 @@ def test_a_step_at_full_image_size_compiles_for_eight_devices():
     config = detection_config.get_config("coco")
     config.encoder.depth = 18
     encoder, _ = detection.load_pretrained("none", config)
-    parts = detection.make_parts(config, detection.make_detector(config, encoder, 80), 0, 118_287)
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    compiled = compile_step(parts, state, sharding.make_mesh())
+    experiment = detection.make_parts(config, detection.make_detector(config, encoder, 80), 0, 118_287)
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    compiled = compile_step(experiment, state, sharding.make_mesh())
     # Sums over devices, of gradients and statistics; no device is sent another's images or what is predicted for them.
     assert {found.operation for found in hlo.read(compiled.as_text()).collectives} == {"all-reduce"}
     memory = compiled.memory_analysis()
@@ -278,13 +312,29 @@ def plain_coco(sample_data, tmp_path_factory) -> pathlib.Path:
 
 
 def command(variant: str, data: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "evaluation.detection", f"--config=configs/detection.py:{variant},demo",
-            "--checkpoint=none", f"--data={data}", f"--workdir={workdir}", *more]
+    return [
+        sys.executable,
+        "-m",
+        "evaluation.detection",
+        f"--config=configs/detection.py:{variant},demo",
+        "--checkpoint=none",
+        f"--data={data}",
+        f"--workdir={workdir}",
+        *more,
+    ]
 
 
-BY_HEART = ("--config.batch_size=7", "--config.test.batch_size=7", "--config.data.flip_prob=0.0",
-            "--config.data.image_size=(64,96)", "--config.method.layers=1", "--config.schedule.warmup=5.0",
-            "--config.schedule.total=100.0", "--config.schedule.boundaries=(70.0,90.0)", "--config.run.log_every=5")
+BY_HEART = (
+    "--config.batch_size=7",
+    "--config.test.batch_size=7",
+    "--config.data.flip_prob=0.0",
+    "--config.data.image_size=(64,96)",
+    "--config.method.layers=1",
+    "--config.schedule.warmup=5.0",
+    "--config.schedule.total=100.0",
+    "--config.schedule.boundaries=(70.0,90.0)",
+    "--config.run.log_every=5",
+)
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
@@ -302,8 +352,9 @@ def check_run(directory: pathlib.Path, data: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_fcos_learns_by_heart_also_when_killed(plain_coco, tmp_path):
-    arguments = command("coco", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=3e-3",
-                        "--config.run.checkpoint_every=20")
+    arguments = command(
+        "coco", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=3e-3", "--config.run.checkpoint_every=20"
+    )
     saved = tmp_path / "w" / "seed_0" / "checkpoints" / "20" / "MANIFEST.json"
     with open(tmp_path / "log", "w") as log:  # a file: a full pipe would stop the run
         process = subprocess.Popen(arguments, stderr=log, env=ENVIRONMENT)
@@ -320,8 +371,14 @@ def test_fcos_learns_by_heart_also_when_killed(plain_coco, tmp_path):
 
 @pytest.mark.slow
 def test_retinanet_learns_by_heart(plain_coco, tmp_path):
-    arguments = command("retinanet", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=2e-2",
-                        "--config.method.options.cells_per_side=2.0")  # anchors from 16 px, as the image is small
+    arguments = command(
+        "retinanet",
+        plain_coco,
+        tmp_path / "w",
+        *BY_HEART,
+        "--config.schedule.lr=2e-2",
+        "--config.method.options.cells_per_side=2.0",
+    )  # anchors from 16 px, as the image is small
     done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     check_run(tmp_path / "w", plain_coco)
@@ -333,8 +390,9 @@ def test_a_missing_image_is_one_line_before_anything_is_written(plain_coco, tmp_
     (tmp_path / "images").mkdir()
     for name in PLAIN:
         (tmp_path / "images" / f"{int(name):012}.jpg").symlink_to(plain_coco / "images" / f"{int(name):012}.jpg")
-    done = subprocess.run(command("coco", tmp_path, tmp_path / "w"), capture_output=True, text=True, env=ENVIRONMENT,
-                          timeout=300)
+    done = subprocess.run(
+        command("coco", tmp_path, tmp_path / "w"), capture_output=True, text=True, env=ENVIRONMENT, timeout=300
+    )
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 1 of the 7 images of")
     assert "Traceback" not in done.stderr and not (tmp_path / "w").exists()
 
@@ -349,24 +407,28 @@ def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, t
         detection.evaluate(config, source="none", data=str(plain_coco), workdir=str(tmp_path / "w"))
 
     for changes, error, message in (
-            (dict(metric="lvis"), DataError, "no LVIS annotation file"),
-            (dict(metric="mAP"), ConfigError, "config.metric='mAP' is unknown; did you mean"),
-            (dict(test__batch_size=9), ConfigError, "config.test.batch_size=9 does not divide over 8 devices"),
-            (dict(schedule__unit="year"), ConfigError, "config.schedule.unit='year'"),
-            (dict(data__flips=0.5), ConfigError, "config.data: .*flips"),
-            (dict(data__scale=(1.25, 0.8)), DataError, r"scale=\(1.25, 0.8\).*sizes need 0 < low <= high"),
-            (dict(data__test_images="nowhere"), DataError, "7 of the 7 images of")):
+        (dict(metric="lvis"), DataError, "no LVIS annotation file"),
+        (dict(metric="mAP"), ConfigError, "config.metric='mAP' is unknown; did you mean"),
+        (dict(test__batch_size=9), ConfigError, "config.test.batch_size=9 does not divide over 8 devices"),
+        (dict(schedule__unit="year"), ConfigError, "config.schedule.unit='year'"),
+        (dict(data__flips=0.5), ConfigError, "config.data: .*flips"),
+        (dict(data__scale=(1.25, 0.8)), DataError, r"scale=\(1.25, 0.8\).*sizes need 0 < low <= high"),
+        (dict(data__test_images="nowhere"), DataError, "7 of the 7 images of"),
+    ):
         with pytest.raises(error, match=message):
             evaluate(**changes)
     assert not (tmp_path / "w").exists()
 
 
 def test_means_and_tables():
-    runs = {0: {"AP": 0.25, "AP50": 0.5, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 9},
-            1: {"AP": 0.35, "AP50": 0.6, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 7}}
+    runs = {
+        0: {"AP": 0.25, "AP50": 0.5, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 9},
+        1: {"AP": 0.35, "AP50": 0.6, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 7},
+    }
     means = detection_report.means(runs)
     assert means == pytest.approx({"AP": 0.3, "AP50": 0.55, "APs": -1.0, "AP_std": np.sqrt(0.005)})
-    text = detection_report.markdown({"config": "coco", "checkpoint": "RUN", "data": "D", "metric": "coco",
-                                      "runs": runs, **means})
+    text = detection_report.markdown(
+        {"config": "coco", "checkpoint": "RUN", "data": "D", "metric": "coco", "runs": runs, **means}
+    )
     assert "| 1 | 35.0 | 60.0 | - |" in text and "| mean | 30.0 | 55.0 | - |" in text and "7.07." in text
     assert detection_report.means({0: runs[0]})["AP_std"] is None

@@ -1,4 +1,5 @@
 """Detection's files: annotations and what may be wrong with them, geometry of training and testing, COCO's AP."""
+
 import contextlib
 import io
 import json
@@ -11,16 +12,18 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation import detection_data, detection_scores
-from evaluation.detection_targets import CROWD, NO_BOX
+from evaluation.protocols.detection import data as detection_data
+from evaluation.protocols.detection import scores as detection_scores
+from evaluation.protocols.detection.targets import CROWD, NO_BOX
 from input_pipeline.store import DataError
 
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 CATEGORIES = [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}]  # not in order
 
 
-def write_set(root: pathlib.Path, *, name="a.json", images=None, annotations=None, categories=CATEGORIES
-              ) -> pathlib.Path:
+def write_set(
+    root: pathlib.Path, *, name="a.json", images=None, annotations=None, categories=CATEGORIES
+) -> pathlib.Path:
     """Three images: green with red boxes at known places, grey as a one-channel PNG, and one without objects."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     pixels = np.full((60, 100, 3), GREEN, np.uint8)
@@ -28,11 +31,16 @@ def write_set(root: pathlib.Path, *, name="a.json", images=None, annotations=Non
     cv2.imwrite(str(root / "images" / "red.png"), pixels[:, :, ::-1])
     cv2.imwrite(str(root / "images" / "grey.png"), np.full((80, 40), 77, np.uint8))
     cv2.imwrite(str(root / "images" / "empty.png"), np.full((30, 30, 3), 200, np.uint8))
-    rows = [{"id": i, "file_name": f"{stem}.png", "height": h, "width": w}
-            for i, (stem, h, w) in enumerate((("red", 60, 100), ("grey", 80, 40), ("empty", 30, 30)), 1)]
+    rows = [
+        {"id": i, "file_name": f"{stem}.png", "height": h, "width": w}
+        for i, (stem, h, w) in enumerate((("red", 60, 100), ("grey", 80, 40), ("empty", 30, 30)), 1)
+    ]
     labels = [box(1, 1, 9, [20, 10, 30, 20]), box(2, 1, 4, [0, 0, 100, 60]), box(3, 2, 4, [5, 5, 20, 30])]
-    contents = {"images": rows if images is None else images, "categories": categories,
-                "annotations": labels if annotations is None else annotations}
+    contents = {
+        "images": rows if images is None else images,
+        "categories": categories,
+        "annotations": labels if annotations is None else annotations,
+    }
     (root / name).write_text(json.dumps(contents))
     return root
 
@@ -56,8 +64,13 @@ def test_a_set_is_read_with_its_classes_in_order_of_ids(tmp_path):
 
 
 def test_degenerate_boxes_are_dropped_and_named_and_crowds_kept_apart(tmp_path, caplog):
-    labels = [box(1, 1, 9, [20, 10, 0, 20]), box(2, 1, 9, [120, 10, 30, 20]), box(3, 1, 9, [5, 5, -3, 4]),
-              box(4, 1, 9, [-10, -10, 30, 30]), box(5, 2, 4, [0, 0, 40, 80], iscrowd=1)]
+    labels = [
+        box(1, 1, 9, [20, 10, 0, 20]),
+        box(2, 1, 9, [120, 10, 30, 20]),
+        box(3, 1, 9, [5, 5, -3, 4]),
+        box(4, 1, 9, [-10, -10, 30, 30]),
+        box(5, 2, 4, [0, 0, 40, 80], iscrowd=1),
+    ]
     write_set(tmp_path, annotations=labels)
     dataset = detection_data.load_set(tmp_path, "a.json", "images")
     assert dataset.boxes[0].tolist() == [[0, 0, 20, 20]]  # cut to the image
@@ -81,21 +94,27 @@ def test_images_are_found_by_name_or_by_their_address(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(contents))
     dataset = detection_data.load_set(tmp_path, "a.json", "images")
     assert [pathlib.Path(file).relative_to(tmp_path).as_posix() for file in dataset.files] == [
-        "train2017/7.png", "images/grey.png", "images/empty.png"]
+        "train2017/7.png",
+        "images/grey.png",
+        "images/empty.png",
+    ]
     (tmp_path / "train2017" / "7.png").unlink()
     with pytest.raises(DataError, match="1 of the 3 images of .*a.json are not in .*images, such as elsewhere.png"):
         detection_data.load_set(tmp_path, "a.json", "images")
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(annotations=[box(1, 5, 9, [0, 0, 1, 1])]), "1 annotations have a image_id that is not among its images"),
-    (dict(annotations=[box(1, 1, 5, [0, 0, 1, 1])]), "category_id that is not among its categories, such as 5"),
-    (dict(annotations=[box(1, 1, 9, [0, 0, 1, 1])] * 2), "1 ids of annotations occur more than once, such as 1"),
-    (dict(annotations=[box(1, 1, 9, [0, 0, float("nan"), 1])]), "annotation 1 is .*not four finite numbers"),
-    (dict(annotations=[{"id": 1}, 7]), "2 entries lack what they need, such as: annotations need id, image_id"),
-    (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is 0123, not four finite numbers"),
-    (dict(images=[], annotations=[]), "lists no images"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(annotations=[box(1, 5, 9, [0, 0, 1, 1])]), "1 annotations have a image_id that is not among its images"),
+        (dict(annotations=[box(1, 1, 5, [0, 0, 1, 1])]), "category_id that is not among its categories, such as 5"),
+        (dict(annotations=[box(1, 1, 9, [0, 0, 1, 1])] * 2), "1 ids of annotations occur more than once, such as 1"),
+        (dict(annotations=[box(1, 1, 9, [0, 0, float("nan"), 1])]), "annotation 1 is .*not four finite numbers"),
+        (dict(annotations=[{"id": 1}, 7]), "2 entries lack what they need, such as: annotations need id, image_id"),
+        (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is 0123, not four finite numbers"),
+        (dict(images=[], annotations=[]), "lists no images"),
+    ],
+)
 def test_what_is_wrong_with_a_file_is_said_in_a_line(tmp_path, changes, message):
     write_set(tmp_path, **changes)
     with pytest.raises(DataError, match=message) as error:
@@ -130,8 +149,11 @@ def test_damaged_and_wrong_images_are_named(tmp_path):
         detection_data.read_image(dataset, 0)
     (tmp_path / "images" / "red.png").unlink()
     with pytest.raises(DataError, match="red.png cannot be read"):
-        next(detection_data.train_batches(dataset, 0, seed=0, batch_size=3, image_size=(32, 32), scale=(1.0, 1.0),
-                                          flip_prob=0.0, max_boxes=2))
+        next(
+            detection_data.train_batches(
+                dataset, 0, seed=0, batch_size=3, image_size=(32, 32), scale=(1.0, 1.0), flip_prob=0.0, max_boxes=2
+            )
+        )
 
 
 # ---- Geometry -------------------------------------------------------------------------------------------------------
@@ -143,8 +165,8 @@ def test_pixels_and_boxes_move_together(tmp_path):
     seen = 0
     for seed in range(20):
         image, boxes, classes = detection_data.training_example(
-            dataset, 0, np.random.default_rng(seed), image_size=(128, 160), scale=(0.5, 2.0), flip_prob=0.5,
-            max_boxes=4)
+            dataset, 0, np.random.default_rng(seed), image_size=(128, 160), scale=(0.5, 2.0), flip_prob=0.5, max_boxes=4
+        )
         assert image.shape == (128, 160, 3) and boxes.shape == (4, 4) and (classes[2:] == NO_BOX).all()
         y, x = np.nonzero((image[..., 0] > 127) & (image[..., 1] < 100))
         if 1 in classes:
@@ -165,8 +187,9 @@ def test_testing_fits_the_image_in_and_its_boxes_come_back():
     np.testing.assert_allclose(place.to_image(place.to_input(boxes)), boxes, rtol=1e-5)
     cut = detection_data.letterbox(480, 640, (800, 1024), scale=1.25, shift=(0.999, 0.5))
     assert cut.size == (960, 1280) and cut.offset == (256, 80)
-    picture = detection_data.render(np.full((480, 640, 3), 9, np.uint8), detection_data.letterbox(480, 640, (80, 90)),
-                                    (80, 90))
+    picture = detection_data.render(
+        np.full((480, 640, 3), 9, np.uint8), detection_data.letterbox(480, 640, (80, 90)), (80, 90)
+    )
     assert (picture[:68] == 9).all() and (picture[68:] == detection_data.PAD).all()
 
 
@@ -174,7 +197,8 @@ def test_of_too_many_boxes_the_largest_are_kept(tmp_path):
     labels = [box(i, 2, 4, [i, 1, 2 + 3 * i, 10]) for i in range(1, 8)]
     dataset = detection_data.load_set(write_set(tmp_path, annotations=labels), "a.json", "images")
     _, boxes, classes = detection_data.training_example(
-        dataset, 1, np.random.default_rng(0), image_size=(80, 40), scale=(1.0, 1.0), flip_prob=0.0, max_boxes=3)
+        dataset, 1, np.random.default_rng(0), image_size=(80, 40), scale=(1.0, 1.0), flip_prob=0.0, max_boxes=3
+    )
     assert boxes[:, 0].tolist() == [5, 6, 7] and classes.tolist() == [0, 0, 0]
 
 
@@ -184,14 +208,15 @@ def test_training_batches_depend_on_the_step_alone(tmp_path):
     batches = detection_data.train_batches(dataset, 0, **options)
     first = [next(batches) for _ in range(6)]
     later = next(detection_data.train_batches(dataset, 4, threads=1, **options))
-    parts = [next(detection_data.train_batches(dataset, 4, process_index=i, process_count=2, **options))
-             for i in (0, 1)]
+    parts = [
+        next(detection_data.train_batches(dataset, 4, process_index=i, process_count=2, **options)) for i in (0, 1)
+    ]
     for name, value in first[4].items():
         np.testing.assert_array_equal(value, later[name])
         np.testing.assert_array_equal(value, np.concatenate([part[name] for part in parts]))
     kinds = [tuple(sorted(row)) for batch in first for row in batch["classes"].tolist()]
     for epoch in range(4):  # three images, every one once
-        assert len({kind.count(NO_BOX) for kind in kinds[3 * epoch:3 * epoch + 3]}) == 3
+        assert len({kind.count(NO_BOX) for kind in kinds[3 * epoch : 3 * epoch + 3]}) == 3
     assert first[0]["image"].dtype == np.uint8 and first[0]["classes"].dtype == np.int32
 
     scored = list(detection_data.scoring_batches(dataset, batch_size=2, image_size=(32, 48)))
@@ -209,8 +234,14 @@ def invent(truth: dict, seed: int) -> list[dict]:
         for _ in range(rng.integers(0, 4)):
             other = rng.choice([c["id"] for c in truth["categories"]]) if rng.random() < 0.2 else row["category_id"]
             moved = np.array(row["bbox"]) * (1 + 0.04 * rng.standard_normal(4))
-            rows.append({"image_id": row["image_id"], "category_id": int(other), "bbox": moved.tolist(),
-                         "score": float(np.float32(rng.random()))})
+            rows.append(
+                {
+                    "image_id": row["image_id"],
+                    "category_id": int(other),
+                    "bbox": moved.tolist(),
+                    "score": float(np.float32(rng.random())),
+                }
+            )
     return rows
 
 
@@ -238,14 +269,18 @@ def test_ap_is_pycocotools(sample_data, tmp_path):
     assert ours == detection_scores.coco_ap(truth, rows)  # twice the same: nothing is left behind in what it is given
 
     crowds = [row["image_id"] for row in truth["annotations"] if row["iscrowd"]]
-    only = {**truth, "images": [row for row in truth["images"] if row["id"] in crowds],
-            "annotations": [row for row in truth["annotations"] if row["image_id"] in crowds]}
+    only = {
+        **truth,
+        "images": [row for row in truth["images"] if row["id"] in crowds],
+        "annotations": [row for row in truth["annotations"] if row["image_id"] in crowds],
+    }
     (tmp_path / "only.json").write_text(json.dumps(only))
     part = [row for row in rows if row["image_id"] in crowds]
     (tmp_path / "part.json").write_text(json.dumps(part))
     ours = detection_scores.coco_ap(only, part)
     assert [ours[name] for name in detection_scores.COCO_NAMES] == pytest.approx(
-        directly(tmp_path / "only.json", tmp_path / "part.json").tolist(), abs=1e-6)
+        directly(tmp_path / "only.json", tmp_path / "part.json").tolist(), abs=1e-6
+    )
 
 
 def test_empty_cases_have_defined_scores(sample_data):
@@ -258,8 +293,11 @@ def test_empty_cases_have_defined_scores(sample_data):
 
 def test_an_object_whose_id_is_0_can_be_found():
     """pycocotools marks what is matched by its id, and takes 0 for "not matched"."""
-    truth = {"images": [{"id": 1, "height": 9, "width": 9}], "categories": [{"id": 1, "name": "a"}],
-             "annotations": [box(0, 1, 1, [1, 1, 5, 5], iscrowd=0, area=25)]}
+    truth = {
+        "images": [{"id": 1, "height": 9, "width": 9}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [box(0, 1, 1, [1, 1, 5, 5], iscrowd=0, area=25)],
+    }
     assert detection_scores.coco_ap(truth, [{**box(1, 1, 1, [1, 1, 5, 5]), "score": 0.5}])["AP"] == pytest.approx(1)
 
 
@@ -270,10 +308,16 @@ def test_perfect_detections_on_the_networks_grid_score_1(sample_data):
     rows = []
     for i in range(len(dataset)):
         place, real = detection_data.letterbox(*dataset.sizes[i], (800, 1024)), dataset.classes[i] >= 0
-        detected = {"boxes": place.to_input(dataset.boxes[i][real]), "classes": dataset.classes[i][real],
-                    "scores": np.linspace(1, 0.5, real.sum(), dtype=np.float32)}
-        empty = {"boxes": np.zeros((2, 4), np.float32), "classes": np.zeros(2, np.int32),
-                 "scores": np.array([0, 0.9], np.float32)}  # no detection, and one without area
+        detected = {
+            "boxes": place.to_input(dataset.boxes[i][real]),
+            "classes": dataset.classes[i][real],
+            "scores": np.linspace(1, 0.5, real.sum(), dtype=np.float32),
+        }
+        empty = {
+            "boxes": np.zeros((2, 4), np.float32),
+            "classes": np.zeros(2, np.int32),
+            "scores": np.array([0, 0.9], np.float32),
+        }  # no detection, and one without area
         rows += detection_scores.to_rows(dataset, i, place, {k: np.concatenate([detected[k], empty[k]]) for k in empty})
     assert len(rows) == 172
     scores = detection_scores.coco_ap(detection_data.read_annotations(dataset.source), rows)

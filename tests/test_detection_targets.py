@@ -1,12 +1,14 @@
 """Detection's geometry against slow, plain references: assignment, suppression, anchors, box coding, losses."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evaluation import detection_nms, detection_targets
-from evaluation.detection_method import focal_loss
-from evaluation.detection_targets import CROWD, IGNORED, NEGATIVE, NO_BOX
+from evaluation.protocols.detection import nms as detection_nms
+from evaluation.protocols.detection import targets as detection_targets
+from evaluation.protocols.detection.method import focal_loss
+from evaluation.protocols.detection.targets import CROWD, IGNORED, NEGATIVE, NO_BOX
 
 LEVELS, STRIDES = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)], [8, 16, 32, 64, 128]
 SIZES = [height * width for height, width in LEVELS]
@@ -42,7 +44,7 @@ def plain_atss(anchors, boxes, classes, nearest):
         x, y = (boxes[g][0] + boxes[g][2]) / 2, (boxes[g][1] + boxes[g][3]) / 2
         candidates, start = [], 0
         for size in SIZES:
-            centre = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors[start:start + size]]
+            centre = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors[start : start + size]]
             order = sorted(range(size), key=lambda i: ((centre[i][0] - x) ** 2 + (centre[i][1] - y) ** 2, i))
             candidates += [start + i for i in order[:nearest]]
             start += size
@@ -63,8 +65,9 @@ def plain_retinanet(anchors, boxes, classes, positive, negative):
     for a in range(len(anchors)):
         g = max(real, key=lambda g: overlap[a, g], default=None)
         top = overlap[a, g] if real else 0
-        forced = any(overlap[a, h] > 0 and overlap[a, h] == max(overlap[b, h] for b in range(len(anchors)))
-                     for h in real)
+        forced = any(
+            overlap[a, h] > 0 and overlap[a, h] == max(overlap[b, h] for b in range(len(anchors))) for h in real
+        )
         if real and (top >= positive or forced):
             result.append(g)
         else:
@@ -97,8 +100,9 @@ def test_atss_equals_the_algorithm(scenes):
     anchors = detection_targets.anchors(LEVELS, STRIDES, cells_per_side=4, octaves=1, aspects=(1.0,))
     assign = jax.jit(jax.vmap(lambda b, c: detection_targets.assign_atss(jnp.asarray(anchors), SIZES, b, c, nearest=5)))
     got = np.asarray(assign(boxes, classes))
-    expected = np.array([plain_atss(anchors.astype(float), b.astype(float), c, 5)
-                         for b, c in zip(boxes, classes, strict=True)])
+    expected = np.array(
+        [plain_atss(anchors.astype(float), b.astype(float), c, 5) for b, c in zip(boxes, classes, strict=True)]
+    )
     assert (got == expected).all()
     assert (expected[3] == NEGATIVE).all() and (expected[4] == IGNORED).any() and (expected >= 0).sum() > 30
 
@@ -106,8 +110,9 @@ def test_atss_equals_the_algorithm(scenes):
 def test_retinanets_assignment_equals_its_rules(scenes):
     boxes, classes = scenes
     anchors = detection_targets.anchors(LEVELS[1:3], STRIDES[1:3], cells_per_side=2, octaves=2, aspects=(0.5, 1.0))
-    assign = jax.jit(jax.vmap(lambda b, c: detection_targets.assign_by_iou(jnp.asarray(anchors), b, c, positive=0.5,
-                                                                           negative=0.4)))
+    assign = jax.jit(
+        jax.vmap(lambda b, c: detection_targets.assign_by_iou(jnp.asarray(anchors), b, c, positive=0.5, negative=0.4))
+    )
     got = np.asarray(assign(boxes, classes))
     expected = np.array([plain_retinanet(anchors, b, c, 0.5, 0.4) for b, c in zip(boxes, classes, strict=True)])
     assert (got == expected).all()
@@ -115,8 +120,13 @@ def test_retinanets_assignment_equals_its_rules(scenes):
 
 
 def test_anchors_have_retinanets_shapes_and_places():
-    anchors = detection_targets.anchors([(100, 128), (50, 64), (25, 32), (13, 16), (7, 8)], STRIDES, cells_per_side=4,
-                                        octaves=3, aspects=(0.5, 1.0, 2.0))
+    anchors = detection_targets.anchors(
+        [(100, 128), (50, 64), (25, 32), (13, 16), (7, 8)],
+        STRIDES,
+        cells_per_side=4,
+        octaves=3,
+        aspects=(0.5, 1.0, 2.0),
+    )
     assert anchors.shape == (9 * (12800 + 3200 + 800 + 208 + 56), 4)
     size = anchors[:, 2:] - anchors[:, :2]
     first = 32 * 2 ** (np.arange(3) / 3)
@@ -135,7 +145,8 @@ def test_box_coding_has_known_values_and_inverts():
     boxes = random_boxes(np.random.default_rng(1), 50)
     anchors = random_boxes(np.random.default_rng(2), 50)
     back = jax.jit(lambda b, a: detection_targets.decode_deltas(detection_targets.encode_deltas(b, a), a))(
-        boxes, anchors)
+        boxes, anchors
+    )
     np.testing.assert_allclose(back, boxes, atol=1e-3)
     logs = np.array([[0, 0, 0, 0], np.log([2, 1, 0.5, 0.25]), [1e9] * 4], np.float32)
     got = np.asarray(jax.jit(detection_targets.decode_distances)(logs, anchor))
@@ -195,9 +206,11 @@ def test_the_best_pairs_are_those_of_a_full_sort_and_faint_ones_are_dropped():
     np.testing.assert_array_equal(got, scores.ravel()[order])
     np.testing.assert_array_equal(classes, order % 7)
     np.testing.assert_array_equal(got_boxes, boxes[order // 7])
-    found = jax.jit(lambda scores, boxes: detection_nms.select(
-        scores, boxes, level_sizes=[30, 10], min_score=0.9, per_level=1000, max_overlap=1.0, max_detections=50))(
-        scores, boxes)
+    found = jax.jit(
+        lambda scores, boxes: detection_nms.select(
+            scores, boxes, level_sizes=[30, 10], min_score=0.9, per_level=1000, max_overlap=1.0, max_detections=50
+        )
+    )(scores, boxes)
     expected = np.sort(scores[scores >= 0.9])[::-1]
     np.testing.assert_array_equal(found["scores"], np.r_[expected, np.zeros(50 - len(expected))].astype(np.float32))
 
@@ -206,6 +219,6 @@ def test_focal_loss_is_equation_5():
     logits = np.array([[[0.3, -2.0], [1.5, 0.0], [1e4, -1e4]]], np.float32)
     got = np.asarray(jax.jit(lambda x: focal_loss(x, jnp.array([[1, -1, 1]]), alpha=0.25, gamma=2.0))(logits))
     p = 1 / (1 + np.exp(-logits[0, :2].astype(float)))
-    positive, negative = -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p ** 2 * np.log(1 - p)
+    positive, negative = -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p**2 * np.log(1 - p)
     np.testing.assert_allclose(got[0, :2], [negative[0, 0] + positive[0, 1], negative[1].sum()], rtol=1e-5)
     assert np.isfinite(got).all()

@@ -1,4 +1,5 @@
 """Exports: the same features in PyTorch, nothing lost on the way there and back, damage noticed."""
+
 import functools
 import pathlib
 import subprocess
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from vivi_jax import export, torch_names
 from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.export import resnet as export
+from vivi_jax.export import torch_names
+from vivi_jax.export.torch_names import TIMM, TORCHVISION
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
-from vivi_jax.torch_names import TIMM, TORCHVISION
 
 TINY = dict(depth=18, width=0.125)
 BIT = dict(version=2, norm="group", weight_standardization=True)
@@ -45,10 +47,17 @@ def test_a_resnet_50_has_torchvisions_320_entries_and_an_fc_of_zeros():
     assert state["bn1.num_batches_tracked"].dtype == np.int64 and state["bn1.num_batches_tracked"].shape == ()
 
 
-@pytest.mark.parametrize("write, options", [
-    ("torchvision", TINY), ("torchvision", dict(TINY, depth=50, num_classes=7)),
-    ("torchvision", dict(TINY, stem="small")), ("timm", TINY | V2), ("timm", dict(TINY, depth=50, num_classes=7) | BIT),
-    ("timm", dict(TINY, stem="small") | BIT)])
+@pytest.mark.parametrize(
+    "write, options",
+    [
+        ("torchvision", TINY),
+        ("torchvision", dict(TINY, depth=50, num_classes=7)),
+        ("torchvision", dict(TINY, stem="small")),
+        ("timm", TINY | V2),
+        ("timm", dict(TINY, depth=50, num_classes=7) | BIT),
+        ("timm", dict(TINY, stem="small") | BIT),
+    ],
+)
 def test_round_trip_through_a_file_is_exact(write, options, tmp_path):
     encoder = ResNet(input_mean=(0.5, 0.4, 0.3), **options)
     variables = random_variables(encoder)
@@ -66,8 +75,12 @@ def test_every_difference_is_listed_in_one_error():
     state["bn1.bias"] = np.zeros(5, np.float32)
     with pytest.raises(CheckpointError) as error:
         torch_names.from_torch(TORCHVISION, encoder, state)
-    for words in ("3 entries", "missing layer2.0.conv1.weight", "unexpected layer9.weight",
-                  "bn1.bias has shape (5,), not (8,)"):
+    for words in (
+        "3 entries",
+        "missing layer2.0.conv1.weight",
+        "unexpected layer9.weight",
+        "bn1.bias has shape (5,), not (8,)",
+    ):
         assert words in str(error.value)
     with pytest.raises(CheckpointError, match="missing layer3"):
         torch_names.to_torch(TORCHVISION, ResNet(depth=34, width=0.125), random_variables(encoder))
@@ -130,11 +143,16 @@ def test_names_and_shapes_are_timms():
     assert shapes["stages.1.blocks.0.norm2.running_var"] == (128,)
 
 
-@pytest.mark.parametrize("options, loads", [
-    (BIT, "timm.create_model('resnetv2_50x1_bit', num_classes=0)"),
-    (dict(BIT, width=3.0, num_classes=10), "timm.create_model('resnetv2_50x3_bit', num_classes=10)"),
-    (V2, "timm.create_model('resnetv2_50', num_classes=0, stem_type='fixed')"),
-    (dict(BIT, stem="small"), "no model of timm as it is"), (dict(BIT, depth=18), "no model of timm as it is")])
+@pytest.mark.parametrize(
+    "options, loads",
+    [
+        (BIT, "timm.create_model('resnetv2_50x1_bit', num_classes=0)"),
+        (dict(BIT, width=3.0, num_classes=10), "timm.create_model('resnetv2_50x3_bit', num_classes=10)"),
+        (V2, "timm.create_model('resnetv2_50', num_classes=0, stem_type='fixed')"),
+        (dict(BIT, stem="small"), "no model of timm as it is"),
+        (dict(BIT, depth=18), "no model of timm as it is"),
+    ],
+)
 def test_the_metadata_say_which_model_of_timm_loads_the_file(options, loads):
     assert export.timm_model(ResNet(**options)) == loads
 
@@ -146,7 +164,8 @@ def test_v2_files_from_elsewhere(tmp_path):
     safetensors.numpy.save_file(state, path)  # no metadata
     config, _ = export.load_encoder(path)
     assert config["input_mean"] == [0.5] * 3 and build_encoder(**config) == encoder.clone(
-        input_mean=(0.5,) * 3, input_std=(0.5,) * 3)
+        input_mean=(0.5,) * 3, input_std=(0.5,) * 3
+    )
     encoder = ResNet(**TINY, **V2)
     safetensors.numpy.save_file(torch_names.to_torch(TIMM, encoder, random_variables(encoder)), path)
     with pytest.raises(CheckpointError, match="a.safetensors: its max-pool is padded with -inf"):
@@ -160,17 +179,24 @@ def test_v2_files_from_elsewhere(tmp_path):
             torch_names.to_torch(TIMM, ResNet(**TINY, **options), {})
 
 
-@pytest.mark.parametrize("options, size", [
-    pytest.param(dict(depth=50, **BIT), 224, marks=pytest.mark.slow),
-    pytest.param(dict(depth=50, width=0.25, **V2), 97, marks=pytest.mark.slow),
-    (dict(depth=18, width=0.5, num_classes=5, **BIT), 65), (dict(depth=18, width=0.25, num_classes=5, **V2), 64)])
+@pytest.mark.parametrize(
+    "options, size",
+    [
+        pytest.param(dict(depth=50, **BIT), 224, marks=pytest.mark.slow),
+        pytest.param(dict(depth=50, width=0.25, **V2), 97, marks=pytest.mark.slow),
+        (dict(depth=18, width=0.5, num_classes=5, **BIT), 65),
+        (dict(depth=18, width=0.25, num_classes=5, **V2), 64),
+    ],
+)
 def test_v2_features_equal_pytorchs(options, size):
     torch = pytest.importorskip("torch")
     from torch_resnet_v2 import TorchResNetV2
+
     encoder = ResNet(**options)
     variables = random_variables(encoder)
-    reference = TorchResNetV2(options["depth"], options.get("width", 1), options["norm"],
-                              options.get("num_classes", 0)).eval()
+    reference = TorchResNetV2(
+        options["depth"], options.get("width", 1), options["norm"], options.get("num_classes", 0)
+    ).eval()
     state = torch_names.to_torch(TIMM, encoder, variables)
     reference.load_state_dict({n: torch.from_numpy(a) for n, a in state.items()}, strict=True)
     images = np.random.default_rng(0).uniform(size=(2, size, size, 3)).astype(np.float32)
@@ -192,11 +218,13 @@ def test_the_command_ends_with_one_line_on_a_run_that_is_not_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options, size", [(dict(depth=50), 224), (dict(depth=50, width=0.25), 97),
-                                           (dict(depth=18, width=0.25), 64)])
+@pytest.mark.parametrize(
+    "options, size", [(dict(depth=50), 224), (dict(depth=50, width=0.25), 97), (dict(depth=18, width=0.25), 64)]
+)
 def test_features_equal_pytorchs(options, size):
     torch = pytest.importorskip("torch")
     from benchmarks.torch_resnet import TorchResNet
+
     encoder = ResNet(**options)
     variables = random_variables(encoder)
     reference = TorchResNet(**options).eval()
@@ -216,6 +244,7 @@ def test_features_equal_pytorchs(options, size):
 def test_training_mode_equals_pytorchs():
     torch = pytest.importorskip("torch")
     from benchmarks.torch_resnet import TorchResNet
+
     reference = TorchResNet(depth=18, width=0.25).train()
     encoder = ResNet(depth=18, width=0.25)
     variables = torch_names.from_torch(TORCHVISION, encoder, reference.state_dict())

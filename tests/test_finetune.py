@@ -1,11 +1,12 @@
 """Fine-tuning: the step against NumPy, the head of zeros, BatchNorm's mode, schedules, order, one compilation."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from evaluation import finetune
+from evaluation.protocols.vtab import finetune
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.resnet import BatchNorm
 
@@ -14,6 +15,7 @@ B, S, CLASSES = 16, 4, 3
 
 class Flat(nn.Module):
     """The channel means, through one dense layer and BatchNorm: small enough to be written out in NumPy."""
+
     num_classes: int | None = None
     bn_groups: int = 2
 
@@ -36,8 +38,10 @@ def ready():
 
 def make_batch(seed=0):
     rng = np.random.default_rng(seed)
-    return {"image": rng.integers(0, 256, (B, S, S, 3)).astype(np.uint8),
-            "label": rng.integers(0, CLASSES, B).astype(np.int32)}
+    return {
+        "image": rng.integers(0, 256, (B, S, S, 3)).astype(np.uint8),
+        "label": rng.integers(0, CLASSES, B).astype(np.int32),
+    }
 
 
 def test_the_head_is_zero_and_the_old_classifier_gone(ready):
@@ -51,13 +55,17 @@ def test_the_head_is_zero_and_the_old_classifier_gone(ready):
 
 def numpy_fit(variables, batches, rates):
     """The same in float64, by hand: dense, BatchNorm on the batch's statistics, head, cross-entropy, heavy ball."""
-    p = {f"{a}.{b}": np.asarray(leaf, np.float64) for a, b, leaf in (
-        ("dense", "kernel", variables["params"]["encoder"]["dense"]["kernel"]),
-        ("dense", "bias", variables["params"]["encoder"]["dense"]["bias"]),
-        ("norm", "scale", variables["params"]["encoder"]["norm"]["scale"]),
-        ("norm", "bias", variables["params"]["encoder"]["norm"]["bias"]),
-        ("head", "kernel", variables["params"]["head"]["kernel"]),
-        ("head", "bias", variables["params"]["head"]["bias"]))}
+    p = {
+        f"{a}.{b}": np.asarray(leaf, np.float64)
+        for a, b, leaf in (
+            ("dense", "kernel", variables["params"]["encoder"]["dense"]["kernel"]),
+            ("dense", "bias", variables["params"]["encoder"]["dense"]["bias"]),
+            ("norm", "scale", variables["params"]["encoder"]["norm"]["scale"]),
+            ("norm", "bias", variables["params"]["encoder"]["norm"]["bias"]),
+            ("head", "kernel", variables["params"]["head"]["kernel"]),
+            ("head", "bias", variables["params"]["head"]["bias"]),
+        )
+    }
     v, running, losses = {k: 0 * x for k, x in p.items()}, np.zeros(5), []
     for batch, rate in zip(batches, rates, strict=True):
         x = batch["image"].mean((1, 2)) / 255
@@ -73,8 +81,14 @@ def numpy_fit(variables, batches, rates):
         d_y = d_logits @ p["head.kernel"].T
         d_n = d_y * p["norm.scale"]
         d_h = inv * (d_n - d_n.mean(0) - n * (d_n * n).mean(0))
-        gradient = {"dense.kernel": x.T @ d_h, "dense.bias": d_h.sum(0), "norm.scale": (d_y * n).sum(0),
-                    "norm.bias": d_y.sum(0), "head.kernel": y.T @ d_logits, "head.bias": d_logits.sum(0)}
+        gradient = {
+            "dense.kernel": x.T @ d_h,
+            "dense.bias": d_h.sum(0),
+            "norm.scale": (d_y * n).sum(0),
+            "norm.bias": d_y.sum(0),
+            "head.kernel": y.T @ d_logits,
+            "head.bias": d_logits.sum(0),
+        }
         v = {k: 0.9 * v[k] + gradient[k] for k in p}
         p = {k: p[k] - rate * v[k] for k in p}
     return p, running, losses
@@ -124,9 +138,11 @@ def test_rates_drop_after_the_boundaries():
 
 def test_every_example_comes_once_per_pass_and_the_seed_says_in_which_order():
     held = {"image": np.arange(10), "label": np.arange(10)}
+
     def first(seed):
         batches = finetune.shuffled_batches(held, batch_size=4, seed=seed)
         return np.concatenate([next(batches)["label"] for _ in range(5)])
+
     assert sorted(first(0)[:10]) == sorted(first(0)[10:]) == list(range(10))
     assert first(0).tolist() == first(0).tolist() != first(1).tolist()
 
@@ -137,6 +153,6 @@ def test_accuracy_counts_and_uses_running_statistics(ready):
     images, labels = make_batch()["image"], make_batch()["label"]
     logits, _ = module.apply(jax.device_get(fit.variables), images / np.float32(255), train=False)
     expected = (np.asarray(logits).argmax(1) == labels).mean()
-    parts = [{"image": images[i:i + 6], "label": labels[i:i + 6]} for i in range(0, B, 6)]
+    parts = [{"image": images[i : i + 6], "label": labels[i : i + 6]} for i in range(0, B, 6)]
     assert finetune.accuracy(module, fit.variables, parts) == pytest.approx(expected)
     assert 1 / 3 < expected <= 1

@@ -1,4 +1,5 @@
 """Attention pooling and projector: closed forms and NumPy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,8 +44,9 @@ def test_constant_logits_are_global_average_pooling(maps):
     pooled, masks = pool.apply(variables, maps)
     average, no_masks = MultiScalePool(pooling="average").apply({}, maps)
     np.testing.assert_allclose(pooled, average, atol=1e-6)
-    np.testing.assert_allclose(average, np.concatenate([np.mean(maps[s], (1, 2)) for s in ("stage3", "stage4")], 1),
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        average, np.concatenate([np.mean(maps[s], (1, 2)) for s in ("stage3", "stage4")], 1), atol=1e-6
+    )
     np.testing.assert_allclose(masks["stage4"], 1 / 6, atol=1e-6)
     assert no_masks == {}
 
@@ -77,8 +79,9 @@ def test_masks_stay_finite_and_normalised_in_bfloat16_with_huge_logits(maps):
     assert np.isfinite(pooled).all()
 
 
-@pytest.mark.parametrize("options, message", [(dict(pooling="max"), "pooling='max'"), (dict(stages=("stage5",)),
-                                                                                       "stage5")])
+@pytest.mark.parametrize(
+    "options, message", [(dict(pooling="max"), "pooling='max'"), (dict(stages=("stage5",)), "stage5")]
+)
 def test_unknown_pooling_and_stage_are_named(maps, options, message):
     with pytest.raises(ConfigError, match=message):
         MultiScalePool(**options).init(jax.random.key(0), maps)
@@ -89,8 +92,10 @@ def test_projector_against_numpy():
     projector = Projector(hidden=32, out=5)
     variables = random_variables(projector, x, train=True)
     assert jax.tree.map(jnp.shape, variables["params"]) == {
-        "dense1": {"kernel": (12, 32), "bias": (32,)}, "norm": {"scale": (32,), "bias": (32,)},
-        "dense2": {"kernel": (32, 5)}}
+        "dense1": {"kernel": (12, 32), "bias": (32,)},
+        "norm": {"scale": (32,), "bias": (32,)},
+        "dense2": {"kernel": (32, 5)},
+    }
     z, updated = projector.apply(variables, x, train=True, mutable=["batch_stats"])
     p = jax.tree.map(np.float64, variables["params"])
     hidden = np.float64(x) @ p["dense1"]["kernel"] + p["dense1"]["bias"]

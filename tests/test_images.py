@@ -1,4 +1,5 @@
 """Labelled images: every source gives the same pixels and labels, in a fixed order; what is damaged is named."""
+
 import io
 import logging
 import pathlib
@@ -38,8 +39,11 @@ def test_real_class_folders(sample_data):
     train = images.load_labelled(str(sample_data / "cifar10_mini"), "train")
     test = images.load_labelled(str(sample_data / "cifar10_mini"), "test")
     assert (len(train), len(test)) == (400, 100)
-    assert train.class_names == test.class_names == sorted(
-        ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    assert (
+        train.class_names
+        == test.class_names
+        == sorted(["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"])
+    )
     assert np.bincount(test.labels).tolist() == [10] * 10
     parts = list(images.eval_batches(test, batch_size=48, image_size=32))
     assert [p["image"].shape for p in parts] == [(48, 32, 32, 3), (48, 32, 32, 3), (4, 32, 32, 3)]
@@ -85,18 +89,21 @@ def pil(mode: str, colour, form: str) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("mode,colour,form,rgb", [
-    ("RGB", (200, 30, 90), "JPEG", (200, 30, 90)),
-    ("L", 120, "JPEG", (120, 120, 120)),
-    ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
-    ("RGB", (200, 30, 90), "PNG", (200, 30, 90)),
-    ("L", 120, "PNG", (120, 120, 120)),
-    ("LA", (120, 7), "PNG", (120, 120, 120)),
-    ("RGBA", (200, 30, 90, 128), "PNG", (200, 30, 90)),  # opacity is dropped
-    ("P", 5, "PNG", None),
-    ("RGB", (200, 30, 90), "BMP", (200, 30, 90)),
-    ("P", 5, "GIF", None),
-])
+@pytest.mark.parametrize(
+    "mode,colour,form,rgb",
+    [
+        ("RGB", (200, 30, 90), "JPEG", (200, 30, 90)),
+        ("L", 120, "JPEG", (120, 120, 120)),
+        ("CMYK", (0, 255, 255, 0), "JPEG", (255, 0, 0)),
+        ("RGB", (200, 30, 90), "PNG", (200, 30, 90)),
+        ("L", 120, "PNG", (120, 120, 120)),
+        ("LA", (120, 7), "PNG", (120, 120, 120)),
+        ("RGBA", (200, 30, 90, 128), "PNG", (200, 30, 90)),  # opacity is dropped
+        ("P", 5, "PNG", None),
+        ("RGB", (200, 30, 90), "BMP", (200, 30, 90)),
+        ("P", 5, "GIF", None),
+    ],
+)
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, form, rgb):
     data = pil(mode, colour, form)
     rgb = rgb or Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0))
@@ -106,9 +113,15 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, colour, form, rgb):
     assert np.abs(image.astype(int) - rgb).max() <= 3
 
 
-@pytest.mark.parametrize("data", [b"", b"no image at all", flat((1, 2, 3), 64)[:90],
-                                  cv2.imencode(".jpg", np.random.default_rng(0).integers(
-                                      0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:900]])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no image at all",
+        flat((1, 2, 3), 64)[:90],
+        cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:900],
+    ],
+)
 def test_a_damaged_image_is_named(tmp_path, data):
     tree = write_tree(tmp_path, {"a/1.png": flat((0, 0, 0)), "a/2.jpg": data, "b/3.png": flat((0, 0, 0))})
     with pytest.raises(DataError, match=r"a/2\.jpg is (no image|damaged)") as e:
@@ -129,8 +142,9 @@ def test_test_labels_use_the_training_classes(tmp_path):
 def make_store(directory: pathlib.Path, labels: list[int]) -> pathlib.Path:
     """Video v has v + 3 frames of colour (40 v, 20 frame, 0)."""
     rows = [dict(frames=v + 3, fps=25, height=16, width=16, label=label) for v, label in enumerate(labels)]
-    frames = [jpeg(np.full((16, 16, 3), (40 * v, 20 * k, 0), np.uint8))
-              for v in range(len(labels)) for k in range(v + 3)]
+    frames = [
+        jpeg(np.full((16, 16, 3), (40 * v, 20 * k, 0), np.uint8)) for v in range(len(labels)) for k in range(v + 3)
+    ]
     write_store(directory, rows, frames, ("left", "right"))
     return directory
 
@@ -158,9 +172,10 @@ def test_other_files_are_counted_not_hidden(tmp_path, caplog):
 def test_what_is_no_source_gets_one_line(tmp_path):
     (tmp_path / "flowers").mkdir()
     for source, message in [
-            ("cifer10", "'cifer10' is neither a folder nor a TFDS data set; nearest: .*cifar10"),
-            (str(tmp_path / "flowrs"), f"nearest: {tmp_path}/flowers"),
-            (str(tmp_path / "flowers"), "no images in .*flowers: it must be")]:
+        ("cifer10", "'cifer10' is neither a folder nor a TFDS data set; nearest: .*cifar10"),
+        (str(tmp_path / "flowrs"), f"nearest: {tmp_path}/flowers"),
+        (str(tmp_path / "flowers"), "no images in .*flowers: it must be"),
+    ]:
         with pytest.raises(DataError, match=message) as e:
             images.load_labelled(source, "train")
         assert "\n" not in str(e.value)

@@ -1,4 +1,5 @@
 """The arrows between the parts, and what importing the core costs in modules."""
+
 import ast
 import pathlib
 import subprocess
@@ -31,8 +32,11 @@ def test_nothing_points_back():
     for package, forbidden in FORBIDDEN.items():
         files = [path for path in (ROOT / package).rglob("*.py") if path != ROOT / "vivi_jax" / "main.py"]
         assert files
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for path in files
-                  for name in imported(path) & forbidden - ALLOWED.get(str(path.relative_to(ROOT)), set())]
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {name}"
+            for path in files
+            for name in imported(path) & forbidden - ALLOWED.get(str(path.relative_to(ROOT)), set())
+        ]
     assert not wrong
 
 
@@ -43,7 +47,9 @@ def test_curation_loads_no_network_before_it_is_asked_to():
 
 
 def test_the_core_loads_no_tensorflow():
-    code = ("import sys, vivi_jax.train, vivi_jax.build, vivi_jax.export; "
-            "print(sorted({'tensorflow', 'torch', 'av', 'cv2', 'matplotlib'} & set(sys.modules)))")
+    code = (
+        "import sys, vivi_jax.train, vivi_jax.build, vivi_jax.export; "
+        "print(sorted({'tensorflow', 'torch', 'av', 'cv2', 'matplotlib'} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"

@@ -3,6 +3,7 @@
 The cloud's commands are stand-ins on PATH that write down how they were called; ssh runs the command in a folder that
 plays the host. Nothing here can reach a cloud.
 """
+
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not install
 import launch_schemas  # noqa: E402
 import yaml  # noqa: E402
 
-from vivi_jax import preemption  # noqa: E402
+from vivi_jax.distributed import preemption  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -27,7 +28,9 @@ FLAGS = ["--config=configs/vito.py", "--config.data.path=/mnt/b/a store", '--con
 RECORD = '#!/usr/bin/env bash\nprintf "%s\\0" "$(basename "$0")" "$@" >>"$CALLS"; printf "\\n" >>"$CALLS"\n'
 # gcloud, for as far as the launcher uses it. CLOUD/state and CLOUD/queue: states of the TPU and of the queued request;
 # CLOUD/fail: exit code of the next create.
-GCLOUD = RECORD + '''
+GCLOUD = (
+    RECORD
+    + """
 state="$CLOUD/state" host="$CLOUD/host"
 case "$3 $4" in
   "tpu-vm create" | "queued-resources create")
@@ -47,9 +50,10 @@ case "$3 $4" in
     done ;;
   "tpu-vm delete" | "queued-resources delete") rm -f "$state" ;;
 esac
-'''
+"""
+)
 # In the place of .venv/bin/python: keeps its promise to save and leave with 143, and ends on the second start.
-TRAINER = '''#!/usr/bin/env bash
+TRAINER = """#!/usr/bin/env bash
 printf "%s\\n" "$@" >>"$CLOUD/flags"
 echo start >>"$CLOUD/starts"
 [ "$(wc -l <"$CLOUD/starts")" -lt 2 ] || { echo "ended"; exit 0; }
@@ -57,7 +61,7 @@ trap 'echo saved >>"$CLOUD/saved"; exit 143' TERM
 echo "a step"
 for _ in $(seq 400); do sleep 0.05; done
 exit 1
-'''
+"""
 
 
 @pytest.fixture
@@ -85,8 +89,9 @@ def calls(cloud):
 
 
 def launch(script, *arguments, cwd=ROOT, **options):
-    return subprocess.run(["bash", f"launch/{script}", *arguments], cwd=cwd, text=True, capture_output=True, timeout=60,
-                          **options)
+    return subprocess.run(
+        ["bash", f"launch/{script}", *arguments], cwd=cwd, text=True, capture_output=True, timeout=60, **options
+    )
 
 
 def copy_of_the_project(folder):
@@ -96,17 +101,19 @@ def copy_of_the_project(folder):
         shutil.copy(ROOT / name, folder)
     (folder / ".venv/bin").mkdir(parents=True)
     write_command(folder / ".venv/bin/python", TRAINER)
-    stamp = subprocess.run("cat setup.py constraints.txt | cksum", shell=True, cwd=folder, text=True,  # noqa: S602
-                           capture_output=True).stdout.strip()
+    pinned = b"".join((folder / name).read_bytes() for name in ("setup.py", "constraints.txt"))
+    stamp = subprocess.run(["cksum"], input=pinned, capture_output=True).stdout.decode().strip()
     (folder / ".venv/installed").write_text("".join(f"{extras} {stamp}\n" for extras in ("[tpu]", "[cuda]")))
     return folder
 
 
 # --- the files --------------------------------------------------------------------------------------------------------
 
+
 def test_scripts_pass_shellcheck():
-    shellcheck = shutil.which("shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent),
-                                                                  os.environ["PATH"]]))
+    shellcheck = shutil.which(
+        "shellcheck", path=os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install -e '.[development]'")
     assert len(SCRIPTS) >= 12
@@ -147,11 +154,27 @@ def test_the_skypilot_file_is_valid_and_passes_the_flags_on(cloud, tmp_path):
     (node / ".venv/bin").mkdir(parents=True)
     write_command(node / ".venv/bin/python", '#!/usr/bin/env bash\nprintf "%s\\n" "$@"; env | grep ^JAX_ | sort\n')
     flags = call[call.index("--env") + 1].removeprefix("FLAGS=")
-    ran = subprocess.run(["bash", "-c", task["run"]], cwd=node, capture_output=True, text=True, env={
-        "PATH": os.environ["PATH"], "FLAGS": flags, "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1",
-        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"})
-    assert ran.stdout.splitlines() == ["-m", "vivi_jax.main", *FLAGS, "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476",
-                                       "JAX_NUM_PROCESSES=2", "JAX_PROCESS_ID=1"]
+    ran = subprocess.run(
+        ["bash", "-c", task["run"]],
+        cwd=node,
+        capture_output=True,
+        text=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "FLAGS": flags,
+            "SKYPILOT_NUM_NODES": "2",
+            "SKYPILOT_NODE_RANK": "1",
+            "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        },
+    )
+    assert ran.stdout.splitlines() == [
+        "-m",
+        "vivi_jax.main",
+        *FLAGS,
+        "JAX_COORDINATOR_ADDRESS=10.0.0.1:8476",
+        "JAX_NUM_PROCESSES=2",
+        "JAX_PROCESS_ID=1",
+    ]
 
 
 def test_the_container_file_copies_what_there_is_and_pins_the_same_beam(cloud):
@@ -166,15 +189,29 @@ def test_the_container_file_copies_what_there_is_and_pins_the_same_beam(cloud):
     beam = re.search(r"apache/beam_python\${PYTHON}_sdk:([\d.]+)", text)[1]
     assert f"apache-beam=={beam}\n" in (ROOT / "constraints.txt").read_text()
     assert launch("image.sh", "tpu", "r/v:1").returncode == 0
-    assert calls(cloud) == [["docker", "build", "--file=launch/Dockerfile", "--target=tpu",
-                             f"--build-arg=PYTHON={sys.version_info[0]}.{sys.version_info[1]}", "--tag=r/v:1", "."],
-                            ["docker", "push", "r/v:1"]]
+    assert calls(cloud) == [
+        [
+            "docker",
+            "build",
+            "--file=launch/Dockerfile",
+            "--target=tpu",
+            f"--build-arg=PYTHON={sys.version_info[0]}.{sys.version_info[1]}",
+            "--tag=r/v:1",
+            ".",
+        ],
+        ["docker", "push", "r/v:1"],
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [
-    ["dataflow", "prepare", "--project=p", "--region=r", "--bucket=b", "--spot"],
-    ["flink", "prepare", "--master=h:8081"], ["spark", "curate", "--master=h:8099"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["dataflow", "prepare", "--project=p", "--region=r", "--bucket=b", "--spot"],
+        ["flink", "prepare", "--master=h:8081"],
+        ["spark", "curate", "--master=h:8099"],
+    ],
+)
 def test_beam_knows_the_options_it_is_given(cloud, options):
     done = launch("beam.sh", *options, "--image=r/b:1", "--dry_run", "--", "--videos=gs://b/a b", "--out=gs://b/s")
     assert done.returncode == 0, done.stderr
@@ -183,25 +220,34 @@ def test_beam_knows_the_options_it_is_given(cloud, options):
     assert r"--videos=gs://b/a\ b --out=gs://b/s --runner=" in command
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
     from input_pipeline import beam_runner
-    beam_runner.parse(["--runner=" + command.split("--runner=")[1].split()[0],
-                       *command.split("--runner=")[1].split()[1:]])
+
+    beam_runner.parse(
+        ["--runner=" + command.split("--runner=")[1].split()[0], *command.split("--runner=")[1].split()[1:]]
+    )
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("script, arguments, message", [
-    ("tpu_vm.sh", ["up"], "usage: bash launch/tpu_vm.sh"),
-    ("tpu_vm.sh", ["up", "n", "--", "x"], "--zone=VALUE is missing"),
-    ("tpu_vm.sh", ["run", "n", "--zone=z"], "no flags for python -m vivi_jax.main"),
-    ("tpu_vm.sh", ["fly", "n", "--zone=z"], "unknown command fly"),
-    ("tpu_vm.sh", ["up", "n", "--zne=z"], "unknown option --zne; there are --zone --type"),
-    ("gke.sh", ["up", "n", "--", "x"], "--image=VALUE is missing"),
-    ("gke.sh", ["up", "N_1", "--image=i", "--", "x"], "the name N_1 must be of a-z"),
-    ("gke.sh", ["up", "n", "--image=i", "--topology=3x3", "--", "x"], "3x3 has 9 chips, which hosts of 4 "),
-    ("slurm.sh", ["train"], "unexpected argument train"), ("slurm.sh", [], "no flags for python -m vivi_jax.main"),
-    ("sky.sh", ["n"], "no flags"), ("image.sh", ["arm", "t"], "unknown kind of image arm"),
-    ("beam.sh", ["dataflow", "prepare", "--image=i", "--", "x"], "--project=VALUE is missing"),
-    ("beam.sh", ["ray", "prepare", "--image=i", "--", "x"], "unknown runner ray")])
+
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("tpu_vm.sh", ["up"], "usage: bash launch/tpu_vm.sh"),
+        ("tpu_vm.sh", ["up", "n", "--", "x"], "--zone=VALUE is missing"),
+        ("tpu_vm.sh", ["run", "n", "--zone=z"], "no flags for python -m vivi_jax.main"),
+        ("tpu_vm.sh", ["fly", "n", "--zone=z"], "unknown command fly"),
+        ("tpu_vm.sh", ["up", "n", "--zne=z"], "unknown option --zne; there are --zone --type"),
+        ("gke.sh", ["up", "n", "--", "x"], "--image=VALUE is missing"),
+        ("gke.sh", ["up", "N_1", "--image=i", "--", "x"], "the name N_1 must be of a-z"),
+        ("gke.sh", ["up", "n", "--image=i", "--topology=3x3", "--", "x"], "3x3 has 9 chips, which hosts of 4 "),
+        ("slurm.sh", ["train"], "unexpected argument train"),
+        ("slurm.sh", [], "no flags for python -m vivi_jax.main"),
+        ("sky.sh", ["n"], "no flags"),
+        ("image.sh", ["arm", "t"], "unknown kind of image arm"),
+        ("beam.sh", ["dataflow", "prepare", "--image=i", "--", "x"], "--project=VALUE is missing"),
+        ("beam.sh", ["ray", "prepare", "--image=i", "--", "x"], "unknown runner ray"),
+    ],
+)
 def test_one_clear_line(cloud, script, arguments, message):
     done = launch(script, *arguments)
     assert done.returncode == 2 and calls(cloud) == []
@@ -215,7 +261,8 @@ def test_a_failed_create_passes_gclouds_words_and_code_on(cloud, queued):
     assert done.returncode == 3 and len(calls(cloud)) == 1  # nothing more is tried
     assert done.stderr.splitlines() == [
         "ERROR: (gcloud) FAILED_PRECONDITION: reservation r has expired",
-        "error: n was not created (gcloud's exit code 3; what it said is above)"]
+        "error: n was not created (gcloud's exit code 3; what it said is above)",
+    ]
 
 
 def test_a_queued_request_that_fails_is_the_end(cloud):
@@ -223,31 +270,61 @@ def test_a_queued_request_that_fails_is_the_end(cloud):
     done = launch("tpu_vm.sh", "up", "n", "--zone=z", "--queued", "--reserved", "--", "x")
     assert done.returncode == 1 and [call[4] for call in calls(cloud)] == ["create", "describe", "describe"]
     assert done.stderr.splitlines()[-1] == (
-        "error: the queued request n is FAILED, as above; delete it, and ask for what there is")
+        "error: the queued request n is FAILED, as above; delete it, and ask for what there is"
+    )
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("script, arguments", [
-    ("tpu_vm.sh", ["up", "n", "--zone=z", "--queued", "--spot", "--bucket=b"]), ("slurm.sh", ["--nodes=2"]),
-    ("sky.sh", ["n", "--spot"]), ("gke.sh", ["up", "n", "--image=i"])])
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("tpu_vm.sh", ["up", "n", "--zone=z", "--queued", "--spot", "--bucket=b"]),
+        ("slurm.sh", ["--nodes=2"]),
+        ("sky.sh", ["n", "--spot"]),
+        ("gke.sh", ["up", "n", "--image=i"]),
+    ],
+)
 def test_dry_runs_call_nothing(cloud, script, arguments):
     done = launch(script, *arguments, "--dry_run", "--", *FLAGS)
     assert done.returncode == 0 and done.stdout.startswith(("+", "#")) and calls(cloud) == []
 
 
 def test_commands_of_a_tpu_vm(cloud):
-    for arguments in (["create", "n", "--zone=z", "--project=p", "--type=v5litepod-16", "--spot"],
-                      ["create", "n", "--zone=z", "--queued", "--reserved"], ["delete", "n", "--zone=z", "--queued"]):
+    for arguments in (
+        ["create", "n", "--zone=z", "--project=p", "--type=v5litepod-16", "--spot"],
+        ["create", "n", "--zone=z", "--queued", "--reserved"],
+        ["delete", "n", "--zone=z", "--queued"],
+    ):
         assert launch("tpu_vm.sh", *arguments).returncode == 0
     tpus = ["gcloud", "compute", "tpus"]
     assert calls(cloud) == [
-        [*tpus, "tpu-vm", "create", "n", "--version=v2-alpha-tpuv5-lite", "--accelerator-type=v5litepod-16", "--spot",
-         "--zone=z", "--project=p"],
-        [*tpus, "queued-resources", "create", "n", "--node-id=n", "--runtime-version=v2-alpha-tpuv5-lite",
-         "--accelerator-type=v5litepod-8", "--reserved", "--zone=z"],
+        [
+            *tpus,
+            "tpu-vm",
+            "create",
+            "n",
+            "--version=v2-alpha-tpuv5-lite",
+            "--accelerator-type=v5litepod-16",
+            "--spot",
+            "--zone=z",
+            "--project=p",
+        ],
+        [
+            *tpus,
+            "queued-resources",
+            "create",
+            "n",
+            "--node-id=n",
+            "--runtime-version=v2-alpha-tpuv5-lite",
+            "--accelerator-type=v5litepod-8",
+            "--reserved",
+            "--zone=z",
+        ],
         [*tpus, "queued-resources", "describe", "n", "--format=value(state.state)", "--zone=z"],
-        [*tpus, "queued-resources", "delete", "n", "--force", "--quiet", "--zone=z"]]
+        [*tpus, "queued-resources", "delete", "n", "--force", "--quiet", "--zone=z"],
+    ]
 
 
 @pytest.mark.slow
@@ -255,11 +332,17 @@ def test_commands_of_a_tpu_vm(cloud):
 def test_a_tpu_vm_runs_to_the_end_through_an_interruption(cloud, end):
     """One command: made, pushed to, started; taken away or told to leave, it is made and started again."""
     copy_of_the_project(cloud / "host/vivi_jax")
-    watching = subprocess.Popen(["bash", "launch/tpu_vm.sh", "up", "n", "--zone=z", "--poll=0.2", "--", *FLAGS],
-                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    watching = subprocess.Popen(
+        ["bash", "launch/tpu_vm.sh", "up", "n", "--zone=z", "--poll=0.2", "--", *FLAGS],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     wait_for(lambda: "a step" in (cloud / "host/vivi_jax.log").read_text())
     assert launch("tpu_vm.sh", "run", "n", "--zone=z", "--", "x", env=os.environ | {"PATIENCE": "0"}).stdout.endswith(
-        "already running\n")
+        "already running\n"
+    )
     if end == "preempted":
         (cloud / "fail").write_text("1")  # there is no room at first
         (cloud / "state").write_text("PREEMPTED\n")
@@ -289,8 +372,19 @@ def test_slurm_is_asked_for_a_process_per_gpu(cloud, tmp_path):
     project = copy_of_the_project(tmp_path / "project")
     done = launch("slurm.sh", "--nodes=2", "--gpus=4", "--partition=gpu", "--", *FLAGS, cwd=project)
     assert done.returncode == 0, done.stderr
-    assert calls(cloud) == [["sbatch", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=12",
-                             "--time=24:00:00", "--partition=gpu", "launch/slurm_job.sh", *FLAGS]]
+    assert calls(cloud) == [
+        [
+            "sbatch",
+            "--nodes=2",
+            "--ntasks-per-node=4",
+            "--gpus-per-node=4",
+            "--cpus-per-task=12",
+            "--time=24:00:00",
+            "--partition=gpu",
+            "launch/slurm_job.sh",
+            *FLAGS,
+        ]
+    ]
     head = [line for line in (ROOT / "launch/slurm_job.sh").read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --requeue", "#SBATCH --signal=B:TERM@300", "#SBATCH --open-mode=append"} <= set(head)
 
@@ -318,8 +412,10 @@ def test_a_slurm_job_saves_is_queued_again_and_ends(cloud, tmp_path):
 def test_a_failed_slurm_job_is_not_queued_again(cloud, tmp_path):
     project = copy_of_the_project(tmp_path / "project")
     write_command(cloud / "srun", RECORD + "exit 4\n")
-    job = subprocess.run(["bash", str(ROOT / "launch/slurm_job.sh"), *FLAGS],
-                         env=os.environ | {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": "7"})
+    job = subprocess.run(
+        ["bash", str(ROOT / "launch/slurm_job.sh"), *FLAGS],
+        env=os.environ | {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": "7"},
+    )
     assert job.returncode == 4 and [call[0] for call in calls(cloud)] == ["srun"]
 
 
@@ -327,6 +423,11 @@ def test_a_failed_slurm_job_is_not_queued_again(cloud, tmp_path):
 def test_the_cloud_has_no_python_that_is_too_old(cloud, tmp_path):
     found = subprocess.run(["bash", "launch/python.sh"], cwd=ROOT, capture_output=True, text=True)
     assert found.stdout.strip() == sys.executable
-    version = json.loads(subprocess.run([found.stdout.strip(), "-c", "import sys; print(list(sys.version_info[:2]))"],
-                                        capture_output=True, text=True).stdout)
+    version = json.loads(
+        subprocess.run(
+            [found.stdout.strip(), "-c", "import sys; print(list(sys.version_info[:2]))"],
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
     assert version >= [3, 11]

@@ -1,4 +1,5 @@
 """Losses against float64 oracles with loops, closed forms, and on 1, 2 and 8 devices."""
+
 import functools
 import itertools
 
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vivi_jax import losses, sharding
+from vivi_jax import losses
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 
 
@@ -75,7 +77,7 @@ def test_identical_embeddings_cost_the_log_of_the_batch_size():
 def test_one_device_equals_many(devices):
     online, target = embeddings(2)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    split = jax.device_put((online, target), sharding.over_batch(mesh))
+    split = jax.device_put((online, target), sharding.batch_sharding(mesh))
     value, grad = jax.jit(jax.value_and_grad(losses.moclr))(*split)
     value_1, grad_1 = jax.value_and_grad(losses.moclr)(online, target)
     np.testing.assert_allclose(value, value_1, rtol=1e-6)
@@ -190,25 +192,39 @@ def test_shot_info_nce_equals_the_written_out_loss():
     (predicted, _), (shots, _) = embeddings(0, batch=5, views=3, temperature=1), embeddings(1, 5, 4, temperature=1)
     predicted += shots[:, 1:]  # some are right
     p, e = predicted.astype(np.float64), shots.astype(np.float64)
-    terms = [-np.log(np.exp(p[i, k - 1] @ e[i, k]) / (np.exp(p[i, k - 1] @ e[i, k]) + sum(
-        np.exp(p[i, k - 1] @ e[j, m]) for j in range(5) for m in range(4) if j != i)))
-        for i in range(5) for k in (1, 2, 3)]
+    terms = [
+        -np.log(
+            np.exp(p[i, k - 1] @ e[i, k])
+            / (
+                np.exp(p[i, k - 1] @ e[i, k])
+                + sum(np.exp(p[i, k - 1] @ e[j, m]) for j in range(5) for m in range(4) if j != i)
+            )
+        )
+        for i in range(5)
+        for k in (1, 2, 3)
+    ]
     loss, shares = losses.shot_info_nce(predicted, shots)
     np.testing.assert_allclose(loss, np.mean(terms), rtol=1e-5)
-    first = [all(p[i, k - 1] @ e[i, k] > p[i, k - 1] @ e[j, m] for j in range(5) for m in range(4) if j != i)
-             for i in range(5) for k in (1, 2, 3)]
+    first = [
+        all(p[i, k - 1] @ e[i, k] > p[i, k - 1] @ e[j, m] for j in range(5) for m in range(4) if j != i)
+        for i in range(5)
+        for k in (1, 2, 3)
+    ]
     assert 0 < np.mean(first) < 1
     np.testing.assert_allclose(shares["nce_accuracy"], np.mean(first), rtol=1e-6)
 
 
 def test_vivis_losses_are_the_same_on_eight_devices():
     def loss(z):
-        values = (losses.semi_hard_triplet(z, margin=0.5, groups=1)[0],
-                  losses.semi_hard_triplet(z, margin=0.5, groups=8)[0], losses.shot_info_nce(z[:, 1:], z)[0])
+        values = (
+            losses.semi_hard_triplet(z, margin=0.5, groups=1)[0],
+            losses.semi_hard_triplet(z, margin=0.5, groups=8)[0],
+            losses.shot_info_nce(z[:, 1:], z)[0],
+        )
         return values[0] + 3 * values[1] + 9 * values[2], values  # one gradient, in which none hides another's error
 
     z = frames(16, 4, dim=8)
-    split = jax.device_put(z, sharding.over_batch(sharding.make_mesh(jax.devices()[:8])))
+    split = jax.device_put(z, sharding.batch_sharding(sharding.make_mesh(jax.devices()[:8])))
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, values), grad = gradient(split)
     (_, values_1), grad_1 = gradient(z)

@@ -1,12 +1,13 @@
 """LVIS's AP against its definition written out, on the sample annotations with invented detections."""
+
 import copy
 
 import numpy as np
 import pytest
 
-from evaluation import lvis_ap
-from evaluation.detection_data import read_annotations
-from evaluation.detection_scores import check_truth
+from evaluation.protocols.detection import lvis_ap
+from evaluation.protocols.detection.data import read_annotations
+from evaluation.protocols.detection.scores import check_truth
 from input_pipeline.store import DataError
 
 
@@ -32,14 +33,25 @@ def detections(truth) -> list[dict]:
     for row in truth["annotations"]:
         for _ in range(rng.integers(0, 3)):
             box = np.array(row["bbox"]) * (1 + 0.06 * rng.standard_normal(4))
-            rows.append({"image_id": row["image_id"], "category_id": row["category_id"], "bbox": box.tolist(),
-                         "score": round(float(rng.random()), 2)})
+            rows.append(
+                {
+                    "image_id": row["image_id"],
+                    "category_id": row["category_id"],
+                    "bbox": box.tolist(),
+                    "score": round(float(rng.random()), 2),
+                }
+            )
     for image in truth["images"]:
         wrong = image["neg_category_ids"][:3] + rng.choice(categories, 3).tolist()
         for category in wrong + ([categories[0]] * 300 if image is truth["images"][5] else []):
-            rows.append({"image_id": image["id"], "category_id": int(category),
-                         "bbox": [*rng.uniform(0, 300, 2), *rng.uniform(1, 200, 2)],
-                         "score": round(float(rng.random()), 2)})
+            rows.append(
+                {
+                    "image_id": image["id"],
+                    "category_id": int(category),
+                    "bbox": [*rng.uniform(0, 300, 2), *rng.uniform(1, 200, 2)],
+                    "score": round(float(rng.random()), 2),
+                }
+            )
     return [rows[i] for i in rng.permutation(len(rows))]
 
 
@@ -82,8 +94,9 @@ def average_precision(images, category, threshold, low, high) -> float | None:
                 taken.add(choice)
                 if counted[choice]:
                     outcomes.append((row["score"], True))
-            elif (category not in image["not_exhaustive_category_ids"]
-                  and low <= row["bbox"][2] * row["bbox"][3] <= high):
+            elif (
+                category not in image["not_exhaustive_category_ids"] and low <= row["bbox"][2] * row["bbox"][3] <= high
+            ):
                 outcomes.append((row["score"], False))
     if not objects:
         return None
@@ -110,8 +123,11 @@ def test_every_score_is_the_definitions(truth, detections):
     assert got["AP75"] == pytest.approx(mean(by_iou[0.75].values()), abs=1e-9)
     assert 0.05 < got["AP75"] < got["AP50"] < 0.9
     some = sorted(categories)[::5]
-    small = {"images": truth["images"], "categories": [row for row in truth["categories"] if row["id"] in some],
-             "annotations": [row for row in truth["annotations"] if row["category_id"] in some]}
+    small = {
+        "images": truth["images"],
+        "categories": [row for row in truth["categories"] if row["id"] in some],
+        "annotations": [row for row in truth["annotations"] if row["category_id"] in some],
+    }
     few = lvis_ap.lvis_ap(small, detections)
     thresholds = np.linspace(0.5, 0.95, 10)
     for name, area in (("AP", everything), ("APs", (0, 1024)), ("APm", (1024, 9216)), ("APl", (9216, 1e10))):
@@ -124,9 +140,11 @@ def test_every_score_is_the_definitions(truth, detections):
 
 
 def one_box(**image) -> dict:
-    return {"images": [{"id": 7, "neg_category_ids": [2], "not_exhaustive_category_ids": [], **image}],
-            "categories": [{"id": c, "name": str(c), "frequency": "rcf"[c % 3]} for c in (1, 2, 3)],
-            "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500}]}
+    return {
+        "images": [{"id": 7, "neg_category_ids": [2], "not_exhaustive_category_ids": [], **image}],
+        "categories": [{"id": c, "name": str(c), "frequency": "rcf"[c % 3]} for c in (1, 2, 3)],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 50, 50], "area": 2500}],
+    }
 
 
 def row(category, box, score) -> dict:

@@ -1,4 +1,5 @@
 """Real processes on one machine: they meet, see the same data, agree on what they do, and stop together."""
+
 import json
 import os
 import pathlib
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 from test_resume import SMALL, logged_steps
 
-from input_pipeline import prepare
-from input_pipeline.synthetic import write_videos
-from vivi_jax import checkpoint, processes
+from input_pipeline.preparation import local as prepare
+from input_pipeline.rendered.shapes import write_videos
+from vivi_jax import checkpoint
+from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
 
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
@@ -31,8 +33,15 @@ def store(tmp_path_factory) -> pathlib.Path:
     return root / "store"
 
 
-def start(count: int, devices: int, log: pathlib.Path, arguments: list[str], *, only: int | None = None,
-          of_rank=lambda rank: []) -> list[subprocess.Popen]:
+def start(
+    count: int,
+    devices: int,
+    log: pathlib.Path,
+    arguments: list[str],
+    *,
+    only: int | None = None,
+    of_rank=lambda rank: [],
+) -> list[subprocess.Popen]:
     """Starts `count` processes of `devices` simulated devices each (of them rank `only` alone, if given)."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -41,14 +50,24 @@ def start(count: int, devices: int, log: pathlib.Path, arguments: list[str], *, 
     for rank in range(count):
         if only in (None, rank):
             # Without optimisation the compiler is faster, and these programs are tiny.
-            environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": os.getcwd(), "XLA_FLAGS":
-                           f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"}
+            environment = {
+                **os.environ,
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+                "PYTHONPATH": os.getcwd(),
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+            }
             if count > 1:
-                environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count),
-                                "JAX_PROCESS_ID": str(rank)}
+                environment |= {
+                    "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(rank),
+                }
             with open(f"{log}.{rank}.log", "a") as file:
-                started.append(subprocess.Popen([sys.executable, *arguments, *of_rank(rank)], env=environment,
-                                                stdout=file, stderr=file))
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments, *of_rank(rank)], env=environment, stdout=file, stderr=file
+                    )
+                )
     return started
 
 
@@ -57,8 +76,14 @@ def output(log: pathlib.Path, rank: int) -> str:
 
 
 def vito(store, workdir) -> list[str]:
-    return ["-m", "vivi_jax.main", "--config=configs/vito.py:demo,views=2", f"--workdir={workdir}",
-            f"--config.data.path={store}", *SMALL]
+    return [
+        "-m",
+        "vivi_jax.main",
+        "--config=configs/vito.py:demo,views=2",
+        f"--workdir={workdir}",
+        f"--config.data.path={store}",
+        *SMALL,
+    ]
 
 
 # --- the same run on 1, 2 and 4 hosts --------------------------------------------------------------------------------
@@ -113,7 +138,7 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_ex
     def command(folder: str) -> list[str]:
         return ["tests/host.py", str(store), str(tmp_path / folder), "vito", "150"]
 
-    host, = start(1, 8, tmp_path / "8", command("8"))
+    (host,) = start(1, 8, tmp_path / "8", command("8"))
     deadline = time.monotonic() + 900
     while len(logged_steps(tmp_path / "8" / "vito")) < 3:
         assert time.monotonic() < deadline and host.poll() is None, output(tmp_path / "8", 0)
@@ -127,11 +152,11 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_ex
     losses, orders = {}, {}
     for devices in (8, 2, 1):
         workdir = tmp_path / str(devices)
-        host, = start(1, devices, workdir, command(str(devices)))
+        (host,) = start(1, devices, workdir, command(str(devices)))
         assert host.wait(timeout=900) == 0, output(workdir, 0)
         assert f"going on from step {saved}" in output(workdir, 0)
         lines = map(json.loads, (workdir / "vito" / "metrics.jsonl").read_text().splitlines())
-        losses[devices] = [line["loss"] for line in lines if "loss" in line][saved:saved + 20]
+        losses[devices] = [line["loss"] for line in lines if "loss" in line][saved : saved + 20]
         orders[devices] = json.loads((workdir / "vito.order.0.json").read_text())
     assert orders[8] == orders[2] == orders[1] and len(orders[8]) == 3 * 8
     assert len(losses[8]) == 20
@@ -157,7 +182,7 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_run_goes_on(s
     assert saved == logged_steps(workdir)[-1] < 150
 
     log = tmp_path / "b"
-    host, = start(1, 2, log, command)  # on one host
+    (host,) = start(1, 2, log, command)  # on one host
     assert host.wait(timeout=900) == 0, output(log, 0)
     assert f"going on from step {saved}" in output(log, 0)
     assert sorted(set(logged_steps(workdir))) == list(range(151))  # step 0: the evaluation of the untrained network
@@ -178,7 +203,7 @@ def test_hosts_that_differ_are_refused_with_the_difference(store, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_peer_that_never_comes_ends_the_wait_with_one_line(store, tmp_path, rank):
     log = tmp_path / "run"
-    host, = start(2, 1, log, [*vito(store, tmp_path / "run"), "--config.hosts.start_timeout_seconds=3"], only=rank)
+    (host,) = start(2, 1, log, [*vito(store, tmp_path / "run"), "--config.hosts.start_timeout_seconds=3"], only=rank)
     assert host.wait(timeout=100) == 1
     errors = [line for line in output(log, rank).splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and f"process {rank} of 2 has waited 3 s for the others" in errors[0]
@@ -187,7 +212,7 @@ def test_a_peer_that_never_comes_ends_the_wait_with_one_line(store, tmp_path, ra
 
 def test_a_difference_has_its_dotted_key_and_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
-    assert processes.differing(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
+    assert processes.config_diff(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
 
 
 def test_processes_that_cannot_meet_are_an_error_and_one_alone_is_none(monkeypatch):

@@ -1,4 +1,5 @@
 """LARS by hand, masks, and the schedules of VITO A.2 at their known points."""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from vivi_jax.errors import ConfigError
 def test_lars_equals_three_steps_by_hand_while_the_rate_changes():
     """BYOL's order: g + wd w, trust ratio, momentum, rate. With the rate before the momentum, step 2 differs."""
     rates = [0.5, 0.1, 0.7]
-    optimizer = optim.lars(lambda step: jnp.asarray(rates)[step], weight_decay=0.01, momentum=0.9,
-                           trust_coefficient=1e-3)
+    optimizer = optim.lars(
+        lambda step: jnp.asarray(rates)[step], weight_decay=0.01, momentum=0.9, trust_coefficient=1e-3
+    )
     rng = np.random.default_rng(0)
-    params = {"dense": {"kernel": rng.normal(size=(3, 4)).astype(np.float32),
-                        "bias": rng.normal(size=4).astype(np.float32)}}
+    params = {
+        "dense": {"kernel": rng.normal(size=(3, 4)).astype(np.float32), "bias": rng.normal(size=4).astype(np.float32)}
+    }
     state = optimizer.init(params)
     w = {name: value.astype(np.float64) for name, value in params["dense"].items()}
     mu = {name: np.zeros_like(value) for name, value in w.items()}
@@ -56,15 +59,19 @@ def test_the_papers_run_has_its_numbers():
     np.testing.assert_allclose([schedule(0), schedule(warmup), schedule(total)], [0, 4.8, 0], atol=1e-6)
     assert schedule(warmup - 1) < schedule(warmup) > schedule(warmup + 100)
     np.testing.assert_allclose(schedule(warmup + (total - warmup) / 2), 2.4, rtol=1e-3)
-    np.testing.assert_allclose([optim.ema_decay(step, base=0.99, total_steps=total) for step in (0, total / 2, total)],
-                               [0.99, 0.995, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        [optim.ema_decay(step, base=0.99, total_steps=total) for step in (0, total / 2, total)],
+        [0.99, 0.995, 1.0],
+        rtol=1e-6,
+    )
 
 
 def test_piecewise_rates_fall_at_their_steps_and_warm_up_in_a_line():
     schedule, total = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=4, boundaries=(90, 110), factor=0.1)
     assert total == 120
-    np.testing.assert_allclose([schedule(step) for step in (0, 1, 4, 89, 91, 109, 111)],
-                               [0.16, 0.32, 0.8, 0.8, 0.08, 0.08, 0.008], rtol=1e-5)
+    np.testing.assert_allclose(
+        [schedule(step) for step in (0, 1, 4, 89, 91, 109, 111)], [0.16, 0.32, 0.8, 0.8, 0.08, 0.08, 0.008], rtol=1e-5
+    )
     without_warmup, _ = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=0, boundaries=(), factor=0.1)
     np.testing.assert_allclose([without_warmup(0), without_warmup(119)], 0.8, rtol=1e-6)
 

@@ -1,4 +1,5 @@
 """The input pipeline on real frame stores: the pixels asked for, in the order of (seed, step), from the frames used."""
+
 import itertools
 import logging
 import pathlib
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from frame_stores import jpeg, write_store
 
-from input_pipeline import decode, images, pipeline, sampling
+from input_pipeline import images
 from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams import decode, sampling
+from input_pipeline.streams import views as pipeline
 
 SIZE = 32
 # (frames, fps, height, width) of the videos; the third is shorter than 2.56 s
@@ -30,8 +33,15 @@ def picture(video: int, frame: int, height: int, width: int) -> np.ndarray:
 
 def make_store(directory: pathlib.Path, videos=VIDEOS, damaged: int | None = None) -> FrameStore:
     rows = [dict(frames=n, fps=fps, height=h, width=w) for n, fps, h, w in videos]
-    return write_store(directory, rows, [b"\xff\xd8\xff no picture" if v == damaged else jpeg(picture(v, k, h, w))
-                                         for v, (n, _, h, w) in enumerate(videos) for k in range(n)])
+    return write_store(
+        directory,
+        rows,
+        [
+            b"\xff\xd8\xff no picture" if v == damaged else jpeg(picture(v, k, h, w))
+            for v, (n, _, h, w) in enumerate(videos)
+            for k in range(n)
+        ],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +50,18 @@ def store(tmp_path_factory) -> FrameStore:
 
 
 def views(store, **changes):
-    options = dict(start_step=0, seed=3, batch_size=2, views=3, sampler="marginal", clip_seconds=2.56,
-                   delay_seconds=0.5, image_size=SIZE, min_crop_area=0.4, num_steps=5)
+    options = dict(
+        start_step=0,
+        seed=3,
+        batch_size=2,
+        views=3,
+        sampler="marginal",
+        clip_seconds=2.56,
+        delay_seconds=0.5,
+        image_size=SIZE,
+        min_crop_area=0.4,
+        num_steps=5,
+    )
     return pipeline.clip_views(store, **options | changes)
 
 
@@ -54,8 +74,16 @@ def planned(seed: int, i: int, sampler: str = "marginal") -> tuple[int, sampling
     video = USABLE[sampling.epoch_order(seed, i // len(USABLE), len(USABLE))[i % len(USABLE)]]
     num_frames, fps, height, width = VIDEOS[video]
     return video, sampling.plan_views(
-        sampling.example_rng(seed, i), num_frames=num_frames, clip_frames=round(2.56 * fps), height=height, width=width,
-        views=3, sampler=sampler, delay=round(0.5 * fps), min_crop_area=0.4)
+        sampling.example_rng(seed, i),
+        num_frames=num_frames,
+        clip_frames=round(2.56 * fps),
+        height=height,
+        width=width,
+        views=3,
+        sampler=sampler,
+        delay=round(0.5 * fps),
+        min_crop_area=0.4,
+    )
 
 
 def cut(rgb: np.ndarray, box: np.ndarray, flip: bool) -> np.ndarray:
@@ -107,8 +135,10 @@ def test_starting_far_out_costs_nothing(store):
 @pytest.mark.parametrize("processes,threads", [(2, 1), (4, 3)])
 def test_shares_of_processes_join_to_the_batch_of_one(store, processes, threads):
     one = collect(views(store, batch_size=4, num_steps=3))
-    shares = [collect(views(store, batch_size=4, num_steps=3, process_index=p, process_count=processes,
-                            threads=threads)) for p in range(processes)]
+    shares = [
+        collect(views(store, batch_size=4, num_steps=3, process_index=p, process_count=processes, threads=threads))
+        for p in range(processes)
+    ]
     assert shares[0].shape[1] == 4 // processes
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), one)
 
@@ -158,20 +188,28 @@ def test_short_videos_are_counted_in_one_line(store, caplog):
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
         views(store)
     [record] = caplog.records
-    assert record.getMessage() == ("1 of 5 videos are not used, shorter than clip_seconds=2.56 (v2.mp4 lasts 0.80 s): "
-                                   "lower clip_seconds or prepare longer videos")
+    assert record.getMessage() == (
+        "1 of 5 videos are not used, shorter than clip_seconds=2.56 (v2.mp4 lasts 0.80 s): "
+        "lower clip_seconds or prepare longer videos"
+    )
 
 
-@pytest.mark.parametrize("changes,message", [
-    (dict(batch_size=6), "4 usable videos in .*, fewer than a batch of 6: lower batch_size or prepare more videos"),
-    (dict(clip_seconds=60), "all 5 videos of .* are shorter than clip_seconds=60 .*: lower clip_seconds"),
-    (dict(sampler="marginl"), "no sampler 'marginl', did you mean 'marginal'"),
-    (dict(sampler="fixed_delay", delay_seconds=2), "3 views by 'fixed_delay' need 101 frames, .* has 64: raise clip"),
-    (dict(batch_size=3, process_count=2), "batch_size=3 does not divide among 2 processes"),
-    (dict(batch_size=0), "batch_size=0"),
-    (dict(seed=-1), "seed=-1"),
-    (dict(min_crop_area=40), "min_crop_area=40"),
-])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(batch_size=6), "4 usable videos in .*, fewer than a batch of 6: lower batch_size or prepare more videos"),
+        (dict(clip_seconds=60), "all 5 videos of .* are shorter than clip_seconds=60 .*: lower clip_seconds"),
+        (dict(sampler="marginl"), "no sampler 'marginl', did you mean 'marginal'"),
+        (
+            dict(sampler="fixed_delay", delay_seconds=2),
+            "3 views by 'fixed_delay' need 101 frames, .* has 64: raise clip",
+        ),
+        (dict(batch_size=3, process_count=2), "batch_size=3 does not divide among 2 processes"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(min_crop_area=40), "min_crop_area=40"),
+    ],
+)
 def test_impossible_requests_are_refused_before_the_first_batch(store, changes, message):
     with pytest.raises(DataError, match=message) as e:
         views(store, **changes)
@@ -220,8 +258,17 @@ def test_image_views_are_crops_of_one_image(tmp_path):
     for i, example in enumerate(run.reshape(-1, 2, SIZE, SIZE, 3)):
         image = sampling.epoch_order(5, i // 6, 6)[i % 6]
         k = int(re.search(r"(\d)\.(jpg|png)", labelled.name(image))[1])
-        plan = sampling.plan_views(sampling.example_rng(5, i), num_frames=1, clip_frames=1, height=60 + k, width=90,
-                                   views=2, sampler="single", delay=0, min_crop_area=0.08)
+        plan = sampling.plan_views(
+            sampling.example_rng(5, i),
+            num_frames=1,
+            clip_frames=1,
+            height=60 + k,
+            width=90,
+            views=2,
+            sampler="single",
+            delay=0,
+            min_crop_area=0.08,
+        )
         for view, box, flip in zip(example, plan.boxes, plan.flips, strict=True):
             assert np.abs(view - cut(picture(k % 5, 2 * k, 60 + k, 90), box, flip)).mean() < 1.5
     resumed = pipeline.image_views(labelled, 2, **options, num_steps=2)
@@ -232,11 +279,21 @@ def test_a_damaged_image_is_named(tmp_path):
     folder = write_images(tmp_path / "images")
     (folder / "odd" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(DataError, match=r"odd/5\.png is damaged and does not decode"):
-        collect(pipeline.image_views(images.load_folder(folder), seed=0, batch_size=6, views=2, image_size=SIZE,
-                                     min_crop_area=0.08, num_steps=1))
+        collect(
+            pipeline.image_views(
+                images.load_folder(folder),
+                seed=0,
+                batch_size=6,
+                views=2,
+                image_size=SIZE,
+                min_crop_area=0.08,
+                num_steps=1,
+            )
+        )
     with pytest.raises(DataError, match="6 images in .*, fewer than a batch of 8"):
-        pipeline.image_views(images.load_folder(folder), seed=0, batch_size=8, views=2, image_size=SIZE,
-                             min_crop_area=0.08)
+        pipeline.image_views(
+            images.load_folder(folder), seed=0, batch_size=8, views=2, image_size=SIZE, min_crop_area=0.08
+        )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """Planning: topologies, reading a compiled program, and plans of tiny steps."""
+
 import importlib.util
 import json
 import os
@@ -10,21 +11,36 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import plan as plans
-from vivi_jax import chips, hlo, sharding
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
+from vivi_jax.planning import chips, hlo
 
-TINY = ["--config=configs/vito.py:demo,views=2", "--config.encoder.width=0.125", "--config.data.image_size=32",
-        "--config.method.projector_hidden=16", "--config.method.attention_hidden=8"]
+TINY = [
+    "--config=configs/vito.py:demo,views=2",
+    "--config.encoder.width=0.125",
+    "--config.data.image_size=32",
+    "--config.method.projector_hidden=16",
+    "--config.method.attention_hidden=8",
+]
 
 
 def test_topologies_have_the_devices_of_their_chips():
-    devices = {name: chips.parse_topology(name).devices for name in
-               ("v3:2x2", "v3:8x8", "v3:16x32", "v4:2x2x4", "v5e:16x16", "v6e:2x4", "gpu:h100x64")}
+    devices = {
+        name: chips.parse_topology(name).devices
+        for name in ("v3:2x2", "v3:8x8", "v3:16x32", "v4:2x2x4", "v5e:16x16", "v6e:2x4", "gpu:h100x64")
+    }
     assert list(devices.values()) == [8, 128, 1024, 16, 256, 8, 64]
 
 
-@pytest.mark.parametrize("name, known", [("v3:8x9", "v3 has 2x2, 4x4"), ("v9:2x2", "v3:2x2 to 32x32"),
-                                         ("gpu:p4x8", "a100, h100, h200"), ("gpu:h100", "gpu:NAMExN")])
+@pytest.mark.parametrize(
+    "name, known",
+    [
+        ("v3:8x9", "v3 has 2x2, 4x4"),
+        ("v9:2x2", "v3:2x2 to 32x32"),
+        ("gpu:p4x8", "a100, h100, h200"),
+        ("gpu:h100", "gpu:NAMExN"),
+    ],
+)
 def test_a_topology_that_does_not_exist_is_refused_with_those_that_do(name, known):
     with pytest.raises(ConfigError, match="does not exist") as error:
         chips.parse_topology(name)
@@ -34,7 +50,7 @@ def test_a_topology_that_does_not_exist_is_refused_with_those_that_do(name, know
 def test_collectives_are_counted_as_often_as_their_loop_runs():
     """Per device: a gather of 8 x 16 floats, and in a loop of five an all-reduce of 16 floats."""
     mesh = sharding.make_mesh(jax.devices()[:8])
-    split, whole = sharding.over_batch(mesh), sharding.replicated(mesh)
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
 
     def step(x, y):
         total = jax.lax.fori_loop(0, 5, lambda i, t: t + jnp.tanh(x * t[None]).sum(axis=0), jnp.zeros(16))
@@ -76,17 +92,23 @@ ENTRY %main (x: bf16[1,15]) -> f32[15] {
 }
 """)
     found = {(c.operation, c.origin): (c.operations, c.bytes, c.dtype) for c in program.collectives}
-    assert found == {("all-gather", "forward"): (1, 16 * 15 * 2, "bf16"),
-                     ("collective-permute", "backward"): (4, 4 * 15 * 4, "f32")}
+    assert found == {
+        ("all-gather", "forward"): (1, 16 * 15 * 2, "bf16"),
+        ("collective-permute", "backward"): (4, 4 * 15 * 4, "f32"),
+    }
 
 
-@pytest.mark.parametrize("groups, group", [
-    ("mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 0),  # all
-    ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1','axis_2'}", 4),  # 0-3 and 4-7
-    ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=3] {'axis_1','axis_2'}", 6),
-    ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0'}", 0),  # 0 and 4: no neighbours
-    ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_0','axis_1'}", 0),
-    ("{{0,1},{2,3}}", 0)])
+@pytest.mark.parametrize(
+    "groups, group",
+    [
+        ("mesh['axis_0'=8,'axis_1'=1] {'axis_0'}", 0),  # all
+        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1','axis_2'}", 4),  # 0-3 and 4-7
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=3] {'axis_1','axis_2'}", 6),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=4] {'axis_0'}", 0),  # 0 and 4: no neighbours
+        ("mesh['axis_0'=2,'axis_1'=4,'axis_2'=2] {'axis_0','axis_1'}", 0),
+        ("{{0,1},{2,3}}", 0),
+    ],
+)
 def test_neighbours_that_sum_among_themselves_are_told_apart(groups, group):
     program = hlo.read(f"""
 ENTRY %main (x: f32[15]) -> f32[15] {{
@@ -110,20 +132,28 @@ def test_the_compiler_has_the_devices_we_count():
     """In a process of its own, of which the TPU compiler's library is a part: a small topology of each kind."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no TPU compiler here; pip install -e .[plan] to run this test")
-    code = ("from vivi_jax import chips, plan, sharding\n"
-            "for kind, shapes in chips.TOPOLOGIES.items():\n"
-            "    topology = chips.parse_topology(f'{kind}:{shapes[1]}')\n"
-            "    mesh = sharding.make_mesh(plan.devices(topology))\n"
-            "    whole = plan.extent(mesh, 0)[:len(topology.shape)] == topology.shape\n"
-            "    print(kind, mesh.size - topology.devices, whole, *plan.extent(mesh, topology.chip.devices_per_chip))")
-    found = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300,
-                           env={**os.environ, "XLA_FLAGS": ""})
+    code = (
+        "from vivi_jax import chips, plan, sharding\n"
+        "for kind, shapes in chips.TOPOLOGIES.items():\n"
+        "    topology = chips.parse_topology(f'{kind}:{shapes[1]}')\n"
+        "    mesh = sharding.make_mesh(plan.devices(topology))\n"
+        "    whole = plan.extent(mesh, 0)[:len(topology.shape)] == topology.shape\n"
+        "    print(kind, mesh.size - topology.devices, whole, *plan.extent(mesh, topology.chip.devices_per_chip))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], text=True, capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""}
+    )
     assert found.stdout.splitlines() == [f"{kind} 0 True 1 1 1" for kind in chips.TOPOLOGIES], found.stderr
 
 
 def run_plan(topology: str, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags], text=True,
-                          capture_output=True, timeout=300, env={**os.environ, "XLA_FLAGS": ""})
+    return subprocess.run(
+        [sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags],
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "XLA_FLAGS": ""},
+    )
 
 
 @pytest.mark.slow
@@ -138,7 +168,8 @@ def test_a_plan_for_gpus_sends_no_more_than_it_must(tmp_path):
     assert 0.95 < plan["collective_bytes"] / sum(plan["collective_bytes_minimum"].values()) < 2.2
     name = plans.key("configs/vito.py:demo", "gpu:h100x4", ["--config.batch_size=64"])
     assert f"| vito.py:demo batch_size=64 | gpu:h100x4 | 4 | 64 | {plan['memory_total'] / 1e9:.1f} of" in plans.table(
-        {name: plan | {"commit": "0123456789"}})
+        {name: plan | {"commit": "0123456789"}}
+    )
 
 
 @pytest.mark.slow
@@ -156,9 +187,14 @@ def test_a_plan_for_a_tpu_has_the_compilers_cycles(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology, flags, message", [
-    ("v3:8x9", (), "v3 has 2x2"), ("gpu:h100x5", (), "64 rows of 'views' in a batch do not divide over 5 device"),
-    ("gpu:h100x4", ("--config.run.fsdp=3",), "config.run.fsdp=3 does not divide the 4 device")])
+@pytest.mark.parametrize(
+    "topology, flags, message",
+    [
+        ("v3:8x9", (), "v3 has 2x2"),
+        ("gpu:h100x5", (), "64 rows of 'views' in a batch do not divide over 5 device"),
+        ("gpu:h100x4", ("--config.run.fsdp=3",), "config.run.fsdp=3 does not divide the 4 device"),
+    ],
+)
 def test_what_cannot_be_planned_is_said_in_one_line(topology, flags, message):
     result = run_plan(topology, *flags)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

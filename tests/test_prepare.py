@@ -1,4 +1,5 @@
 """Preparing a directory: every file accounted for, the same bytes for any workers and kills, clear words when not."""
+
 import contextlib
 import fcntl
 import hashlib
@@ -19,7 +20,10 @@ import pytest
 from PIL import Image
 from video_files import numbered, scenes, write_video
 
-from input_pipeline import inputs, preparation, prepare, store
+from input_pipeline import store
+from input_pipeline.preparation import inputs
+from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation import plan as preparation
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = prepare.Settings(videos_per_shard=3)
@@ -56,13 +60,22 @@ def reference(videos, tmp_path_factory):
 
 def digests(folder):
     """SHA-256 of every file below a folder."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file()
+    }
 
 
 def run_cli(*flags, **options):
-    return subprocess.run([sys.executable, "-m", "input_pipeline.prepare", *map(str, flags)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "input_pipeline.prepare", *map(str, flags)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        **options,
+    )
 
 
 def ledger(out):
@@ -71,20 +84,32 @@ def ledger(out):
 
 # --- the result -----------------------------------------------------------------------------------------------------
 
+
 def test_every_input_is_accounted_for(videos, reference):
     rows = ledger(reference)
     assert [row["input"] for row in rows] == sorted(row["input"] for row in rows)
     reasons = {row["input"]: row["reason"] for row in rows if row["status"] == "refused"}
     assert set(reasons) == {"empty.mp4", "notes.txt", "dogs/cut.mp4"} and all(reasons.values())
     assert {row["input"]: row["frames"] for row in rows if row["status"] == "ok"} == {
-        "cats/a.mp4": 35, "cats/b.mkv": 20, "dogs/a.mp4": 30, "dogs/c.avi": 12, "tall.webm": 25, "z.mp4": 40,
-        "ü, 文.ts": 120}
+        "cats/a.mp4": 35,
+        "cats/b.mkv": 20,
+        "dogs/a.mp4": 30,
+        "dogs/c.avi": 12,
+        "tall.webm": 25,
+        "z.mp4": 40,
+        "ü, 文.ts": 120,
+    }
     meta = json.loads((reference / store.META).read_text())
     assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 15)
     assert sorted(digests(reference)) == [
-        "frames-00000-of-00004.array_record", "frames-00001-of-00004.array_record",
-        "frames-00002-of-00004.array_record", "frames-00003-of-00004.array_record",
-        "index.npz", "ledger.jsonl", "meta.json"]
+        "frames-00000-of-00004.array_record",
+        "frames-00001-of-00004.array_record",
+        "frames-00002-of-00004.array_record",
+        "frames-00003-of-00004.array_record",
+        "index.npz",
+        "ledger.jsonl",
+        "meta.json",
+    ]
 
 
 def test_the_store_holds_the_frames(reference):
@@ -112,8 +137,15 @@ def test_same_bytes_for_any_number_of_workers(videos, reference, tmp_path, worke
 @pytest.mark.parametrize("steps", [(2, 3), pytest.param((0, 1), marks=pytest.mark.slow)])
 def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path, steps):
     out = tmp_path / "store"
-    command = [sys.executable, "-m", "input_pipeline.prepare", f"--videos={videos}", f"--out={out}", "--workers=2",
-               "--videos_per_shard=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "input_pipeline.prepare",
+        f"--videos={videos}",
+        f"--out={out}",
+        "--workers=2",
+        "--videos_per_shard=3",
+    ]
     rng, kills = random.Random(0), 0
     while True:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -177,6 +209,7 @@ def test_full_disk_keeps_what_is_done(videos, reference, tmp_path):
 
 # --- again, or otherwise ----------------------------------------------------------------------------------------------
 
+
 def test_complete_store_is_left_alone(videos, reference):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     assert not prepare.prepare(str(videos), str(reference), SMALL)
@@ -198,8 +231,11 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
         (out / store.META).unlink()
         (out / store.PARTIAL).mkdir()
         files = [[file.name, file.bytes] for file in inputs.find(str(source), str(out))]
-        plan = {"settings": prepare.dataclasses.asdict(SMALL) | {"labels": ""}, "software": preparation.software(),
-                "inputs": files}
+        plan = {
+            "settings": prepare.dataclasses.asdict(SMALL) | {"labels": ""},
+            "software": preparation.software(),
+            "inputs": files,
+        }
         (out / store.PARTIAL / "plan.json").write_text(json.dumps(plan))
     (source / "a.mp4").unlink()
     write_video(source / "b.mp4", numbered(9))
@@ -229,10 +265,21 @@ def test_ctrl_c(videos, tmp_path):
     video = max(videos.iterdir(), key=lambda path: path.stat().st_size)
     for copy in range(100):  # enough work that it cannot be over before the signal
         shutil.copy(video, many / f"{copy}{video.suffix}")
-    process = subprocess.Popen([sys.executable, "-m", "input_pipeline.prepare", f"--videos={many}", "--workers=1",
-                                f"--out={tmp_path / 'store'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                               # A shell's background jobs, and all they start, ignore Ctrl-C otherwise.
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "input_pipeline.prepare",
+            f"--videos={many}",
+            "--workers=1",
+            f"--out={tmp_path / 'store'}",
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and all they start, ignore Ctrl-C otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while process.poll() is None and not (tmp_path / "store" / store.PARTIAL / "plan.json").exists():
         time.sleep(0.01)
     servers = children(process.pid)
@@ -243,6 +290,7 @@ def test_ctrl_c(videos, tmp_path):
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
+
 
 def test_find_inputs(videos, tmp_path, monkeypatch):
     def names(pattern, out="/nowhere"):
@@ -272,7 +320,11 @@ def test_odd_names_and_files_that_are_no_files(tmp_path):
     os.mkfifo(source / "pipe.mp4")
     prepare.prepare(str(source), str(tmp_path / "store"), SMALL)
     assert [(row["status"], row["reason"][:30]) for row in ledger(tmp_path / "store")] == [
-        ("refused", "unreadable: No such file or di"), ("ok", ""), ("refused", "empty file"), ("ok", "")]
+        ("refused", "unreadable: No such file or di"),
+        ("ok", ""),
+        ("refused", "empty file"),
+        ("ok", ""),
+    ]
     names = store.FrameStore(tmp_path / "store").videos.tolist()
     assert [os.fsencode(name) for name in names] == [b"good.mp4", b"\xff.mp4"]
 
@@ -290,7 +342,11 @@ def test_labels_reach_the_index(videos, tmp_path, capsys):
     frames = store.FrameStore(tmp_path / "store")
     assert frames.class_names == ["cat", "dog", "zebra"]
     assert dict(zip(frames.videos.tolist(), frames.label.tolist(), strict=True)) == {
-        "cats/a.mp4": 0, "cats/b.mkv": 0, "dogs/a.mp4": 1, "z.mp4": 2}
+        "cats/a.mp4": 0,
+        "cats/b.mkv": 0,
+        "dogs/a.mp4": 1,
+        "z.mp4": 2,
+    }
     printed = capsys.readouterr().out
     assert "4 of 6 files have one of 3 classes, 2 have none" in printed
     assert "1 of 5 lines" in printed and "gone.mp4" in printed
@@ -302,17 +358,24 @@ def test_labels_by_folder(videos):
     assert inputs.read_labels("", names) == ([-1] * 4, [], "")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("file,label\nz.mp4,x\n", "must name the columns video,label"), ("", "must name the columns"),
-    ("video,label\na.mp4,x\n", "may be cats/a.mp4 or dogs/a.mp4"),
-    ("video,label\nz.mp4,x\nz.mp4,y\n", "z.mp4 has two labels, x and y"),
-    ("video,label\nz.mp4,\n", "z.mp4 has an empty label"), ("video,label\nq.mp4,x\n", "none of its 1 lines names")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("file,label\nz.mp4,x\n", "must name the columns video,label"),
+        ("", "must name the columns"),
+        ("video,label\na.mp4,x\n", "may be cats/a.mp4 or dogs/a.mp4"),
+        ("video,label\nz.mp4,x\nz.mp4,y\n", "z.mp4 has two labels, x and y"),
+        ("video,label\nz.mp4,\n", "z.mp4 has an empty label"),
+        ("video,label\nq.mp4,x\n", "none of its 1 lines names"),
+    ],
+)
 def test_bad_labels(videos, tmp_path, text, message):
     with pytest.raises(store.DataError, match=message):
         labelled(videos, tmp_path, text)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
 
 def test_command_line(videos, reference, tmp_path):
     run = run_cli(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3", "--contact_sheet")
@@ -327,11 +390,16 @@ def test_command_line(videos, reference, tmp_path):
     assert again.returncode == 0 and "was complete already; nothing to do" in again.stdout
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--videos={tmp}/none"], "no such directory: {tmp}/none"), (["--videos={tmp}/hollow"], "no files in {tmp}/hollow"),
-    (["--videos={tmp}/texts"], "holds no video: none of the files could be used"),
-    (["--videos={tmp}/texts", "--fps=0"], "fps=0.0: give a positive number"),
-    (["--videos={tmp}/texts", "more"], "unexpected argument more")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--videos={tmp}/none"], "no such directory: {tmp}/none"),
+        (["--videos={tmp}/hollow"], "no files in {tmp}/hollow"),
+        (["--videos={tmp}/texts"], "holds no video: none of the files could be used"),
+        (["--videos={tmp}/texts", "--fps=0"], "fps=0.0: give a positive number"),
+        (["--videos={tmp}/texts", "more"], "unexpected argument more"),
+    ],
+)
 def test_one_clear_line(tmp_path, flags, message):
     (tmp_path / "hollow").mkdir()
     (tmp_path / "texts").mkdir()

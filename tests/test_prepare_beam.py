@@ -1,4 +1,5 @@
 """Preparing with Beam: the same bytes as the local command, also from buckets and through kills; clear words."""
+
 import json
 import pathlib
 import random
@@ -10,13 +11,17 @@ import time
 import pytest
 from video_files import numbered, scenes, write_video
 
-from input_pipeline import files, inputs, prepare, store
+from input_pipeline import remote_files as files
+from input_pipeline import store
+from input_pipeline.preparation import inputs
+from input_pipeline.preparation import local as prepare
 from input_pipeline.store import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
-from shelf import ShelfFileSystem
+from fake_bucket import ShelfFileSystem
 
-from input_pipeline import beam_runner, prepare_beam
+from input_pipeline import beam_runner
+from input_pipeline.preparation import beam as prepare_beam
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = prepare.Settings(videos_per_shard=3)
@@ -49,9 +54,9 @@ def reference(videos, tmp_path_factory):
 
 
 @pytest.fixture
-def shelf(videos, tmp_path, monkeypatch):
-    """A bucket shelf://b with the videos below shelf://b/in."""
-    root = tmp_path / "shelf"
+def fake_bucket(videos, tmp_path, monkeypatch):
+    """A bucket fake_bucket://b with the videos below fake_bucket://b/in."""
+    root = tmp_path / "fake_bucket"
     root.mkdir()
     for path in videos.rglob("*"):
         if path.is_file():
@@ -62,13 +67,19 @@ def shelf(videos, tmp_path, monkeypatch):
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes()
-            for path in pathlib.Path(folder).rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()
+    }
 
 
 def run_cli(*flags):
-    return subprocess.run([sys.executable, "-m", "input_pipeline.prepare_beam", *map(str, flags)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "input_pipeline.prepare_beam", *map(str, flags)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
@@ -78,17 +89,20 @@ def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
     assert [row["input"] for row in rows] == [file.name for file in inputs.find(str(videos), "")]  # each once
     assert not prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT, SMALL)
     with pytest.raises(DataError, match="was begun with fps=25.0, this run has fps=5.0"):
-        prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT,
-                                       prepare.Settings(videos_per_shard=3, fps=5.0))
+        prepare_beam.prepare_with_beam(
+            str(videos), str(tmp_path / "store"), DIRECT, prepare.Settings(videos_per_shard=3, fps=5.0)
+        )
 
 
 @pytest.mark.slow
-def test_same_bytes_from_a_bucket_to_a_bucket(shelf, reference):
-    assert prepare_beam.prepare_with_beam("shelf://b/in/", "shelf://b/out", DIRECT, SMALL)
-    made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in shelf.glob("b%out%*")}
+def test_same_bytes_from_a_bucket_to_a_bucket(fake_bucket, reference):
+    assert prepare_beam.prepare_with_beam("fake_bucket://b/in/", "fake_bucket://b/out", DIRECT, SMALL)
+    made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in fake_bucket.glob("b%out%*")}
     assert made == reference  # nothing more: no work in progress is left
-    assert not prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
-    assert "4 ok" in prepare.summary("shelf://b/out") and "1 refused: empty file" in prepare.summary("shelf://b/out")
+    assert not prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
+    assert "4 ok" in prepare.summary("fake_bucket://b/out") and "1 refused: empty file" in prepare.summary(
+        "fake_bucket://b/out"
+    )
 
 
 @pytest.mark.slow
@@ -112,8 +126,14 @@ def test_goes_on_where_either_command_was(videos, reference, tmp_path, monkeypat
 @pytest.mark.slow
 def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
     out = tmp_path / "store"
-    command = [sys.executable, "-m", "input_pipeline.prepare_beam", f"--videos={videos}", f"--out={out}",
-               "--videos_per_shard=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "input_pipeline.prepare_beam",
+        f"--videos={videos}",
+        f"--out={out}",
+        "--videos_per_shard=3",
+    ]
     rng, kills = random.Random(0), 0
     while True:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -149,8 +169,9 @@ def test_command_line(videos, reference, tmp_path):
 @pytest.mark.slow
 def test_labelled_only(videos, tmp_path):
     (tmp_path / "labels.csv").write_text("video,label\ncats/a.mp4,cat\ndogs/c.avi,dog\n")
-    prepare.prepare(str(videos), str(tmp_path / "store"), SMALL, labels=str(tmp_path / "labels.csv"),
-                    labelled_only=True)
+    prepare.prepare(
+        str(videos), str(tmp_path / "store"), SMALL, labels=str(tmp_path / "labels.csv"), labelled_only=True
+    )
     assert store.FrameStore(tmp_path / "store").videos.tolist() == ["cats/a.mp4", "dogs/c.avi"]
     with pytest.raises(DataError, match="--labelled_only without a labelled file"):
         prepare.prepare(str(videos), str(tmp_path / "other"), SMALL, labelled_only=True)
@@ -158,37 +179,46 @@ def test_labelled_only(videos, tmp_path):
 
 # --- buckets ----------------------------------------------------------------------------------------------------------
 
-def test_find_in_a_bucket(shelf, videos):
-    def names(pattern, out="shelf://b/out"):
+
+def test_find_in_a_bucket(fake_bucket, videos):
+    def names(pattern, out="fake_bucket://b/out"):
         return [file.name for file in inputs.find(pattern, out)]
 
-    assert names("shelf://b/in") == [file.name for file in inputs.find(str(videos), "")]
+    assert names("fake_bucket://b/in") == [file.name for file in inputs.find(str(videos), "")]
     for pattern in ("**/*", "*.mp4", "*/a.mp4", "**/*.mp4", "c*", "[!d]*/*", "?ogs"):
         expected = [file.name for file in inputs.find(f"{videos}/{pattern}", "")]
-        assert names(f"shelf://b/in/{pattern}") == expected, pattern
-    assert "cats/a.mp4" not in names("shelf://b/in", "shelf://b/in/cats")
-    with pytest.raises(DataError, match="no files in shelf://b/none"):
-        names("shelf://b/none")
+        assert names(f"fake_bucket://b/in/{pattern}") == expected, pattern
+    assert "cats/a.mp4" not in names("fake_bucket://b/in", "fake_bucket://b/in/cats")
+    with pytest.raises(DataError, match="no files in fake_bucket://b/none"):
+        names("fake_bucket://b/none")
 
 
-@pytest.mark.parametrize("forbidden, message", [
-    ("shelf://b/in", "cannot list shelf://b/in: 403"),
-    ("shelf://b/out", "cannot look for shelf://b/out/meta.json: 403"),
-    pytest.param("shelf://b/out/frames", "cannot write shelf://b/out/frames-0000", marks=pytest.mark.slow)])
-def test_a_bucket_without_permission(shelf, monkeypatch, forbidden, message):
+@pytest.mark.parametrize(
+    "forbidden, message",
+    [
+        ("fake_bucket://b/in", "cannot list fake_bucket://b/in: 403"),
+        ("fake_bucket://b/out", "cannot look for fake_bucket://b/out/meta.json: 403"),
+        pytest.param(
+            "fake_bucket://b/out/frames", "cannot write fake_bucket://b/out/frames-0000", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_bucket_without_permission(fake_bucket, monkeypatch, forbidden, message):
     """The last: writing is refused to the workers only, so the line comes through Beam."""
     monkeypatch.setattr(ShelfFileSystem, "forbidden", (forbidden,))
     with pytest.raises(DataError, match="give the account this runs as the right to list, read and write there") as e:
-        prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+        prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
     assert str(e.value).startswith(message) and "\n" not in str(e.value) and "while running" not in str(e.value)
 
 
 @pytest.mark.slow
-def test_a_video_that_may_not_be_read_is_refused(shelf, reference, monkeypatch):
-    monkeypatch.setattr(ShelfFileSystem, "forbidden", ("shelf://b/in/cats/b.mkv",))
-    prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
-    rows = {row["input"]: row for row in map(json.loads, files.read("shelf://b/out/ledger.jsonl").splitlines())}
-    assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith("unreadable: cannot read shelf://b/in/cats/b.mkv")
+def test_a_video_that_may_not_be_read_is_refused(fake_bucket, reference, monkeypatch):
+    monkeypatch.setattr(ShelfFileSystem, "forbidden", ("fake_bucket://b/in/cats/b.mkv",))
+    prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
+    rows = {row["input"]: row for row in map(json.loads, files.read("fake_bucket://b/out/ledger.jsonl").splitlines())}
+    assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith(
+        "unreadable: cannot read fake_bucket://b/in/cats/b.mkv"
+    )
     assert sum(row["status"] == "ok" for row in rows.values()) == 3
 
 

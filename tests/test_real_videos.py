@@ -1,4 +1,5 @@
 """The whole path on real videos: prepared, trained on, looked at."""
+
 import json
 import os
 import subprocess
@@ -13,8 +14,13 @@ from input_pipeline.store import FrameStore
 
 def run(module: str, *arguments) -> None:
     environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True,
-                            env=environment, timeout=500)
+    result = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=500,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
 
 
@@ -27,9 +33,18 @@ def test_vito_trains_on_real_videos_and_draws_its_attention(sample_data, tmp_pat
     assert len(ledger) == len(inputs)
     assert sum(row["status"] == "ok" for row in ledger) == len(FrameStore(str(store))) == len(inputs) - 2
 
-    run("vivi_jax.main", "--config=configs/vito.py:demo,views=2", f"--workdir={workdir}", f"--config.data.path={store}",
-        "--config.batch_size=8", "--config.schedule.examples_per_epoch=8", "--config.schedule.epochs=150.0",
-        "--config.schedule.base_lr=0.1", "--config.run.log_every=1", "--config.encoder.width=0.125")
+    run(
+        "vivi_jax.main",
+        "--config=configs/vito.py:demo,views=2",
+        f"--workdir={workdir}",
+        f"--config.data.path={store}",
+        "--config.batch_size=8",
+        "--config.schedule.examples_per_epoch=8",
+        "--config.schedule.epochs=150.0",
+        "--config.schedule.base_lr=0.1",
+        "--config.run.log_every=1",
+        "--config.encoder.width=0.125",
+    )
     loss = [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert len(loss) == 150 and np.mean(loss[-20:]) < 0.8 * np.mean(loss[:10])
 

@@ -1,4 +1,5 @@
 """The report: one page, whole without a network, that says what the run's files say and what is missing."""
+
 import base64
 import html.parser
 import json
@@ -28,9 +29,17 @@ def run(tmp_path_factory):
     writer = MetricWriter(str(run), 0)
     writer.write(0, {"knn_top1": 0.25, "linear_top1": 0.5})
     for step in (2, 4, 6):
-        writer.write(step, {"loss": 20.0 - step, "learning_rate": 0.01 * step, "embedding_std": 0.5 + step / 100,
-                            "embedding_effective_rank": 3.0 + step, "examples_per_second": 100.0 + step,
-                            "data_wait_share": 0.0})
+        writer.write(
+            step,
+            {
+                "loss": 20.0 - step,
+                "learning_rate": 0.01 * step,
+                "embedding_std": 0.5 + step / 100,
+                "embedding_effective_rank": 3.0 + step,
+                "examples_per_second": 100.0 + step,
+                "data_wait_share": 0.0,
+            },
+        )
     writer.write(7, {"knn_top1": 0.875, "linear_top1": 1.0})
     writer.close()
     (run / "summary.json").write_text("{}")

@@ -1,4 +1,5 @@
 """The ResNets: counts and shapes of the papers, and each layer against NumPy in float64."""
+
 import functools
 import math
 
@@ -61,7 +62,11 @@ def test_stages_are_56_28_14_7_at_224_pixels(version):
     _, (pooled, stages) = abstract(ResNet(version=version))
     assert pooled.shape == (2, 2048) and pooled.dtype == jnp.float32
     assert [stages[f"stage{s}"].shape for s in (1, 2, 3, 4)] == [
-        (2, 56, 56, 256), (2, 28, 28, 512), (2, 14, 14, 1024), (2, 7, 7, 2048)]
+        (2, 56, 56, 256),
+        (2, 28, 28, 512),
+        (2, 14, 14, 1024),
+        (2, 7, 7, 2048),
+    ]
 
 
 def test_width_stem_and_dtype_do_what_they_say():
@@ -75,8 +80,9 @@ def test_width_stem_and_dtype_do_what_they_say():
     assert stages["logits"].shape == (2, 7)
 
 
-@pytest.mark.parametrize("options", [dict(depth=51), dict(version=3), dict(norm="layer"), dict(stem="tiny"),
-                                     dict(width=0)])
+@pytest.mark.parametrize(
+    "options", [dict(depth=51), dict(version=3), dict(norm="layer"), dict(stem="tiny"), dict(width=0)]
+)
 def test_impossible_values_are_refused_by_name(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))}="):
         ResNet(**options)
@@ -90,8 +96,9 @@ def test_build_encoder_suggests_the_nearest_name_and_takes_lists():
     assert hash(build_encoder("resnet", input_mean=[0.5, 0.5, 0.5]))
 
 
-@pytest.mark.parametrize("images", [jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros((2, 3, 32, 32)),
-                                    jnp.zeros((32, 32, 3))])
+@pytest.mark.parametrize(
+    "images", [jnp.zeros((2, 32, 32, 3), jnp.uint8), jnp.zeros((2, 3, 32, 32)), jnp.zeros((32, 32, 3))]
+)
 def test_images_of_another_kind_are_refused(images):
     with pytest.raises(ValueError, match="images must be float"):
         ResNet(depth=18).init(jax.random.key(0), images, train=False)
@@ -107,8 +114,9 @@ def test_in_v2_pooled_is_the_mean_of_stage4_after_the_final_norm_and_relu():
     assert (np.asarray(stages["stage3"]) < 0).any()  # the stages before are the residual stream as it is
 
 
-@pytest.mark.parametrize("size, stride, side", [(1, 1, 5), (1, 2, 6), (1, 2, 5), (3, 1, 5), (3, 2, 6), (3, 2, 5),
-                                                (7, 2, 8)])
+@pytest.mark.parametrize(
+    "size, stride, side", [(1, 1, 5), (1, 2, 6), (1, 2, 5), (3, 1, 5), (3, 2, 6), (3, 2, 5), (7, 2, 8)]
+)
 def test_convolution_pads_symmetrically(size, stride, side):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, side, side, 3)), rng.normal(size=(size, size, 3, 4))
@@ -117,7 +125,7 @@ def test_convolution_pads_symmetrically(size, stride, side):
     expected = np.zeros((2, out, out, 4))
     for i in range(out):
         for j in range(out):
-            window = padded[:, i * stride:i * stride + size, j * stride:j * stride + size]
+            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
             expected[:, i, j] = np.einsum("bhwc,hwcd->bd", window, kernel)
     found = Conv(4, size, stride).apply({"params": {"kernel": jnp.float32(kernel)}}, jnp.float32(x))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -131,10 +139,10 @@ def test_max_pool_and_its_gradient(side, pad_value):
     out = (side + 1) // 2
     expected, gradient = np.zeros((2, out, out, 3)), np.zeros_like(padded)
     for b, i, j, c in np.ndindex(expected.shape):
-        window = padded[b, 2 * i:2 * i + 3, 2 * j:2 * j + 3, c]
+        window = padded[b, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
         di, dj = np.unravel_index(window.argmax(), (3, 3))
         expected[b, i, j, c] = window.max()
-        gradient[b, 2 * i + di, 2 * j + dj, c] += (1 + i + 10 * j)  # a different weight for every output
+        gradient[b, 2 * i + di, 2 * j + dj, c] += 1 + i + 10 * j  # a different weight for every output
     weights = jnp.asarray(np.fromfunction(lambda b, i, j, c: 1 + i + 10 * j, expected.shape), jnp.float32)
     pool = functools.partial(max_pool, pad_value=pad_value)
     np.testing.assert_array_equal(pool(jnp.float32(x)), np.float32(expected))
@@ -149,8 +157,10 @@ def batch_norm_oracle(x, scale, bias):
 
 
 def apply_batch_norm(x, scale, bias, **options):
-    variables = {"params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)},
-                 "batch_stats": {"mean": jnp.full(3, 2.0), "var": jnp.full(3, 3.0)}}
+    variables = {
+        "params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)},
+        "batch_stats": {"mean": jnp.full(3, 2.0), "var": jnp.full(3, 3.0)},
+    }
     y, updated = jax.jit(lambda x: BatchNorm(**options).apply(variables, x, True, mutable=["batch_stats"]))(x)
     return y, updated["batch_stats"]
 
@@ -180,17 +190,23 @@ def test_batch_norm_in_groups_is_batch_norm_of_each_group():
 
 def test_batch_norm_gradient_against_finite_differences_in_float64():
     rng = np.random.default_rng(0)
-    x, scale, bias, weights = rng.normal(1, 2, (4, 2, 2, 3)), rng.normal(size=3), rng.normal(size=3), rng.normal(
-        size=(4, 2, 2, 3))
+    x, scale, bias, weights = (
+        rng.normal(1, 2, (4, 2, 2, 3)),
+        rng.normal(size=3),
+        rng.normal(size=3),
+        rng.normal(size=(4, 2, 2, 3)),
+    )
 
     def loss(x, scale):
         return (batch_norm_oracle(x, scale, bias) ** 2 * weights).sum()
 
     def loss_jax(x, scale):
-        variables = {"params": {"scale": scale, "bias": jnp.float32(bias)},
-                     "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)}}
+        variables = {
+            "params": {"scale": scale, "bias": jnp.float32(bias)},
+            "batch_stats": {"mean": jnp.zeros(3), "var": jnp.ones(3)},
+        }
         y, _ = BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
-        return (y ** 2 * jnp.float32(weights)).sum()
+        return (y**2 * jnp.float32(weights)).sum()
 
     dx, dscale = jax.grad(loss_jax, argnums=(0, 1))(jnp.float32(x), jnp.float32(scale))
     for found, array, f in ((dx, x, lambda a: loss(a, scale)), (dscale, scale, lambda a: loss(x, a))):
@@ -257,7 +273,11 @@ def test_rematerialised_gradients_are_the_same():
         def loss(params):
             (pooled, _), _ = encoder.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
             return jnp.square(pooled).sum()
+
         return jax.jit(jax.grad(loss))(variables["params"])
 
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3),
-                 gradient(encoder), gradient(encoder.clone(remat=True)))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3),
+        gradient(encoder),
+        gradient(encoder.clone(remat=True)),
+    )

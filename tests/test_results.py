@@ -1,4 +1,5 @@
 """Results say how to repeat them, and the docs show what was measured."""
+
 import importlib.metadata
 import json
 import os
@@ -12,8 +13,9 @@ from benchmarks import results, tables
 
 
 def test_a_result_says_how_to_repeat_it(tmp_path):
-    path = results.record("speed", {"views_per_second": 12.5}, command="python -m benchmarks.x", seeds=[0, 1],
-                          directory=tmp_path)
+    path = results.record(
+        "speed", {"views_per_second": 12.5}, command="python -m benchmarks.x", seeds=[0, 1], directory=tmp_path
+    )
     assert path == tmp_path / "speed.json" and [p.name for p in tmp_path.iterdir()] == ["speed.json"]
     result = json.loads(path.read_text())
     assert result["values"] == {"views_per_second": 12.5} and result["seeds"] == [0, 1]
@@ -37,10 +39,15 @@ def test_a_value_that_is_no_number_leaves_the_old_result(tmp_path):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "TABLES", {
-        "t": ("speed", lambda r: f"| a |\n| --- |\n| {r['values']['a']} |"),
-        "t.a": ("speed", lambda r: r["values"]["a"]),
-        "absent": ("absent", str)})
+    monkeypatch.setattr(
+        tables,
+        "TABLES",
+        {
+            "t": ("speed", lambda r: f"| a |\n| --- |\n| {r['values']['a']} |"),
+            "t.a": ("speed", lambda r: r["values"]["a"]),
+            "absent": ("absent", str),
+        },
+    )
     results.record("speed", {"a": "7"}, command="c", seeds=[], directory=tmp_path)
     return tmp_path
 
@@ -48,24 +55,30 @@ def measured(tmp_path, monkeypatch):
 def test_figures_go_between_the_markers_and_nothing_else_changes(measured):
     text = "x <!-- table:t.a -->old<!-- /table:t.a --> y\n<!-- table:t -->\n<!-- /table:t -->\nend <!-- comment -->\n"
     filled = tables.fill(text, measured)
-    assert filled == ("x <!-- table:t.a -->7<!-- /table:t.a --> y\n<!-- table:t -->\n| a |\n| --- |\n| 7 |\n"
-                      "<!-- /table:t -->\nend <!-- comment -->\n")
+    assert filled == (
+        "x <!-- table:t.a -->7<!-- /table:t.a --> y\n<!-- table:t -->\n| a |\n| --- |\n| 7 |\n"
+        "<!-- /table:t -->\nend <!-- comment -->\n"
+    )
     assert tables.fill(filled, measured) == filled
 
 
-@pytest.mark.parametrize("text,message", [
-    ("<!-- table:u -->1<!-- /table:u -->", "no table 'u'; .* has absent, t, t.a"),
-    ("<!-- table:t -->1<!-- /table:t.a -->", "<!-- table:t --> has no partner"),
-    ("<!-- table:absent -->1<!-- /table:absent -->", "needs .*absent.json: measure it first"),
-])
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("<!-- table:u -->1<!-- /table:u -->", "no table 'u'; .* has absent, t, t.a"),
+        ("<!-- table:t -->1<!-- /table:t.a -->", "<!-- table:t --> has no partner"),
+        ("<!-- table:absent -->1<!-- /table:absent -->", "needs .*absent.json: measure it first"),
+    ],
+)
 def test_a_marker_that_cannot_be_filled_is_named(measured, text, message):
     with pytest.raises(tables.TableError, match=message):
         tables.fill(text, measured)
 
 
 def test_the_docs_show_the_recorded_results():
-    done = subprocess.run([sys.executable, "-m", "benchmarks.tables", "--check"], cwd=results.ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.tables", "--check"], cwd=results.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,5 @@
 """Real runs in real processes: killed, terminated, resumed; the end must be that of a straight run, bit for bit."""
+
 import json
 import os
 import pathlib
@@ -12,15 +13,22 @@ import numpy as np
 import pytest
 from video_files import write_video
 
-from input_pipeline import prepare
-from input_pipeline.synthetic import write_videos
+from input_pipeline.preparation import local as prepare
+from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
 
 STEPS, CHECKPOINT_EVERY = 120, 7
-SMALL = ["--config.batch_size=8", "--config.data.image_size=32", "--config.encoder.width=0.125",
-         "--config.method.projector_hidden=16", "--config.method.attention_hidden=8", "--config.run.log_every=1",
-         f"--config.run.checkpoint_every={CHECKPOINT_EVERY}", "--config.schedule.examples_per_epoch=8",
-         f"--config.schedule.epochs={STEPS}.0"]
+SMALL = [
+    "--config.batch_size=8",
+    "--config.data.image_size=32",
+    "--config.encoder.width=0.125",
+    "--config.method.projector_hidden=16",
+    "--config.method.attention_hidden=8",
+    "--config.run.log_every=1",
+    f"--config.run.checkpoint_every={CHECKPOINT_EVERY}",
+    "--config.schedule.examples_per_epoch=8",
+    f"--config.schedule.epochs={STEPS}.0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def store(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("videos")
     for i in range(12):
         texture = np.random.default_rng(i).integers(0, 256, (6, 20, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        write_video(folder / f"{i:02}.mp4", [texture[:, t:t + 64] for t in range(70)])
+        write_video(folder / f"{i:02}.mp4", [texture[:, t : t + 64] for t in range(70)])
     out = tmp_path_factory.mktemp("prepared") / "store"
     prepare.prepare(str(folder), str(out), workers=2)
     return out
@@ -38,8 +46,16 @@ def store(tmp_path_factory) -> pathlib.Path:
 def start(workdir, store, *flags: str) -> subprocess.Popen:
     # One device, whatever the tests use; the log goes to a file so that a full pipe never stops the run.
     environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "vivi_jax.main", "--config=configs/vito.py:demo,views=2", f"--workdir={workdir}",
-               f"--config.data.path={store}", *SMALL, *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "vivi_jax.main",
+        "--config=configs/vito.py:demo,views=2",
+        f"--workdir={workdir}",
+        f"--config.data.path={store}",
+        *SMALL,
+        *flags,
+    ]
     with open(f"{workdir}.log", "a") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
@@ -136,15 +152,28 @@ def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_
     prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
 
     def start_vivi(name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "vivi_jax.main", "--config=configs/vivi.py:ex2,co=100,demo",
-                   f"--workdir={tmp_path / name}", f"--config.data.path={tmp_path / 'store'}",
-                   f"--config.data.labelled_path={tmp_path / 'store'}", "--config.method.num_classes=2",
-                   "--config.batch_size=4", "--config.data.labelled_batch_size=4", "--config.data.image_size=32",
-                   "--config.data.frames=2", "--config.encoder.width=0.125", "--config.run.log_every=1",
-                   "--config.run.checkpoint_every=5", "--config.schedule.total_steps=60"]
+        command = [
+            sys.executable,
+            "-m",
+            "vivi_jax.main",
+            "--config=configs/vivi.py:ex2,co=100,demo",
+            f"--workdir={tmp_path / name}",
+            f"--config.data.path={tmp_path / 'store'}",
+            f"--config.data.labelled_path={tmp_path / 'store'}",
+            "--config.method.num_classes=2",
+            "--config.batch_size=4",
+            "--config.data.labelled_batch_size=4",
+            "--config.data.image_size=32",
+            "--config.data.frames=2",
+            "--config.encoder.width=0.125",
+            "--config.run.log_every=1",
+            "--config.run.checkpoint_every=5",
+            "--config.schedule.total_steps=60",
+        ]
         with open(tmp_path / f"{name}.log", "a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log,
-                                    env={**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"})
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+            )
 
     summaries = []
     for name, kills in (("straight", 0), ("killed", 2)):

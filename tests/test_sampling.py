@@ -1,10 +1,11 @@
 """Sampling: known distributions, and every draw a function of (seed, i) alone."""
+
 import itertools
 
 import numpy as np
 import pytest
 
-from input_pipeline import sampling
+from input_pipeline.streams import sampling
 
 CLIP = 64  # 2.56 s at 25 frames per second
 
@@ -69,10 +70,12 @@ def test_crops_have_the_stated_area_and_aspect():
     assert 0.079 < area.min() < 0.09 and area.max() > 0.95
     assert np.abs(log_aspect).max() < np.log(4 / 3) + 0.01
     inside = area < 0.7  # below 3/4 no side is clamped: both laws are exact here
-    np.testing.assert_allclose(np.quantile(area[inside], [0.25, 0.5, 0.75]), 0.08 + 0.62 * np.array([0.25, 0.5, 0.75]),
-                               atol=0.02)
-    np.testing.assert_allclose(np.quantile(log_aspect[inside], [0.25, 0.75]), np.log(4 / 3) * np.array([-0.5, 0.5]),
-                               atol=0.02)
+    np.testing.assert_allclose(
+        np.quantile(area[inside], [0.25, 0.5, 0.75]), 0.08 + 0.62 * np.array([0.25, 0.5, 0.75]), atol=0.02
+    )
+    np.testing.assert_allclose(
+        np.quantile(log_aspect[inside], [0.25, 0.75]), np.log(4 / 3) * np.array([-0.5, 0.5]), atol=0.02
+    )
     # The position is uniform over all that fit: mean relative offset one half.
     for offset, side, full in ((y, h, height), (x, w, width)):
         np.testing.assert_allclose(np.mean(offset[inside] / (full - side[inside])), 0.5, atol=0.02)
@@ -82,13 +85,24 @@ def test_crops_of_a_wide_image_are_clamped_not_redrawn():
     crops = np.array([sampling.random_resized_crop(sampling.example_rng(0, i), 100, 1000, 0.4) for i in range(500)])
     assert (crops[:, 2] == 100).all()  # even the smallest area asks for more than the height
     assert (crops[:, 3] <= 366).all()  # sqrt(1e5 * 4 / 3) at most
-    assert np.array([sampling.random_resized_crop(sampling.example_rng(0, i), 1, 1, 0.08) for i in range(50)]
-                    ).tolist() == [[0, 0, 1, 1]] * 50
+    assert (
+        np.array([sampling.random_resized_crop(sampling.example_rng(0, i), 1, 1, 0.08) for i in range(50)]).tolist()
+        == [[0, 0, 1, 1]] * 50
+    )
 
 
 def plan(seed: int, i: int) -> list:
-    result = sampling.plan_views(sampling.example_rng(seed, i), num_frames=200, clip_frames=64, height=256, width=455,
-                                 views=3, sampler="marginal", delay=0, min_crop_area=0.4)
+    result = sampling.plan_views(
+        sampling.example_rng(seed, i),
+        num_frames=200,
+        clip_frames=64,
+        height=256,
+        width=455,
+        views=3,
+        sampler="marginal",
+        delay=0,
+        min_crop_area=0.4,
+    )
     return [array.tolist() for array in result]
 
 

@@ -1,4 +1,5 @@
 """Semantic segmentation: the dilated ResNet, the data sets, mIoU by hand, and the protocol from files to a score."""
+
 import functools
 import json
 import os
@@ -17,12 +18,14 @@ from flax import linen as nn
 from PIL import Image
 
 from configs import segmentation as segmentation_config
-from evaluation import dense, segmentation, segmentation_report
-from evaluation.segmentation_network import FCN, Segmenter, confusion, predict, scores
-from input_pipeline import segmentation as data_sets
-from input_pipeline.segmentation import IGNORE, SegmentationSet
+from evaluation.protocols import interpolation as dense
+from evaluation.protocols.segmentation import data as data_sets
+from evaluation.protocols.segmentation import evaluate as segmentation
+from evaluation.protocols.segmentation import report as segmentation_report
+from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet
+from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
 from input_pipeline.store import DataError
-from vivi_jax import sharding
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
@@ -40,9 +43,14 @@ def tiny_variables(version: int = 1) -> dict:
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), np.float32)
     shapes = jax.eval_shape(lambda x: encoder.init(jax.random.key(0), x, train=False), image)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: np.float32(
-        rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape) if leaf.ndim > 1
-        else rng.uniform(0.5, 1.5, leaf.shape)), shapes)
+    return jax.tree.map(
+        lambda leaf: np.float32(
+            rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+            if leaf.ndim > 1
+            else rng.uniform(0.5, 1.5, leaf.shape)
+        ),
+        shapes,
+    )
 
 
 def stages(images: np.ndarray, version: int = 1, **options) -> dict[str, np.ndarray]:
@@ -54,8 +62,10 @@ def stages(images: np.ndarray, version: int = 1, **options) -> dict[str, np.ndar
 @pytest.mark.parametrize("depth, options", [(18, dict(output_stride=16)), (18, dict(output_stride=8, dilate=False))])
 def test_the_output_stride_changes_no_parameter(depth, options):
     image = jax.ShapeDtypeStruct((1, 65, 97, 3), np.float32)
-    shapes = [jax.eval_shape(lambda x, e=encoder: e.init_with_output(jax.random.key(0), x, train=False), image)
-              for encoder in (ResNet(depth=depth), ResNet(depth=depth, **options))]
+    shapes = [
+        jax.eval_shape(lambda x, e=encoder: e.init_with_output(jax.random.key(0), x, train=False), image)
+        for encoder in (ResNet(depth=depth), ResNet(depth=depth, **options))
+    ]
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, shapes[0][1], shapes[1][1]))
     stage4 = shapes[1][0][1]["stage4"].shape
     assert stage4[1:3] == {16: (5, 7), 8: (9, 13)}[options["output_stride"]]
@@ -100,8 +110,7 @@ def make_voc(root: pathlib.Path, sample_data: pathlib.Path) -> pathlib.Path:
 def make_ade(root: pathlib.Path, sample_data: pathlib.Path) -> pathlib.Path:
     for kind in ("images", "annotations"):
         for split in ("training", "validation"):
-            shutil.copytree(sample_data / "ade20k" / kind / "validation",
-                            root / "ADEChallengeData2016" / kind / split)
+            shutil.copytree(sample_data / "ade20k" / kind / "validation", root / "ADEChallengeData2016" / kind / split)
     shutil.copy(sample_data / "ade20k" / "objectInfo150.txt", root / "ADEChallengeData2016")
     return root
 
@@ -189,8 +198,13 @@ def test_problems_of_the_whole_set_are_listed_at_once(tmp_path):
         data_sets.check(dataset)
     text = str(error.value)
     assert text.startswith("5 of 6 images of the small set") and "\n" not in text
-    for part in ("1.png is 31 x 20 pixels, its image 1.jpg 30 x 20", "2.png holds 7: no class of the small set",
-                 "3.jpg is missing", "4.jpg is no image", "5.png has the mode RGB"):
+    for part in (
+        "1.png is 31 x 20 pixels, its image 1.jpg 30 x 20",
+        "2.png holds 7: no class of the small set",
+        "3.jpg is missing",
+        "4.jpg is no image",
+        "5.png has the mode RGB",
+    ):
         assert part in text, part
     with pytest.raises(DataError, match="no pixel of the 2 images"):
         data_sets.check(small_set(tmp_path / "void", [np.full((20, 30), 255)] * 2))
@@ -257,7 +271,7 @@ def test_the_loss_is_the_mean_over_labelled_pixels():
             continue
         v, u = y * 2 / 8, x * 3 / 12  # corners on corners
         i, j = min(int(v), 1), min(int(u), 2)
-        rows = logits[b, i, j:j + 2] * (1 - v + i) + logits[b, i + 1, j:j + 2] * (v - i)
+        rows = logits[b, i, j : j + 2] * (1 - v + i) + logits[b, i + 1, j : j + 2] * (v - i)
         at = rows[0] * (1 - u + j) + rows[1] * (u - j)
         total += np.log(np.exp(at).sum()) - at[mask[b, y, x]]
         count += 1
@@ -286,8 +300,10 @@ def test_whole_images_are_predicted_where_they_are(tmp_path):
     for path, truth in zip(dataset.images, truths, strict=True):
         Image.fromarray(np.eye(3, dtype=np.uint8)[truth] * 255).save(path.with_suffix(".bmp"))
     dataset.images[:] = [path.with_suffix(".bmp") for path in dataset.images]
-    found = {i: (truth, predicted) for i, _, truth, predicted in
-             predict(ByColour(), {}, dataset, short_side=128, long_side=512, fill=(0, 0, 0))}
+    found = {
+        i: (truth, predicted)
+        for i, _, truth, predicted in predict(ByColour(), {}, dataset, short_side=128, long_side=512, fill=(0, 0, 0))
+    }
     assert sorted(found) == [0, 1, 2]
     for truth, predicted in found.values():
         assert predicted.shape == truth.shape and (predicted == truth).mean() > 0.93
@@ -301,23 +317,30 @@ def test_full_size_configs_have_the_papers_steps_and_shapes():
     for variant, classes, train_images, steps in (("voc", 21, 10582, 29761), ("ade20k", 150, 20210, 75787)):
         config = segmentation_config.get_config(variant)
         encoder, pretrained = segmentation.load_pretrained("none", config)
-        parts = segmentation.make_parts(config, encoder, classes, train_images, seed=0)
-        assert parts.total_steps == steps and pretrained == {}
-        state = jax.eval_shape(lambda parts=parts: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+        experiment = segmentation.make_parts(config, encoder, classes, train_images, seed=0)
+        assert experiment.total_steps == steps and pretrained == {}
+        state = jax.eval_shape(
+            lambda experiment=experiment: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0)
+        )
         sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in state.params.items()}
         assert sizes["encoder"] == 25_557_032 - 2_049_000  # ResNet-50 without its classifier
         assert sum(sizes.values()) - sizes["encoder"] == 9 * 256 * (2048 + 256) + 4 * 256 + 257 * classes
-        spec = parts.batch_spec
-        logits = jax.eval_shape(lambda s, b, parts=parts: parts.method.embed(s.params, s.model_state, {}, b, {})[0],
-                                state, spec)
+        spec = experiment.batch_spec
+        logits = jax.eval_shape(
+            lambda s, b, experiment=experiment: experiment.method.embed(s.params, s.model_state, {}, b, {})[0],
+            state,
+            spec,
+        )
         assert logits.shape == (16, *{"voc": (33, 33), "ade20k": (32, 32)}[variant], classes)
 
 
 def test_every_kind_of_encoder_has_a_map():
     image = jax.ShapeDtypeStruct((1, 65, 65, 3), np.float32)
-    for encoder, name, shape in ((ResNet(depth=18, num_classes=10, bn_groups=4), "stage4", (1, 9, 9, 3)),
-                                 (ResNet(depth=18, version=2, norm="group", stem="small"), "stage4", (1, 33, 33, 3)),
-                                 (VdimEncoder(table="small", frames=8), "global", (1, 3, 3, 3))):
+    for encoder, name, shape in (
+        (ResNet(depth=18, num_classes=10, bn_groups=4), "stage4", (1, 9, 9, 3)),
+        (ResNet(depth=18, version=2, norm="group", stem="small"), "stage4", (1, 33, 33, 3)),
+        (VdimEncoder(table="small", frames=8), "global", (1, 3, 3, 3)),
+    ):
         encoder, layer = dense.dense_encoder(encoder, "last", output_stride=8, dilate=True)
         net = FCN(encoder, layer, num_classes=3, channels=8, dilation=2)
         out, _ = jax.eval_shape(lambda x, net=net: net.init_with_output(jax.random.key(0), x, train=True), image)
@@ -327,7 +350,7 @@ def test_every_kind_of_encoder_has_a_map():
 def test_the_schedule_is_a_polynomial():
     rate, steps = segmentation.poly(16, lr=0.04, power=0.9, epochs=45.0, train_images=10582)
     assert float(rate(0)) == pytest.approx(0.04) and float(rate(steps)) == 0
-    assert float(rate(steps // 2)) == pytest.approx(0.04 * 0.5 ** 0.9, rel=1e-3)
+    assert float(rate(steps // 2)) == pytest.approx(0.04 * 0.5**0.9, rel=1e-3)
     with pytest.raises(ConfigError, match="less than one batch"):
         segmentation.poly(16, lr=0.04, power=0.9, epochs=1.0, train_images=3)
 
@@ -338,11 +361,11 @@ def test_the_full_size_step_compiles_for_eight_devices():
     config = segmentation_config.get_config("voc")
     config.encoder.depth = 18
     encoder, _ = segmentation.load_pretrained("none", config)
-    parts = segmentation.make_parts(config, encoder, 21, 10582, seed=0)
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
+    experiment = segmentation.make_parts(config, encoder, 21, 10582, seed=0)
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     mesh = sharding.make_mesh()
     assert mesh.size == 8
-    compiled = compile_step(parts, state, mesh)
+    compiled = compile_step(experiment, state, mesh)
     image, mask = (compiled.input_shardings[0][1][name] for name in ("image", "mask"))
     assert image.shard_shape((16, 513, 513, 3)) == (2, 513, 513, 3) and mask.shard_shape((16, 513, 513))[0] == 2
     assert "all-reduce" in compiled.as_text()  # gradients and BatchNorm's statistics are the whole batch's
@@ -363,8 +386,9 @@ def small_voc(sample_data, tmp_path_factory) -> pathlib.Path:
     for name, (top, left) in WINDOWS.items():
         box = (left, top, left + 97, top + 97)
         Image.open(source / "JPEGImages" / f"{name}.jpg").crop(box).save(voc / "JPEGImages" / f"{name}.jpg", quality=95)
-        Image.open(source / "SegmentationClass" / f"{name}.png").crop(box).save(voc / "SegmentationClass" /
-                                                                                f"{name}.png")
+        Image.open(source / "SegmentationClass" / f"{name}.png").crop(box).save(
+            voc / "SegmentationClass" / f"{name}.png"
+        )
     shutil.copy(voc / "SegmentationClass" / "2011_000003.png", voc / "SegmentationClassAug")
     for split in ("train", "val"):
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(WINDOWS) + "\n")
@@ -374,17 +398,29 @@ def small_voc(sample_data, tmp_path_factory) -> pathlib.Path:
 def start(*arguments, config="configs/segmentation.py:voc,demo") -> subprocess.Popen:
     """The program on one device."""
     environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen([sys.executable, "-m", "evaluation.segmentation", f"--config={config}",
-                             *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-m", "evaluation.segmentation", f"--config={config}", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 @pytest.mark.slow
 def test_a_small_network_learns_the_samples_also_when_killed(small_voc, tmp_path):
     """SIGKILL once a checkpoint is there; the second start goes on from it, and learns the training images by heart."""
-    arguments = ["--checkpoint=none", f"--data={small_voc}", f"--workdir={tmp_path}", "--config.batch_size=3",
-                 "--config.schedule.epochs=80.0", "--config.schedule.lr=0.2", "--config.data.scale=(1.0, 1.0)",
-                 "--config.data.flip_prob=0.0", "--config.run.checkpoint_every=20"]
+    arguments = [
+        "--checkpoint=none",
+        f"--data={small_voc}",
+        f"--workdir={tmp_path}",
+        "--config.batch_size=3",
+        "--config.schedule.epochs=80.0",
+        "--config.schedule.lr=0.2",
+        "--config.data.scale=(1.0, 1.0)",
+        "--config.data.flip_prob=0.0",
+        "--config.run.checkpoint_every=20",
+    ]
     process, run = start(*arguments), tmp_path / "repeat_0"
     deadline = time.time() + 500
     while not (run / "checkpoints" / "20" / "MANIFEST.json").exists() and time.time() < deadline:
@@ -409,13 +445,25 @@ def test_a_small_network_learns_the_samples_also_when_killed(small_voc, tmp_path
 
 
 def test_the_result_is_the_mean_over_repeats():
-    repeats = [{"miou": 0.5, "pixel_accuracy": 0.8, "iou": [0.5, None], "steps": 9},
-               {"miou": 0.7, "pixel_accuracy": 0.9, "iou": [0.6, 0.8], "steps": 9}]
+    repeats = [
+        {"miou": 0.5, "pixel_accuracy": 0.8, "iou": [0.5, None], "steps": 9},
+        {"miou": 0.7, "pixel_accuracy": 0.9, "iou": [0.6, 0.8], "steps": 9},
+    ]
     found = segmentation_report.over_repeats(repeats, ("one", "two"))
-    assert found == pytest.approx({"miou": 0.6, "miou_std": 0.1, "pixel_accuracy": 0.85,
-                                   "iou": pytest.approx({"one": 0.55, "two": 0.8})})
-    text = segmentation_report.markdown({"config": "voc", "checkpoint": "RUN", "data": "DIR", "train_images": 3,
-                                         "val_images": 2, "repeats": repeats, **found})
+    assert found == pytest.approx(
+        {"miou": 0.6, "miou_std": 0.1, "pixel_accuracy": 0.85, "iou": pytest.approx({"one": 0.55, "two": 0.8})}
+    )
+    text = segmentation_report.markdown(
+        {
+            "config": "voc",
+            "checkpoint": "RUN",
+            "data": "DIR",
+            "train_images": 3,
+            "val_images": 2,
+            "repeats": repeats,
+            **found,
+        }
+    )
     assert "| mean | 60.0 (std 10.0) | 85.0 | |" in text and "| one | 55.0 |" in text
 
 
@@ -429,8 +477,10 @@ def test_problems_are_said_before_training(small_voc, tmp_path):
     with pytest.raises(DataError, match="1 of 3 images of VOC 2012 train_aug.*96 x 97 pixels.*97 x 97"):
         segmentation.evaluate(config, source="none", data=str(tmp_path), workdir=str(tmp_path / "w"))
     shutil.rmtree(data / "SegmentationClassAug")
-    for source, folder, message in (("none", tmp_path, "train_aug needs SBD"),
-                                    ("none", data / "JPEGImages", "holds no PASCAL VOC")):
+    for source, folder, message in (
+        ("none", tmp_path, "train_aug needs SBD"),
+        ("none", data / "JPEGImages", "holds no PASCAL VOC"),
+    ):
         with pytest.raises(DataError, match=message):
             segmentation.evaluate(config, source=source, data=str(folder), workdir=str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()

@@ -1,4 +1,5 @@
-"""Placement on a mesh: the state in parts, the losses' memory, and runs that go on on other numbers of devices."""
+"""Placement on a mesh: the state in experiment, the losses' memory, and runs that go on on other numbers of devices."""
+
 import functools
 
 import jax
@@ -7,9 +8,10 @@ import pytest
 from test_losses import embeddings
 from test_train_step import batch, initial_state, tiny
 
-from vivi_jax import losses, sharding
-from vivi_jax.build import Parts
+from vivi_jax import losses
+from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.train import compile_step
 
@@ -19,7 +21,7 @@ def test_rows_stay_with_the_process_that_reads_them():
     mesh = sharding.make_mesh(devices[::-1], fsdp=2)
     assert mesh.shape == {"data": 4, "fsdp": 2}
     assert list(mesh.devices.ravel()) == sorted(devices, key=lambda d: (d.process_index, d.id))
-    rows = sharding.over_batch(mesh).devices_indices_map((16, 3))
+    rows = sharding.batch_sharding(mesh).devices_indices_map((16, 3))
     first_and_stop = [rows[device][0].indices(16)[:2] for device in mesh.devices.ravel()]
     assert first_and_stop == [(2 * i, 2 * i + 2) for i in range(8)]
 
@@ -27,10 +29,10 @@ def test_rows_stay_with_the_process_that_reads_them():
 def test_large_arrays_are_split_along_their_longest_axis_that_divides_and_small_ones_stay_whole():
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32)
     state = {"kernel": shape((3, 3, 64, 256)), "odd": shape((301, 4096 + 1)), "bias": shape((256,)), "step": shape(())}
-    placed = sharding.over_state(state, sharding.make_mesh(jax.devices()[:8], fsdp=4))
+    placed = sharding.state_sharding(state, sharding.make_mesh(jax.devices()[:8], fsdp=4))
     assert placed["kernel"].shard_shape(state["kernel"].shape) == (3, 3, 64, 64)
     assert all(placed[name].is_fully_replicated for name in ("odd", "bias", "step"))
-    whole = sharding.over_state(state, sharding.make_mesh(jax.devices()[:8]))
+    whole = sharding.state_sharding(state, sharding.make_mesh(jax.devices()[:8]))
     assert all(place.is_fully_replicated for place in whole.values())
 
 
@@ -44,7 +46,7 @@ def test_info_nce_in_blocks_equals_the_dense_loss_in_value_and_gradient(monkeypa
     online, target = embeddings(2)  # [B, V, D]
     queries, keys = online[:, 1:], target[:, 0]  # two queries an example
     dense = jax.value_and_grad(losses.info_nce, argnums=(0, 1))(queries, keys)
-    split = jax.device_put((queries, keys), sharding.over_batch(sharding.make_mesh(jax.devices()[:devices])))
+    split = jax.device_put((queries, keys), sharding.batch_sharding(sharding.make_mesh(jax.devices()[:devices])))
     monkeypatch.setattr(losses, "SMALLEST_IN_PARTS", len(queries))
     blocked = jax.jit(jax.value_and_grad(lambda *x: losses.info_nce(*x), argnums=(0, 1)))(*split)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), blocked, dense)
@@ -54,7 +56,7 @@ def test_info_nce_in_blocks_equals_the_dense_loss_in_value_and_gradient(monkeypa
 @pytest.mark.parametrize("batch_size, views", [(4096, 2), (4096, 3), (16_384, 2), (65_536, 2)])
 def test_the_loss_needs_no_more_memory_than_its_share_of_one_matrix_of_logits(batch_size, views):
     devices = 8
-    split = sharding.over_batch(sharding.make_mesh(jax.devices()[:devices]))
+    split = sharding.batch_sharding(sharding.make_mesh(jax.devices()[:devices]))
     z = jax.ShapeDtypeStruct((batch_size, views, 256), np.float32)
     compiled = jax.jit(jax.value_and_grad(losses.moclr), in_shardings=split).lower(z, z).compile()
     queries = batch_size // devices * (views - 1)  # of a device, against one view's keys
@@ -68,9 +70,9 @@ def run(state, mesh, steps: int):
     """(state, losses) after `steps` steps of the tiny VITO on `mesh`, as the training loop does them."""
     method, optimizer, step = tiny("batch")
     spec = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch().items()}
-    state = jax.device_put(jax.device_get(state), sharding.over_state(state, mesh))  # a copy: the step donates it
-    compiled = compile_step(Parts(method, optimizer, step, spec, 100), state, mesh)
-    data, values = jax.device_put(batch(), sharding.over_batch(mesh)), []
+    state = jax.device_put(jax.device_get(state), sharding.state_sharding(state, mesh))  # a copy: the step donates it
+    compiled = compile_step(Experiment(method, optimizer, step, spec, 100), state, mesh)
+    data, values = jax.device_put(batch(), sharding.batch_sharding(mesh)), []
     for _ in range(steps):
         state, metrics = compiled(state, data)
         values.append(float(metrics["loss"]))
@@ -82,12 +84,15 @@ def test_a_state_in_parts_trains_as_a_whole_one(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     devices = jax.devices()[:8]
     whole, whole_losses = run(initial_state("batch"), sharding.make_mesh(devices), 3)
-    parts, parts_losses = run(initial_state("batch"), sharding.make_mesh(devices, fsdp=8), 3)
-    assert not parts.params["encoder"]["conv3"]["kernel"].is_fully_replicated
-    assert not parts.target["params"]["encoder"]["conv3"]["kernel"].is_fully_replicated
+    experiment, parts_losses = run(initial_state("batch"), sharding.make_mesh(devices, fsdp=8), 3)
+    assert not experiment.params["encoder"]["conv3"]["kernel"].is_fully_replicated
+    assert not experiment.target["params"]["encoder"]["conv3"]["kernel"].is_fully_replicated
     np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), jax.device_get(parts.params),
-                 jax.device_get(whole.params))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, atol=1e-4),
+        jax.device_get(experiment.params),
+        jax.device_get(whole.params),
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
 """VIVI's streams on real frame stores and folders: shots in order, frames at the rate asked for, balanced labels."""
+
 import collections
 import logging
 import pathlib
@@ -9,9 +10,11 @@ import pytest
 import scipy.stats
 from frame_stores import jpeg, write_store
 
-from input_pipeline import images, pipeline, sampling
-from input_pipeline.shot_frames import image_frames, shot_frames
+from input_pipeline import images
 from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams import sampling
+from input_pipeline.streams import views as pipeline
+from input_pipeline.streams.shots import image_frames, shot_frames
 
 SIZE = 16
 # (frames per second, lengths of the shots in frames)
@@ -25,10 +28,13 @@ def picture(video: int, frame: int) -> np.ndarray:
 
 
 def make_store(directory: pathlib.Path, videos=VIDEOS) -> FrameStore:
-    rows = [dict(frames=sum(lengths), fps=fps, height=30, width=40,
-                 shot_starts=[0, *np.cumsum(lengths)[:-1].tolist()]) for fps, lengths in videos]
-    return write_store(directory, rows, [jpeg(picture(v, k)) for v, (_, lengths) in enumerate(videos)
-                                         for k in range(sum(lengths))])
+    rows = [
+        dict(frames=sum(lengths), fps=fps, height=30, width=40, shot_starts=[0, *np.cumsum(lengths)[:-1].tolist()])
+        for fps, lengths in videos
+    ]
+    return write_store(
+        directory, rows, [jpeg(picture(v, k)) for v, (_, lengths) in enumerate(videos) for k in range(sum(lengths))]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,18 @@ def store(tmp_path_factory) -> FrameStore:
 
 
 def stream(store, **changes):
-    options = dict(start_step=0, seed=7, batch_size=2, shots=2, frames=3, frame_rate=1, sampler="consecutive",
-                   image_size=SIZE, min_crop_area=0.08, num_steps=10)
+    options = dict(
+        start_step=0,
+        seed=7,
+        batch_size=2,
+        shots=2,
+        frames=3,
+        frame_rate=1,
+        sampler="consecutive",
+        image_size=SIZE,
+        min_crop_area=0.08,
+        num_steps=10,
+    )
     return shot_frames(store, **options | changes)
 
 
@@ -83,12 +99,24 @@ def test_place_and_start_are_uniform():
     ranges = np.array([(0, 5), (5, 11), (11, 16), (16, 21)])
     counts = collections.Counter()
     for i in range(3000):
-        plan = sampling.plan_shots(sampling.example_rng(0, i), ranges_Sx2=ranges, positions=np.array([0, 1, 2]),
-                                   shots=2, frames=2, step=2, height=30, width=40, min_crop_area=0.5)
+        plan = sampling.plan_shots(
+            sampling.example_rng(0, i),
+            ranges_Sx2=ranges,
+            positions=np.array([0, 1, 2]),
+            shots=2,
+            frames=2,
+            step=2,
+            height=30,
+            width=40,
+            min_crop_area=0.5,
+        )
         counts[tuple(plan.frames.tolist())] += 1
-    expected = {(a, a + 2, b, b + 2): 1000 / (na * nb)
-                for (sa, na), (sb, nb) in [((0, 3), (5, 4)), ((5, 4), (11, 3)), ((11, 3), (16, 3))]
-                for a in range(sa, sa + na) for b in range(sb, sb + nb)}
+    expected = {
+        (a, a + 2, b, b + 2): 1000 / (na * nb)
+        for (sa, na), (sb, nb) in [((0, 3), (5, 4)), ((5, 4), (11, 3)), ((11, 3), (16, 3))]
+        for a in range(sa, sa + na)
+        for b in range(sb, sb + nb)
+    }
     assert counts.keys() == expected.keys()
     assert scipy.stats.chisquare([counts[k] for k in expected], list(expected.values())).pvalue > 1e-3
 
@@ -104,8 +132,10 @@ def test_every_frame_has_its_own_crop_and_flip(store):
 def test_starting_at_a_step_and_shares_of_processes(store):
     run = collect(stream(store, num_steps=5))
     np.testing.assert_array_equal(collect(stream(store, start_step=3, num_steps=2)), run[3:])
-    shares = [collect(stream(store, start_step=1, num_steps=2, process_index=p, process_count=2, threads=p + 1))
-              for p in range(2)]
+    shares = [
+        collect(stream(store, start_step=1, num_steps=2, process_index=p, process_count=2, threads=p + 1))
+        for p in range(2)
+    ]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), run[1:3])
     other = collect(stream(store, seed=8, num_steps=5))
     assert not any(np.array_equal(a, b) for a, b in zip(run.reshape(10, -1), other.reshape(10, -1), strict=True))
@@ -126,14 +156,24 @@ def test_videos_that_are_dropped_are_counted_in_one_line(store, caplog):
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
         stream(store)
     [record] = caplog.records
-    assert record.getMessage() == ("2 of 6 videos are not used: 1 with fewer than shots=2, 1 without so many "
-                                   "consecutive ones of frames=3 at frame_rate=1 Hz")
+    assert record.getMessage() == (
+        "2 of 6 videos are not used: 1 with fewer than shots=2, 1 without so many "
+        "consecutive ones of frames=3 at frame_rate=1 Hz"
+    )
 
 
-@pytest.mark.parametrize("changes", [
-    dict(shots=3, frames=4, batch_size=2), dict(shots=5, frames=1, batch_size=1), dict(shots=2, frames=8, batch_size=2),
-    dict(shots=2, frames=3, frame_rate=8, batch_size=4), dict(shots=3, frames=2, batch_size=3),
-    dict(shots=1, frames=8, batch_size=2), dict(shots=2, frames=6, frame_rate=2, batch_size=5)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(shots=3, frames=4, batch_size=2),
+        dict(shots=5, frames=1, batch_size=1),
+        dict(shots=2, frames=8, batch_size=2),
+        dict(shots=2, frames=3, frame_rate=8, batch_size=4),
+        dict(shots=3, frames=2, batch_size=3),
+        dict(shots=1, frames=8, batch_size=2),
+        dict(shots=2, frames=6, frame_rate=2, batch_size=5),
+    ],
+)
 def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes):
     with pytest.raises(DataError, match=r"\d of 6 videos in .* have shots=\d consecutive shots of frames=\d") as e:
         stream(store, **changes)
@@ -152,12 +192,19 @@ def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes
                 stream(store, **changes | {name: 1})
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(sampler="singel"), "no sampler 'singel', did you mean 'single'"),
-    (dict(sampler="single"), "sampler 'single' takes one frame of a video, so shots must be 1, not 2"),
-    (dict(sampler="single", shots=1, batch_size=7), "6 videos in .*, fewer than a batch of 7"),
-    (dict(frames=0), "frames=0"), (dict(shots=0), "shots=0"), (dict(frame_rate=0), "frame_rate=0"),
-    (dict(batch_size=3, process_count=2), "does not divide among 2 processes"), (dict(min_crop_area=2), "min_crop")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(sampler="singel"), "no sampler 'singel', did you mean 'single'"),
+        (dict(sampler="single"), "sampler 'single' takes one frame of a video, so shots must be 1, not 2"),
+        (dict(sampler="single", shots=1, batch_size=7), "6 videos in .*, fewer than a batch of 7"),
+        (dict(frames=0), "frames=0"),
+        (dict(shots=0), "shots=0"),
+        (dict(frame_rate=0), "frame_rate=0"),
+        (dict(batch_size=3, process_count=2), "does not divide among 2 processes"),
+        (dict(min_crop_area=2), "min_crop"),
+    ],
+)
 def test_impossible_requests_are_refused_before_the_first_batch(store, changes, message):
     with pytest.raises(DataError, match=message):
         stream(store, **changes)
@@ -198,7 +245,8 @@ def test_labels_belong_to_their_images_and_each_comes_once_per_epoch(labelled):
     video, frame = shown(np.concatenate([batch["image"] for batch in batches]))
     np.testing.assert_array_equal(video, np.concatenate([batch["label"] for batch in batches]))
     assert sorted(zip(video.tolist(), frame.tolist(), strict=True)) == [
-        (v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)]
+        (v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)
+    ]
 
 
 def test_a_fraction_is_balanced_nested_and_chosen_by_the_seed(labelled):
@@ -212,8 +260,10 @@ def test_a_fraction_is_balanced_nested_and_chosen_by_the_seed(labelled):
 def test_labelled_stream_resumes_and_is_shared(labelled):
     run = list(label_stream(labelled, num_steps=4, fraction=0.3))
     late = list(label_stream(labelled, start_step=2, num_steps=2, fraction=0.3))
-    shares = [list(label_stream(labelled, start_step=2, num_steps=2, fraction=0.3, process_index=p, process_count=2))
-              for p in range(2)]
+    shares = [
+        list(label_stream(labelled, start_step=2, num_steps=2, fraction=0.3, process_index=p, process_count=2))
+        for p in range(2)
+    ]
     for name in ("image", "label"):
         for step in range(2):
             np.testing.assert_array_equal(late[step][name], run[2 + step][name])
@@ -229,11 +279,19 @@ def test_crops_of_the_two_streams_are_drawn_apart(labelled):
     assert (one != other).any()
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(fraction=0.03), r"fraction=0.03 of 40 images of .* leaves class 'a' empty, .*: the smallest that works is "
-     r"0\.0375"),
-    (dict(fraction=0), "fraction=0: it is a share"), (dict(fraction=10), "fraction=10: it is a share"),
-    (dict(batch_size=41), "40 labelled images .*, fewer than a batch of 41: lower batch_size or raise fraction")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(fraction=0.03),
+            r"fraction=0.03 of 40 images of .* leaves class 'a' empty, .*: the smallest that works is "
+            r"0\.0375",
+        ),
+        (dict(fraction=0), "fraction=0: it is a share"),
+        (dict(fraction=10), "fraction=10: it is a share"),
+        (dict(batch_size=41), "40 labelled images .*, fewer than a batch of 41: lower batch_size or raise fraction"),
+    ],
+)
 def test_impossible_fractions_are_refused(labelled, changes, message):
     with pytest.raises(DataError, match=message):
         label_stream(labelled, **changes)

@@ -1,10 +1,11 @@
 """Shot boundaries: closed forms for the histogram and the rules, and the cuts of real videos."""
+
 import json
 
 import numpy as np
 import pytest
 
-from input_pipeline import shots, video
+from input_pipeline.preparation import shots, video
 
 
 def test_histogram_by_hand():
@@ -75,18 +76,32 @@ def test_derivative_rule():
 
 
 CLIPS = ["bikes.mp4", "nasa_13013.mp4", "flipping_a_pancake.mkv", "carphone_qcif.mp4", "realshort.mp4"]
-MORE_CLIPS = ["bbb_480p_30s.mp4", "cockatoo.mp4", "sam2_dog.mp4", "sam2_blocks.mp4", "sam2_juggle.mp4",
-              "intel_car_detection.mp4", "intel_bottle_detection.mp4", "maxtext_dinosaur.mp4"]
+MORE_CLIPS = [
+    "bbb_480p_30s.mp4",
+    "cockatoo.mp4",
+    "sam2_dog.mp4",
+    "sam2_blocks.mp4",
+    "sam2_juggle.mp4",
+    "intel_car_detection.mp4",
+    "intel_bottle_detection.mp4",
+    "maxtext_dinosaur.mp4",
+]
 
 
-@pytest.mark.parametrize("clips, num_cuts", [
-    (CLIPS, 6), pytest.param(CLIPS + MORE_CLIPS, 9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("clips, num_cuts", [(CLIPS, 6), pytest.param(CLIPS + MORE_CLIPS, 9, marks=pytest.mark.slow)])
 def test_cuts_of_real_videos(sample_data, tmp_path, clips, num_cuts):
     truth = json.loads((sample_data / "videos/shots.json").read_text())
     matched, found_cuts, true_cuts = 0, 0, 0
     for name in clips:
-        row = video.decode_file(str(sample_data / "videos" / name), str(tmp_path / "spool"), fps=25, short_side=256,
-                                jpeg_quality=95, shot_rule="auto", min_shot_frames=8)
+        row = video.decode_file(
+            str(sample_data / "videos" / name),
+            str(tmp_path / "spool"),
+            fps=25,
+            short_side=256,
+            jpeg_quality=95,
+            shot_rule="auto",
+            min_shot_frames=8,
+        )
         found = row["shot_starts"][1:]
         # The list counts pictures of the file. Files with cuts have at most 25 per second: there, pictures are frames.
         true = truth[name]["cuts"]

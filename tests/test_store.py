@@ -1,4 +1,5 @@
 """The frame store: what is written is what is read, in any order and from any thread, and damage is named."""
+
 import hashlib
 import threading
 import time
@@ -21,8 +22,14 @@ def write(directory, per_shard: int = 2) -> list[dict]:
     for v, n in enumerate(FRAMES):
         row = {"input": f"v{v}.mp4", "status": "ok" if n else "refused", "reason": "" if n else "no video stream"}
         if n:
-            row |= {"frames": n, "fps": 25.0, "height": 256, "width": 300 + v, "shot_starts": [0, 2] if n > 3 else [0],
-                    "label": v - 1}
+            row |= {
+                "frames": n,
+                "fps": 25.0,
+                "height": 256,
+                "width": 300 + v,
+                "shot_starts": [0, 2] if n > 3 else [0],
+                "label": v - 1,
+            }
         rows.append(row)
     num_shards = len(FRAMES) // per_shard
     for s in range(num_shards):
@@ -54,8 +61,16 @@ def test_every_frame_comes_back_by_number(tmp_path, per_shard):
 def test_index_fields(tmp_path):
     write(tmp_path)
     s = store.FrameStore(tmp_path)
-    dtypes = {"first_record": "int64", "num_frames": "int32", "fps": "float32", "height": "int32", "width": "int32",
-              "label": "int32", "shot_starts": "int32", "shot_offsets": "int64"}
+    dtypes = {
+        "first_record": "int64",
+        "num_frames": "int32",
+        "fps": "float32",
+        "height": "int32",
+        "width": "int32",
+        "label": "int32",
+        "shot_starts": "int32",
+        "shot_offsets": "int64",
+    }
     assert {name: str(getattr(s, name).dtype) for name in dtypes} == dtypes
     assert s.label.tolist() == [-1, 0, 2] and s.class_names == ["cat", "dög", "eel"]
     assert s.width.tolist() == [300, 301, 303] and s.meta["settings"] == {"fps": 25}

@@ -1,4 +1,5 @@
 """Rendered scenes: real video files, the same for a seed, whose class is the shape of the object and nothing else."""
+
 import hashlib
 import pathlib
 import subprocess
@@ -12,9 +13,10 @@ import scipy.stats
 import sklearn.linear_model
 import sklearn.neighbors
 
-from input_pipeline import prepare, synthetic
-from input_pipeline.shot_frames import shot_frames
+from input_pipeline.preparation import local as prepare
+from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams.shots import shot_frames
 
 SHAPES = list(synthetic.SHAPES)
 
@@ -26,8 +28,10 @@ def decode(path):
 
 
 def digests(folder):
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in sorted(pathlib.Path(folder).rglob("*.mp4"))}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(pathlib.Path(folder).rglob("*.mp4"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +64,9 @@ def test_every_shape_has_unit_area_and_its_centre_of_mass_at_the_origin(name):
 
 
 def test_files_are_real_videos_in_class_folders(videos):
-    counts = {split: {c.name: len(list(c.glob("*.mp4"))) for c in (videos / split).iterdir()}
-              for split in ("train", "test")}
+    counts = {
+        split: {c.name: len(list(c.glob("*.mp4"))) for c in (videos / split).iterdir()} for split in ("train", "test")
+    }
     assert counts == {"train": {"ring": 5, "star": 5, "heart": 5}, "test": {"ring": 2, "star": 2, "heart": 1}}
     stream, frames = decode(next((videos / "test" / "ring").glob("*.mp4")))
     assert stream.codec_context.name == "h264"
@@ -103,8 +108,10 @@ def test_rendering_goes_on_after_an_interruption(videos, tmp_path):
 
 def test_scene_does_not_depend_on_the_shape():
     """The same random numbers give the same background, light and place whatever the object is."""
-    a, b, empty = (synthetic.render_shot(np.random.default_rng(5), contours, size=96, frames=3)
-                   for contours in (synthetic.unit_shape("disc"), synthetic.unit_shape("cross"), []))
+    a, b, empty = (
+        synthetic.render_shot(np.random.default_rng(5), contours, size=96, frames=3)
+        for contours in (synthetic.unit_shape("disc"), synthetic.unit_shape("cross"), [])
+    )
     same = (a == empty).all(axis=-1)
     assert same[:, :10].any()
     np.testing.assert_array_equal(b[same & (b == empty).all(-1)], a[same & (b == empty).all(-1)])
@@ -126,9 +133,11 @@ def features_of(kind, frames, empty):
     return -np.log(np.abs([cv2.HuMoments(m).ravel() for m in moments]) + 1e-12)  # "shape"
 
 
-@pytest.mark.parametrize("classifier", [
-    sklearn.neighbors.KNeighborsClassifier(10), sklearn.linear_model.LogisticRegression(max_iter=300)],
-    ids=["knn", "linear"])
+@pytest.mark.parametrize(
+    "classifier",
+    [sklearn.neighbors.KNeighborsClassifier(10), sklearn.linear_model.LogisticRegression(max_iter=300)],
+    ids=["knn", "linear"],
+)
 @pytest.mark.parametrize("kind", ["mean colour", "colour histogram", "position", "shape"])
 def test_class_is_told_by_shape_and_not_by_colour_or_position(single_frames, kind, classifier):
     frames, empty, labels = single_frames
@@ -144,8 +153,10 @@ def test_class_is_told_by_shape_and_not_by_colour_or_position(single_frames, kin
 
 def test_within_a_clip_colour_and_place_drift():
     """Frames of one clip 0.76 s apart (VITO's median) differ in mean colour nearly as much as those of two clips."""
-    clips = [synthetic.render_shot(np.random.default_rng([1, i]), synthetic.unit_shape("disc"), size=32, frames=64)
-             for i in range(40)]
+    clips = [
+        synthetic.render_shot(np.random.default_rng([1, i]), synthetic.unit_shape("disc"), size=32, frames=64)
+        for i in range(40)
+    ]
     colour = np.stack([clip.mean((1, 2)) for clip in clips])  # [clips, frames, 3]
     within = np.linalg.norm(colour[:, 19:] - colour[:, :-19], axis=-1).mean()
     between = np.linalg.norm(colour[1:] - colour[:-1], axis=-1).mean()
@@ -159,8 +170,9 @@ def shots_of_videos():
     """Shots of 40 videos of 4 shots each: lists of uint8[T, 48, 48, 3]."""
     videos = []
     for i in range(40):
-        video = synthetic.render_video(np.random.default_rng([2, i]), SHAPES[i % len(SHAPES)], size=48, frames=80,
-                                       shots=4, fps=10)
+        video = synthetic.render_video(
+            np.random.default_rng([2, i]), SHAPES[i % len(SHAPES)], size=48, frames=80, shots=4, fps=10
+        )
         change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
         videos.append(np.split(video, np.sort(np.argsort(-change)[:3]) + 1))
     return videos
@@ -179,8 +191,9 @@ def test_colours_of_a_shot_tell_nothing_about_the_next_shot_or_the_class(shots_o
 
 
 def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(tmp_path, caplog):
-    synthetic.write_videos(tmp_path / "videos", videos=16, seed=1, size=64, seconds=8, fps=10, shots=4,
-                           classes=("disc", "star"))
+    synthetic.write_videos(
+        tmp_path / "videos", videos=16, seed=1, size=64, seconds=8, fps=10, shots=4, classes=("disc", "star")
+    )
     prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), prepare.Settings(short_side=64), labels="folder")
     store = FrameStore(tmp_path / "store")
     assert set(store.fps.tolist()) == {10.0} and set(store.num_frames.tolist()) == {80}
@@ -188,17 +201,29 @@ def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(t
         _, frames = decode(tmp_path / "videos" / str(store.videos[v]))
         cuts = np.sort(np.argsort(-np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3)))[:3]) + 1
         np.testing.assert_array_equal(store.shots(v)[:, 0], [0, *cuts])
-    [batch] = shot_frames(store, seed=0, batch_size=16, shots=4, frames=8, frame_rate=5, sampler="consecutive",
-                          image_size=16, min_crop_area=0.3, num_steps=1)
+    [batch] = shot_frames(
+        store,
+        seed=0,
+        batch_size=16,
+        shots=4,
+        frames=8,
+        frame_rate=5,
+        sampler="consecutive",
+        image_size=16,
+        min_crop_area=0.3,
+        num_steps=1,
+    )
     assert batch["shots"].shape == (16, 4, 8, 16, 16, 3) and not caplog.records
 
 
 def test_the_object_is_larger_in_each_later_shot(monkeypatch):
     sides = []
     render_scene = synthetic.render_scene
-    monkeypatch.setattr(synthetic, "render_scene",
-                        lambda rng, contours, pose, **kw: sides.append(pose.side.mean()) or render_scene(
-                            rng, contours, pose, **kw))
+    monkeypatch.setattr(
+        synthetic,
+        "render_scene",
+        lambda rng, contours, pose, **kw: sides.append(pose.side.mean()) or render_scene(rng, contours, pose, **kw),
+    )
     monkeypatch.setattr(synthetic, "cuts_are_clear", lambda video, cuts: True)  # so that every draw is a shot
     for seed in range(10):
         synthetic.render_video(np.random.default_rng(seed), "star", size=64, frames=40, shots=4, fps=10)
@@ -216,11 +241,19 @@ def test_shots_are_hard_cuts():
         assert np.diff([0, *cuts, 75]).min() >= 75 // (2 * shots)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(classes=("disc", "dodecahedron")), "classes must be"), (dict(classes=("disc",)), "classes must be"),
-    (dict(videos=7), "7 videos are too few for 2 classes"), (dict(size=33), "size must be even"),
-    (dict(seconds=0.8, shots=2), "20 frames .* are too few for 2 shots of at least 9"), (dict(fps=0), "fps must be"),
-    (dict(shots=0), "too few for 0 shots"), (dict(seed=-1), "seed must not be negative")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(classes=("disc", "dodecahedron")), "classes must be"),
+        (dict(classes=("disc",)), "classes must be"),
+        (dict(videos=7), "7 videos are too few for 2 classes"),
+        (dict(size=33), "size must be even"),
+        (dict(seconds=0.8, shots=2), "20 frames .* are too few for 2 shots of at least 9"),
+        (dict(fps=0), "fps must be"),
+        (dict(shots=0), "too few for 0 shots"),
+        (dict(seed=-1), "seed must not be negative"),
+    ],
+)
 def test_impossible_settings_are_named_and_nothing_is_written(tmp_path, change, message):
     settings = dict(videos=8, seed=0, classes=("disc", "star")) | change
     with pytest.raises(DataError, match=message):
@@ -230,8 +263,11 @@ def test_impossible_settings_are_named_and_nothing_is_written(tmp_path, change, 
 
 def test_command_line_refuses_a_foreign_folder_in_one_line(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    done = subprocess.run([sys.executable, "-m", "input_pipeline.synthetic", f"--out={tmp_path}", "--videos=40"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "input_pipeline.synthetic", f"--out={tmp_path}", "--videos=40"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path} exists and is no folder of rendered videos; choose another --out\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]

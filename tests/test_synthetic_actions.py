@@ -1,4 +1,5 @@
 """Rendered actions: real video files whose class is the motion and nothing that a frame or a mean shows."""
+
 import hashlib
 import pathlib
 import subprocess
@@ -13,8 +14,9 @@ import sklearn.neighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from input_pipeline import synthetic, synthetic_actions
-from input_pipeline.prepare import Settings, prepare
+from input_pipeline.preparation.local import Settings, prepare
+from input_pipeline.rendered import actions as synthetic_actions
+from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.store import DataError, FrameStore
 
 ACTIONS = list(synthetic_actions.ACTIONS)
@@ -48,8 +50,16 @@ def motion_features(masks: np.ndarray) -> np.ndarray:
         path = centres(clip) / SIZE
         x, y = (path - path.mean(axis=0)).T
         area = np.log(clip.sum(axis=(1, 2)))
-        rows.append([x.std(), y.std(), (x * y).mean() * 100, (x[:-1] * np.diff(y) - y[:-1] * np.diff(x)).sum() * 100,
-                     area.std(), (x**2).std() * 100 * np.sign((x * y).mean())])
+        rows.append(
+            [
+                x.std(),
+                y.std(),
+                (x * y).mean() * 100,
+                (x[:-1] * np.diff(y) - y[:-1] * np.diff(x)).sum() * 100,
+                area.std(),
+                (x**2).std() * 100 * np.sign((x * y).mean()),
+            ]
+        )
     return np.array(rows)
 
 
@@ -62,8 +72,9 @@ CLASSIFIERS = {
 
 def correct(classifier: str, features: np.ndarray, labels: np.ndarray) -> int:
     half = len(labels) // 2
-    return int((CLASSIFIERS[classifier].fit(features[:half], labels[:half]).predict(features[half:])
-                == labels[half:]).sum())
+    return int(
+        (CLASSIFIERS[classifier].fit(features[:half], labels[:half]).predict(features[half:]) == labels[half:]).sum()
+    )
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)
@@ -87,11 +98,13 @@ def test_motion_tells_the_class(clips):
 
 def test_every_component_has_one_distribution_at_every_time():
     """x, y and size of 1000 poses per class: Kolmogorov and Smirnov find no difference between classes."""
+
     def states(action: str, seed: int) -> np.ndarray:
-        poses = [synthetic_actions.draw_pose(np.random.default_rng([i, seed]), action, size=100, frames=14)
-                 for i in range(1000)]
-        return np.array([[*pose.place[t], pose.side[t]]
-                         for pose in poses for t in (0, 13)])
+        poses = [
+            synthetic_actions.draw_pose(np.random.default_rng([i, seed]), action, size=100, frames=14)
+            for i in range(1000)
+        ]
+        return np.array([[*pose.place[t], pose.side[t]] for pose in poses for t in (0, 13)])
 
     values = [states(action, seed) for seed, action in enumerate(ACTIONS)]
     for t in (0, 1):
@@ -113,8 +126,13 @@ def test_files_are_real_videos_that_can_be_prepared_and_do_not_depend_on_workers
     options = dict(videos=8, seed=1, size=32, seconds=0.4, classes=("clockwise", "pulsate"))
     for name, workers in (("a", 1), ("b", 2)):
         synthetic_actions.write_actions(tmp_path / name, workers=workers, **options)
-    digests = [sorted((str(p.relative_to(tmp_path / name)), hashlib.sha256(p.read_bytes()).hexdigest())
-                      for p in pathlib.Path(tmp_path / name).rglob("*.mp4")) for name in "ab"]
+    digests = [
+        sorted(
+            (str(p.relative_to(tmp_path / name)), hashlib.sha256(p.read_bytes()).hexdigest())
+            for p in pathlib.Path(tmp_path / name).rglob("*.mp4")
+        )
+        for name in "ab"
+    ]
     assert digests[0] == digests[1] and len({digest for _, digest in digests[0]}) == 8
     prepare(str(tmp_path / "a" / "train"), str(tmp_path / "store"), Settings(), labels="folder", workers=1)
     store = FrameStore(tmp_path / "store")
@@ -124,8 +142,19 @@ def test_files_are_real_videos_that_can_be_prepared_and_do_not_depend_on_workers
 
 
 def test_the_command_line_refuses_unknown_actions_in_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "input_pipeline.synthetic_actions", f"--out={tmp_path / 'x'}",
-                           "--videos=40", "--classes=still,roll"], capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "input_pipeline.synthetic_actions",
+            f"--out={tmp_path / 'x'}",
+            "--videos=40",
+            "--classes=still,roll",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and not (tmp_path / "x").exists()
     assert done.stderr.startswith("error: classes must be two or more different ones of left_right") and (
-        done.stderr.count("\n") == 1)
+        done.stderr.count("\n") == 1
+    )

@@ -1,4 +1,5 @@
 """The step: micro-batches equal the whole batch, one device equals many, the target is a moving average."""
+
 import functools
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vivi_jax import optim, sharding
+from vivi_jax import optim
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vito import Vito
 from vivi_jax.models.resnet import Conv, make_norm
@@ -19,6 +21,7 @@ BATCH, VIEWS, SIZE, TOTAL_STEPS = 16, 2, 16, 100
 
 class TinyEncoder(nn.Module):
     """Two convolutions with the norms of the real encoder: all that these properties hang on, and quick to compile."""
+
     norm: str
     dtype: str = "float32"
 
@@ -35,8 +38,16 @@ class TinyEncoder(nn.Module):
 @functools.cache
 def tiny(norm: str, micro_batches: int = 1):
     """(method, optimizer, jitted train_step) of a two-scale VITO; one compilation of each serves all tests."""
-    method = Vito(TinyEncoder(norm), stages=("stage3", "stage4"), pooling="attention", attention_hidden=8,
-                  projector_hidden=16, projector_out=8, temperature=0.1, ema_base=0.99)
+    method = Vito(
+        TinyEncoder(norm),
+        stages=("stage3", "stage4"),
+        pooling="attention",
+        attention_hidden=8,
+        projector_hidden=16,
+        projector_out=8,
+        temperature=0.1,
+        ema_base=0.99,
+    )
     schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup_epochs=0, examples_per_epoch=256)
     optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
     step = make_train_step(method, optimizer, schedule, seed=0, total_steps=TOTAL_STEPS, micro_batches=micro_batches)
@@ -59,7 +70,7 @@ def one_step(norm: str, micro_batches: int = 1, devices: int = 1):
     """State and metrics after one step on `devices` devices, fetched."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     state = jax.device_put(initial_state(norm), sharding.replicated(mesh))
-    data = jax.device_put(batch(), sharding.over_batch(mesh))
+    data = jax.device_put(batch(), sharding.batch_sharding(mesh))
     return jax.device_get(tiny(norm, micro_batches)[2](state, data))
 
 
@@ -97,14 +108,19 @@ def test_the_target_is_the_moving_average_and_starts_elsewhere():
     after, metrics = one_step("group")
     decay = optim.ema_decay(0, base=0.99, total_steps=TOTAL_STEPS)
     np.testing.assert_allclose(metrics["ema_decay"], decay)
-    jax.tree.map(lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
-                 before.target["params"], after.params, after.target["params"])
+    jax.tree.map(
+        lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
+        before.target["params"],
+        after.params,
+        after.target["params"],
+    )
 
 
 def test_online_and_target_keep_their_own_statistics():
     state, _ = one_step("batch")
-    online, target = (tree["batch_stats"]["encoder"]["norm3"]["mean"]
-                      for tree in (state.model_state, state.target["model_state"]))
+    online, target = (
+        tree["batch_stats"]["encoder"]["norm3"]["mean"] for tree in (state.model_state, state.target["model_state"])
+    )
     assert np.abs(online).max() > 0 and np.abs(target).max() > 0 and np.abs(online - target).max() > 1e-3
 
 
@@ -117,8 +133,13 @@ def test_projections_have_norm_one_over_root_temperature():
 def test_projections_of_zero_have_a_loss_and_gradients():
     """No unit of the projector's hidden layer is active: all similarities are 0, each positive one of BATCH keys."""
     method, state = tiny("batch")[0], initial_state("batch")
-    params = {**state.params, "projector": {**state.params["projector"], "norm": {
-        "scale": np.ones(16, np.float32), "bias": np.full(16, -100.0, np.float32)}}}
+    params = {
+        **state.params,
+        "projector": {
+            **state.params["projector"],
+            "norm": {"scale": np.ones(16, np.float32), "bias": np.full(16, -100.0, np.float32)},
+        },
+    }
 
     def loss(params):
         keys = example_keys(0, 0, batch())

@@ -1,5 +1,6 @@
 """VDIM: the encoder is the paper's Table 1, the loss its Eq. 3 without same-clip negatives, the step does not depend on
 how a batch is divided."""
+
 import json
 import os
 import shutil
@@ -15,9 +16,10 @@ from flax import linen as nn
 from video_files import write_video
 
 from configs import vdim
-from input_pipeline import prepare
-from vivi_jax import losses, optim, sharding, train_step
+from input_pipeline.preparation import local as prepare
+from vivi_jax import losses, optim, train_step
 from vivi_jax.build import build
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vdim import Vdim
 from vivi_jax.models import build_encoder
@@ -45,16 +47,38 @@ def test_encoder_and_phi_of_the_global_layer_have_the_papers_17_3_million_parame
     assert (encoder, phi) == (16_508_864, 788_992) and encoder + phi == 17_297_856
 
 
-@pytest.mark.parametrize("table, shape, sizes", [
-    ("paper", PAPER_INPUT, [(64, 16, 64, 64), (64, 14, 62, 62), (128, 14, 30, 30), (256, 14, 14, 14), (512, 7, 7, 7),
-                            (512, 5, 5, 5), (512, 3, 3, 3), (512, 1, 1, 1)]),
-    ("small", SMALL_INPUT, [(32, 7, 12, 12), (32, 5, 10, 10), (64, 5, 4, 4), (128, 4, 3, 3), (128, 3, 2, 2),
-                            (128, 1, 1, 1)])])
+@pytest.mark.parametrize(
+    "table, shape, sizes",
+    [
+        (
+            "paper",
+            PAPER_INPUT,
+            [
+                (64, 16, 64, 64),
+                (64, 14, 62, 62),
+                (128, 14, 30, 30),
+                (256, 14, 14, 14),
+                (512, 7, 7, 7),
+                (512, 5, 5, 5),
+                (512, 3, 3, 3),
+                (512, 1, 1, 1),
+            ],
+        ),
+        (
+            "small",
+            SMALL_INPUT,
+            [(32, 7, 12, 12), (32, 5, 10, 10), (64, 5, 4, 4), (128, 4, 3, 3), (128, 3, 2, 2), (128, 1, 1, 1)],
+        ),
+    ],
+)
 def test_every_row_has_its_size(table, shape, sizes):
     encoder = build_encoder("vdim", table=table)
-    (_, views), captured = jax.eval_shape(lambda v: encoder.apply(
-        v, jnp.zeros(shape), train=False, capture_intermediates=lambda m, _: isinstance(m, ConvBlock | ResBlock)),
-        variables(encoder, shape))
+    (_, views), captured = jax.eval_shape(
+        lambda v: encoder.apply(
+            v, jnp.zeros(shape), train=False, capture_intermediates=lambda m, _: isinstance(m, ConvBlock | ResBlock)
+        ),
+        variables(encoder, shape),
+    )
     blocks = captured["intermediates"]
     assert len(blocks) == len(TABLES[table]) == len(sizes)
     for i, (channels, *places) in enumerate(sizes, 1):
@@ -124,8 +148,13 @@ def nce_and_gradients(pair, bound: float):
 def nce_oracle(antecedents, consequents, bound: float) -> tuple[float, float]:
     """(mean loss, mean squared score) with a loop over clips and pairs of locations."""
     batch, n, dim = antecedents.shape
-    scores = {(b, i, c, k): antecedents[b, i] @ consequents[c, k] / np.sqrt(dim)
-              for b in range(batch) for i in range(n) for c in range(batch) for k in range(consequents.shape[1])}
+    scores = {
+        (b, i, c, k): antecedents[b, i] @ consequents[c, k] / np.sqrt(dim)
+        for b in range(batch)
+        for i in range(n)
+        for c in range(batch)
+        for k in range(consequents.shape[1])
+    }
     share = {key: np.exp(bound * np.tanh(s / bound)) for key, s in scores.items()}
     terms = []
     for (b, i, c, _), positive in share.items():
@@ -171,7 +200,7 @@ def test_scores_are_clipped_softly_but_penalised_in_full():
 
 def test_one_device_equals_eight():
     pair = tuple(np.float32(x) for x in locations(3, 5, 1, batch=16, dim=8))
-    split = jax.device_put(pair, sharding.over_batch(sharding.make_mesh(jax.devices()[:8])))
+    split = jax.device_put(pair, sharding.batch_sharding(sharding.make_mesh(jax.devices()[:8])))
     one, many = nce_and_gradients(pair, 20.0), nce_and_gradients(split, 20.0)
     np.testing.assert_allclose(many[0], one[0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), many[1], one[1])
@@ -180,6 +209,7 @@ def test_one_device_equals_eight():
 # ---- Method and step ------------------------------------------------------------------------------------------------
 class TinyEncoder(nn.Module):
     """Two layers of locations and a norm at the output: all that these properties hang on, and quick to compile."""
+
     norm: str
     dtype: str = "float32"
 
@@ -192,8 +222,9 @@ class TinyEncoder(nn.Module):
 
 
 def tiny(norm: str, micro_batches: int = 1, difference: bool = True):
-    method = Vdim(TinyEncoder(norm), layers=("local2", "global"), embed_dim=DIM, color="none", clip_score=20.0,
-                  score_penalty=0.05)
+    method = Vdim(
+        TinyEncoder(norm), layers=("local2", "global"), embed_dim=DIM, color="none", clip_score=20.0, score_penalty=0.05
+    )
     schedule, _ = optim.piecewise(8, lr=1e-2, total_steps=9, warmup_steps=0, boundaries=(), factor=1.0)
     optimizer = optim.sgd(schedule, weight_decay=0.0, momentum=0.9)
     data = ml_collections.ConfigDict(dict(frames=FRAMES, image_size=SIZE, difference=difference))
@@ -208,7 +239,10 @@ def tiny(norm: str, micro_batches: int = 1, difference: bool = True):
 def one_step(norm: str, micro_batches: int = 1, devices: int = 1):
     _, state, batch, step = tiny(norm, micro_batches)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    state, batch = jax.device_put(state, sharding.replicated(mesh)), jax.device_put(batch, sharding.over_batch(mesh))
+    state, batch = (
+        jax.device_put(state, sharding.replicated(mesh)),
+        jax.device_put(batch, sharding.batch_sharding(mesh)),
+    )
     return jax.device_get(jax.jit(step)(state, batch))
 
 
@@ -234,8 +268,11 @@ def test_batch_norm_sees_the_global_batch_and_differs_per_micro_batch():
 
 def test_the_loss_is_the_sum_over_layer_pairs_both_ways(group_norm_step):
     metrics = group_norm_step[1]
-    assert {name for name in metrics if name.startswith("nce")} == {"nce_local2_global", "nce_global_local2",
-                                                                    "nce_global_global"}
+    assert {name for name in metrics if name.startswith("nce")} == {
+        "nce_local2_global",
+        "nce_global_local2",
+        "nce_global_global",
+    }
     nce = metrics["nce_local2_global"] + metrics["nce_global_local2"] + 2 * metrics["nce_global_global"]
     assert 0 < metrics["loss"] - nce < metrics["loss"]  # the rest is the penalty on scores
     assert metrics["gradient_norm"] > 0.1  # these steps do compute something
@@ -244,7 +281,9 @@ def test_the_loss_is_the_sum_over_layer_pairs_both_ways(group_norm_step):
     embeddings, _, _ = jax.eval_shape(method.embed, state.params, state.model_state, {}, batch, keys)
     for view in ("view1", "view2"):
         assert {name: x.shape for name, x in embeddings[view].items()} == {
-            "local2": (BATCH, FRAMES * 4, DIM), "global": (BATCH, 1, DIM)}
+            "local2": (BATCH, FRAMES * 4, DIM),
+            "global": (BATCH, 1, DIM),
+        }
 
 
 def test_differences_of_equal_halves_say_nothing_of_the_clip():
@@ -259,16 +298,25 @@ def test_differences_of_equal_halves_say_nothing_of_the_clip():
 
 
 # ---- Config ---------------------------------------------------------------------------------------------------------
-VARIANTS = ["", "layers=68", "layers=8", "color=lab", "rotate", "offset=0", "difference=yes", "down=3",
-            "data=kinetics600"]
+VARIANTS = [
+    "",
+    "layers=68",
+    "layers=8",
+    "color=lab",
+    "rotate",
+    "offset=0",
+    "difference=yes",
+    "down=3",
+    "data=kinetics600",
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_of_the_demo_takes_an_abstract_step(variant):
     build(vdim.get_config(variant))
-    parts = build(vdim.get_config(f"demo,{variant}".strip(",")))
-    state = jax.eval_shape(lambda: train_step.create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    new_state, metrics = jax.eval_shape(parts.train_step, state, parts.batch_spec)
+    experiment = build(vdim.get_config(f"demo,{variant}".strip(",")))
+    state = jax.eval_shape(lambda: train_step.create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    new_state, metrics = jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
     assert metrics["loss"].shape == ()
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), new_state)
 
@@ -276,12 +324,12 @@ def test_every_variant_of_the_demo_takes_an_abstract_step(variant):
 @pytest.mark.parametrize("variant, steps, view2", [("", 50_000, 64), ("data=kinetics600", 100_000, 32)])
 def test_the_papers_config_has_the_papers_numbers(variant, steps, view2):
     config = vdim.get_config(variant)
-    parts = build(config)
-    state = jax.eval_shape(lambda: train_step.create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    jax.eval_shape(parts.train_step, state, parts.batch_spec)
-    assert parts.total_steps == steps
-    assert parts.batch_spec["view1"].shape == (240, 32, 128, 128, 3)
-    assert parts.batch_spec["view2"].shape == (240, view2, 128, 128, 3)
+    experiment = build(config)
+    state = jax.eval_shape(lambda: train_step.create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
+    assert experiment.total_steps == steps
+    assert experiment.batch_spec["view1"].shape == (240, 32, 128, 128, 3)
+    assert experiment.batch_spec["view2"].shape == (240, view2, 128, 128, 3)
     assert count(state.params) == 16_508_864 + 3 * 788_992
     schedule, _ = optim.piecewise(240, **{k: v for k, v in config.schedule.items() if k != "name"})
     np.testing.assert_allclose([schedule(0), schedule(steps - 1)], 2e-4)
@@ -302,12 +350,22 @@ def test_a_run_from_video_files_resumes_bit_for_bit(tmp_path):
     (tmp_path / "videos").mkdir()
     for i in range(8):
         texture = np.random.default_rng(i).integers(0, 256, (6, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-        write_video(tmp_path / "videos" / f"{i}.mp4", [texture[:, t:t + 48] for t in range(20 + i)])
+        write_video(tmp_path / "videos" / f"{i}.mp4", [texture[:, t : t + 48] for t in range(20 + i)])
     prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), workers=2)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "vivi_jax.main", "--config=configs/vdim.py:demo", f"--workdir={run}",
-               f"--config.data.path={tmp_path / 'store'}", "--config.batch_size=8", "--config.encoder.width=0.125",
-               "--config.schedule.total_steps=4", "--config.schedule.warmup_steps=1", "--config.run.checkpoint_every=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "vivi_jax.main",
+        "--config=configs/vdim.py:demo",
+        f"--workdir={run}",
+        f"--config.data.path={tmp_path / 'store'}",
+        "--config.batch_size=8",
+        "--config.encoder.width=0.125",
+        "--config.schedule.total_steps=4",
+        "--config.schedule.warmup_steps=1",
+        "--config.run.checkpoint_every=2",
+    ]
 
     def final_state() -> str:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})

@@ -1,4 +1,5 @@
 """ImageNet-Vid-Robust: the paper's counts and intervals, neighbours, label sets, 1000 to 30 classes, bad input."""
+
 import json
 import math
 
@@ -9,15 +10,17 @@ from PIL import Image
 
 from evaluation import vid_robust
 from input_pipeline.store import DataError
-from vivi_jax import export, torch_names
 from vivi_jax.errors import ConfigError
+from vivi_jax.export import resnet as export
+from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder
 
 MAPPING = [list(range(5 * k, 5 * k + 1 + k % 5)) for k in range(30)]  # one to five ImageNet classes each
 
 
-@pytest.mark.parametrize("k, low, high, printed", [
-    (754, 65.15, 70.73, (65.2, 70.7)), (553, 46.88, 52.85, (46.9, 52.9))])
+@pytest.mark.parametrize(
+    "k, low, high, printed", [(754, 65.15, 70.73, (65.2, 70.7)), (553, 46.88, 52.85, (46.9, 52.9))]
+)
 def test_intervals_of_the_paper(k, low, high, printed):
     """Of 1109 anchors. The last bound is 52.8496: printed with one digit it is 52.8, rounded twice the paper's 52.9."""
     interval = [100 * bound for bound in vid_robust.clopper_pearson(k, 1109)]
@@ -25,8 +28,10 @@ def test_intervals_of_the_paper(k, low, high, printed):
     assert [round(round(bound, 2) + 1e-9, 1) for bound in interval] == list(printed)
 
     def at_least(k, p):  # P(X >= k) of 1109
-        return sum(math.exp(math.log(math.comb(1109, i)) + i * math.log(p) + (1109 - i) * math.log(1 - p))
-                   for i in range(k, 1110))
+        return sum(
+            math.exp(math.log(math.comb(1109, i)) + i * math.log(p) + (1109 - i) * math.log(1 - p))
+            for i in range(k, 1110)
+        )
 
     assert at_least(k, interval[0] / 100) == pytest.approx(0.025, rel=1e-6)
     assert 1 - at_least(k + 1, interval[1] / 100) == pytest.approx(0.025, rel=1e-6)
@@ -76,11 +81,13 @@ def test_the_papers_numbers_from_predictions(width, suffix, tmp_path, capsys):
     if suffix == ".npz":
         np.savez(path, names=np.array(flat), logits=logits)
     else:
-        path.write_text("".join(f"{name},{','.join(f'{x:.3f}' for x in row)}\n"
-                                for name, row in zip(flat, logits, strict=True)))
+        path.write_text(
+            "".join(f"{name},{','.join(f'{x:.3f}' for x in row)}\n" for name, row in zip(flat, logits, strict=True))
+        )
     vid_robust.main([f"--data_dir={tmp_path}", f"--predictions={path}", f"--out={tmp_path}/r.json"])
-    assert capsys.readouterr().out == ("PM-0: 68.0% [65.2, 70.7] of 1109 anchors\n"
-                                       "PM-10: 49.9% [46.9, 52.8] of 1109 anchors\ndrop: 18.1\n")
+    assert capsys.readouterr().out == (
+        "PM-0: 68.0% [65.2, 70.7] of 1109 anchors\nPM-10: 49.9% [46.9, 52.8] of 1109 anchors\ndrop: 18.1\n"
+    )
     counts = [row["right"] for row in json.loads((tmp_path / "r.json").read_text())["pm"]]
     odd = sum(video % 2 for video in range(553, 754))
     assert counts == [754] + [754 - odd] * 9 + [553]
@@ -116,8 +123,9 @@ def test_bad_input_is_named(tmp_path):
     with pytest.raises(ConfigError, match="the encoder has no classifier; .* needs ImageNet's 1000"):
         vid_robust.predict(build_encoder("resnet", depth=18), {}, frames, str(tmp_path), image_size=8, batch_size=2)
     with pytest.raises(DataError, match="6 of 6 frames are not in"):
-        vid_robust.predict(build_encoder("resnet", depth=18, num_classes=1000), {}, frames, str(tmp_path),
-                           image_size=8, batch_size=2)
+        vid_robust.predict(
+            build_encoder("resnet", depth=18, num_classes=1000), {}, frames, str(tmp_path), image_size=8, batch_size=2
+        )
     with pytest.raises(DataError, match="no predictions in .*/p.csv .*: could not convert"):
         (tmp_path / "p.csv").write_text(f"{names[0][0]},1,abc\n")
         vid_robust.read_predictions(str(tmp_path / "p.csv"))

@@ -1,4 +1,5 @@
 """Decoding: which picture lands where on the grid, how it is scaled and turned, and what is refused and why."""
+
 import os
 import pathlib
 import signal
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 from video_files import loop_video, number, numbered, scenes, write_video
 
-from input_pipeline import video
-from input_pipeline.sandbox import Sandbox
+from input_pipeline.preparation import video
+from input_pipeline.preparation.sandbox import Sandbox
 
 SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto", "min_shot_frames": 8}
 SLOW = SETTINGS | {"short_side": 720}
@@ -29,7 +30,7 @@ def decode(path, spool=None, **settings):
     row = video.decode_file(str(path), str(spool), **SETTINGS | settings)
     data, frames, start = spool.read_bytes(), [], 0
     for length in row["jpeg_bytes"]:
-        frames.append(cv2.imdecode(np.frombuffer(data[start:start + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+        frames.append(cv2.imdecode(np.frombuffer(data[start : start + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
         start += length
     assert start == len(data) and len(frames) == row["frames"]
     assert all(frame.shape == (row["height"], row["width"], 3) for frame in frames)
@@ -38,9 +39,18 @@ def decode(path, spool=None, **settings):
 
 # --- time -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("container, codec, pix_fmt", [
-    ("mp4", "libx264", "yuv444p"), ("mkv", "ffv1", "bgr0"), ("avi", "ffv1", "bgr0"), ("avi", "libx264", "yuv444p"),
-    ("webm", "libvpx-vp9", "yuv420p"), ("ts", "libx264", "yuv444p")])
+
+@pytest.mark.parametrize(
+    "container, codec, pix_fmt",
+    [
+        ("mp4", "libx264", "yuv444p"),
+        ("mkv", "ffv1", "bgr0"),
+        ("avi", "ffv1", "bgr0"),
+        ("avi", "libx264", "yuv444p"),
+        ("webm", "libvpx-vp9", "yuv420p"),
+        ("ts", "libx264", "yuv444p"),
+    ],
+)
 @pytest.mark.parametrize("native, fps", [(25, 25), (24, 25), (24, 10), (Fraction(30000, 1001), 25), (10, 25)])
 def test_frame_k_is_the_picture_on_display_at_k_over_rate(tmp_path, container, codec, pix_fmt, native, fps):
     path = write_video(tmp_path / f"v.{container}", numbered(40), fps=native, codec=codec, pix_fmt=pix_fmt)
@@ -83,10 +93,17 @@ def test_one_picture_is_a_video_of_one_frame(tmp_path):
 
 # --- space ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("height, width, short_side, expected", [
-    (90, 160, 45, (45, 80)), (160, 90, 45, (80, 45)),
-    (48, 64, 256, (48, 64)),  # never enlarged
-    (37, 51, 30, (30, 41)), (37, 51, 37, (37, 51))])  # odd sizes
+
+@pytest.mark.parametrize(
+    "height, width, short_side, expected",
+    [
+        (90, 160, 45, (45, 80)),
+        (160, 90, 45, (80, 45)),
+        (48, 64, 256, (48, 64)),  # never enlarged
+        (37, 51, 30, (30, 41)),
+        (37, 51, 37, (37, 51)),
+    ],
+)  # odd sizes
 def test_short_side(tmp_path, height, width, short_side, expected):
     row, _ = decode(write_video(tmp_path / "v.mp4", numbered(3, height, width)), short_side=short_side)
     assert (row["height"], row["width"]) == expected
@@ -108,9 +125,15 @@ def test_colours_and_place_survive(tmp_path):
 
 
 TURNS = {  # (a, b, c, d) of the display matrix: a point (x, y), y down, goes to (a x + c y, b x + d y)
-    (1, 0, 0, 1): lambda p: p, (0, 1, -1, 0): lambda p: np.rot90(p, -1), (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
-    (0, -1, 1, 0): np.rot90, (-1, 0, 0, 1): np.fliplr, (1, 0, 0, -1): np.flipud,
-    (0, 1, 1, 0): lambda p: p.transpose(1, 0, 2), (0, -1, -1, 0): lambda p: np.rot90(p.transpose(1, 0, 2), 2)}
+    (1, 0, 0, 1): lambda p: p,
+    (0, 1, -1, 0): lambda p: np.rot90(p, -1),
+    (-1, 0, 0, -1): lambda p: np.rot90(p, 2),
+    (0, -1, 1, 0): np.rot90,
+    (-1, 0, 0, 1): np.fliplr,
+    (1, 0, 0, -1): np.flipud,
+    (0, 1, 1, 0): lambda p: p.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda p: np.rot90(p.transpose(1, 0, 2), 2),
+}
 
 
 @pytest.mark.parametrize("matrix", TURNS)
@@ -139,6 +162,7 @@ def test_rotation_of_real_recordings(sample_data, tmp_path, degrees, clockwise):
 
 # --- the same again, and in little memory -----------------------------------------------------------------------------
 
+
 def test_same_bytes_every_time(tmp_path):
     path = write_video(tmp_path / "v.mp4", scenes([20, 20]))
     decode(path, tmp_path / "a")
@@ -151,14 +175,17 @@ def test_memory_does_not_grow_with_length(tmp_path):
     short = write_video(tmp_path / "short.mp4", numbered(10, 240, 320), gop=1)
     for count in (4, 40):  # 400 pictures of 320 x 240 are 92 MB
         path = loop_video(tmp_path / f"{count}.mp4", short, count)
-        code = ("import pathlib; from input_pipeline import video; video.decode_file("
-                f"{str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r});"
-                "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])")
+        code = (
+            "import pathlib; from input_pipeline import video; video.decode_file("
+            f"{str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r});"
+            "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
+        )
         peak[count] = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
     assert peak[40] - peak[4] < 20_000  # KiB
 
 
 # --- refused --------------------------------------------------------------------------------------------------------
+
 
 def text(folder):
     path = folder / "notes.mp4"
@@ -221,11 +248,13 @@ def cover_only(folder):
 
 def claims(side):
     """A motion-JPEG file, all headers of which say side x side."""
+
     def make(folder):
         path = write_video(folder / "huge.avi", numbered(5), codec="mjpeg", pix_fmt="yuvj420p")
         data = path.read_bytes().replace(struct.pack(">BHH", 8, 48, 64), struct.pack(">BHH", 8, side, side))
         path.write_bytes(data.replace(struct.pack("<II", 64, 48), struct.pack("<II", side, side)))
         return path
+
     return make
 
 
@@ -251,10 +280,16 @@ def ten_hours(folder):
 
 def cut_short(container, codec="libx264"):
     def make(folder):
-        path = write_video(folder / f"cut.{container}", scenes([60], height=96, width=128), codec=codec,
-                           pix_fmt="yuv420p", container_options={"movflags": "faststart"} if container == "mp4" else {})
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        path = write_video(
+            folder / f"cut.{container}",
+            scenes([60], height=96, width=128),
+            codec=codec,
+            pix_fmt="yuv420p",
+            container_options={"movflags": "faststart"} if container == "mp4" else {},
+        )
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         return path
+
     return make
 
 
@@ -262,20 +297,35 @@ def overwritten(folder):
     path = write_video(folder / "hole.mp4", scenes([60]))
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
-    data[middle:middle + 2000] = bytes(2000)
+    data[middle : middle + 2000] = bytes(2000)
     path.write_bytes(data)
     return path
 
 
-@pytest.mark.parametrize("make, reason", [
-    (empty, "empty file"), (text, "not a video"), (playlist, "not a video"), (concatenation, "not a video"),
-    (picture, "not a video"), (sound, "no video stream"), (cover_only, "no video stream"),
-    (claims(65535), "absurd size"), (claims(12000), "absurd size: 12000 x 12000"), (million_fps, "absurd frame rate"),
-    (ten_hours, "truncated: its header says 36000.0 s, it ends after 0.8 s"), (overwritten, "truncated or damaged"),
-    (cut_short("mp4"), "truncated or damaged"), (cut_short("mkv"), "truncated"), (cut_short("ts"), "truncated"),
-    (cut_short("avi", "mpeg4"), "truncated"), (cut_short("flv", "flv1"), "truncated"),
-    (lambda folder: folder / "none.mp4", "unreadable: No such file"),
-    (lambda folder: folder, "unreadable: Is a directory")])
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (empty, "empty file"),
+        (text, "not a video"),
+        (playlist, "not a video"),
+        (concatenation, "not a video"),
+        (picture, "not a video"),
+        (sound, "no video stream"),
+        (cover_only, "no video stream"),
+        (claims(65535), "absurd size"),
+        (claims(12000), "absurd size: 12000 x 12000"),
+        (million_fps, "absurd frame rate"),
+        (ten_hours, "truncated: its header says 36000.0 s, it ends after 0.8 s"),
+        (overwritten, "truncated or damaged"),
+        (cut_short("mp4"), "truncated or damaged"),
+        (cut_short("mkv"), "truncated"),
+        (cut_short("ts"), "truncated"),
+        (cut_short("avi", "mpeg4"), "truncated"),
+        (cut_short("flv", "flv1"), "truncated"),
+        (lambda folder: folder / "none.mp4", "unreadable: No such file"),
+        (lambda folder: folder, "unreadable: Is a directory"),
+    ],
+)
 def test_refused_with_the_reason(tmp_path, make, reason):
     with pytest.raises(video.Refused, match=f"^{reason}"):
         video.decode_file(str(make(tmp_path)), str(tmp_path / "spool"), **SETTINGS)
@@ -297,6 +347,7 @@ def test_names_are_never_protocols(tmp_path, monkeypatch):
 
 # --- limits -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def long_video(tmp_path_factory):
     """Takes many seconds to decode with SLOW settings, but not to make."""
@@ -305,9 +356,14 @@ def long_video(tmp_path_factory):
     return loop_video(folder / "v.mp4", short, 400)
 
 
-@pytest.mark.parametrize("limits, reason", [
-    ({"memory_mb": 64}, "too large: more than 64 MiB of memory"), ({"cpu_s": 1}, "too slow: more than 1 s of CPU time"),
-    ({"wall_s": 0.3}, "too slow: more than 0.3 s")])
+@pytest.mark.parametrize(
+    "limits, reason",
+    [
+        ({"memory_mb": 64}, "too large: more than 64 MiB of memory"),
+        ({"cpu_s": 1}, "too slow: more than 1 s of CPU time"),
+        ({"wall_s": 0.3}, "too slow: more than 0.3 s"),
+    ],
+)
 def test_a_limit_refuses_the_file_and_not_the_next_one(long_video, tmp_path, limits, reason):
     sandbox = Sandbox(**LIMITS | limits)
     row = sandbox.decode(str(long_video), str(tmp_path / "spool"), **SLOW)
@@ -364,8 +420,10 @@ def test_closing_ends_the_file_in_work(long_video, tmp_path):
 
 def test_full_disk_is_no_fault_of_the_video(tmp_path):
     path = write_video(tmp_path / "v.mp4", scenes([40]))
-    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-            "from input_pipeline.sandbox import Sandbox;"
-            f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r})")
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "from input_pipeline.preparation.sandbox import Sandbox;"
+        f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r})"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")

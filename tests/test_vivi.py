@@ -1,4 +1,5 @@
 """VIVI: the heads' closed forms, micro-batches and devices, and the config of every row of the paper."""
+
 import dataclasses
 import functools
 
@@ -12,8 +13,9 @@ from test_train_step import TinyEncoder, assert_states_close
 
 from configs import vivi
 from input_pipeline.store import DataError
-from vivi_jax import main, optim, sharding
+from vivi_jax import main, optim
 from vivi_jax.build import build
+from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vivi import Vivi, rotations
 from vivi_jax.models.resnet import ResNet
@@ -21,16 +23,32 @@ from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 from vivi_jax.train_step import create, make_train_step
 
 VIDEOS, SHOTS, FRAMES, IMAGES, SIZE, CLASSES = 16, 2, 2, 16, 8, 5
-OPTIONS = dict(triplet_margin=0.5, triplet_groups=1, lambda_video=0.5, gamma=2.0, exemplar_dim=6, shot_dim=7,
-               predictor_hidden=4, predictor_out=3, lstm_layers=1, order_hidden=5, num_classes=CLASSES, color="none",
-               labelled_color="none", hsv=False, grey_prob=0.0)
-DATA = ml_collections.ConfigDict(dict(unlabelled="videos", shots=SHOTS, frames=FRAMES, image_size=SIZE,
-                                      labelled_batch_size=IMAGES))
+OPTIONS = dict(
+    triplet_margin=0.5,
+    triplet_groups=1,
+    lambda_video=0.5,
+    gamma=2.0,
+    exemplar_dim=6,
+    shot_dim=7,
+    predictor_hidden=4,
+    predictor_out=3,
+    lstm_layers=1,
+    order_hidden=5,
+    num_classes=CLASSES,
+    color="none",
+    labelled_color="none",
+    hsv=False,
+    grey_prob=0.0,
+)
+DATA = ml_collections.ConfigDict(
+    dict(unlabelled="videos", shots=SHOTS, frames=FRAMES, image_size=SIZE, labelled_batch_size=IMAGES)
+)
 
 
 def method(norm: str = "group", **losses) -> Vivi:
-    return Vivi(TinyEncoder(norm), **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="none"),
-                                      **losses})
+    return Vivi(
+        TinyEncoder(norm), **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="none"), **losses}
+    )
 
 
 @functools.cache
@@ -49,9 +67,10 @@ def one_step(micro_batches: int = 1, devices: int = 1):
     optimizer = optim.sgd(schedule, weight_decay=1e-4, momentum=0.9)
     step = make_train_step(vivi_method, optimizer, schedule, seed=0, total_steps=total, micro_batches=micro_batches)
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    state = jax.device_put(jax.jit(lambda: create(vivi_method, optimizer, batch(), seed=0))(),
-                           sharding.replicated(mesh))
-    return jax.device_get(jax.jit(step)(state, jax.device_put(batch(), sharding.over_batch(mesh))))
+    state = jax.device_put(
+        jax.jit(lambda: create(vivi_method, optimizer, batch(), seed=0))(), sharding.replicated(mesh)
+    )
+    return jax.device_get(jax.jit(step)(state, jax.device_put(batch(), sharding.batch_sharding(mesh))))
 
 
 @pytest.mark.slow
@@ -100,14 +119,19 @@ def test_the_total_is_the_weighted_sum():
         return vivi_method.loss(embeddings, batch())
 
     loss, metrics = loss_and_metrics()
-    np.testing.assert_allclose(loss, metrics["shot_loss"] + 0.5 * metrics["video_loss"]
-                               + 2.0 * metrics["labelled_loss"], rtol=1e-6)
+    np.testing.assert_allclose(
+        loss, metrics["shot_loss"] + 0.5 * metrics["video_loss"] + 2.0 * metrics["labelled_loss"], rtol=1e-6
+    )
     np.testing.assert_allclose(metrics["labelled_loss"], np.log(CLASSES), rtol=1e-6)  # its classifier starts at zero
 
 
-@pytest.mark.parametrize("losses, head, chance", [
-    (dict(frame_loss="rotation"), "rotation_head", {"frame_loss": np.log(4), "rotation_accuracy": 0.25}),
-    (dict(video_loss="order"), "order", {"video_loss": np.log(2)})])
+@pytest.mark.parametrize(
+    "losses, head, chance",
+    [
+        (dict(frame_loss="rotation"), "rotation_head", {"frame_loss": np.log(4), "rotation_accuracy": 0.25}),
+        (dict(video_loss="order"), "order", {"video_loss": np.log(2)}),
+    ],
+)
 def test_a_head_of_zeros_is_at_chance(losses, head, chance):
     vivi_method = method(**losses)
     videos = {"shots": batch()["shots"]}
@@ -139,8 +163,9 @@ def test_shot_order_sees_the_reversed_order():
     head, reverse = ShotOrder(hidden=5), np.array([False, True, False, True])
     variables = head.init(jax.random.key(0), shots, reverse)
     by_hand = np.where(reverse[:, None, None], shots[:, ::-1], shots)
-    np.testing.assert_allclose(head.apply(variables, shots, reverse),
-                               head.apply(variables, by_hand, np.zeros(4, bool)), rtol=1e-5)
+    np.testing.assert_allclose(
+        head.apply(variables, shots, reverse), head.apply(variables, by_hand, np.zeros(4, bool)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("shots, predictions", [(2, 1), (4, 3)])
@@ -194,11 +219,16 @@ def test_labelled_images_of_another_number_of_classes_are_refused(tmp_path):
 # row: N, K, M, labelled images; learning rate, steps, boundaries (None: the paper does not say)
 UNSUPERVISED = (0.8, 120_000, (90_000, 110_000))
 NUMBERS = {
-    "VIVI-Ex(4)": ((512, 4, 8, 0), UNSUPERVISED), "VIVI-Ex(2)": ((1024, 2, 8, 0), UNSUPERVISED),
-    "VIVI-Ex-Order": ((1024, 2, 8, 0), UNSUPERVISED), "VIVI-Rot(4)": ((512, 4, 4, 0), UNSUPERVISED),
-    "VIVI-Rot(2)": ((1024, 2, 4, 0), UNSUPERVISED), "Ex-YT-S": ((512, 4, 8, 0), UNSUPERVISED),
-    "Ex-YT-F": ((2048, 1, 8, 0), UNSUPERVISED), "Rot-YT-F": ((2048, 1, 1, 0), UNSUPERVISED),
-    "Ex-ImageNet": ((2048, 1, 8, 0), UNSUPERVISED), "Rot-ImageNet": ((2048, 1, 1, 0), UNSUPERVISED),
+    "VIVI-Ex(4)": ((512, 4, 8, 0), UNSUPERVISED),
+    "VIVI-Ex(2)": ((1024, 2, 8, 0), UNSUPERVISED),
+    "VIVI-Ex-Order": ((1024, 2, 8, 0), UNSUPERVISED),
+    "VIVI-Rot(4)": ((512, 4, 4, 0), UNSUPERVISED),
+    "VIVI-Rot(2)": ((1024, 2, 4, 0), UNSUPERVISED),
+    "Ex-YT-S": ((512, 4, 8, 0), UNSUPERVISED),
+    "Ex-YT-F": ((2048, 1, 8, 0), UNSUPERVISED),
+    "Rot-YT-F": ((2048, 1, 1, 0), UNSUPERVISED),
+    "Ex-ImageNet": ((2048, 1, 8, 0), UNSUPERVISED),
+    "Rot-ImageNet": ((2048, 1, 1, 0), UNSUPERVISED),
     "VIVI-Ex(4)-Co(10%)": ((512, 4, 8, 256), (None, 100_000, None)),
     "VIVI-Ex(4)-Co(100%)": ((512, 4, 8, 2048), (None, 100_000, None)),
     "VIVI-Ex(4)-Co(100%)-Big": ((512, 4, 8, 2048), (None, 100_000, None)),
@@ -220,18 +250,18 @@ def test_the_papers_numbers(row):
 
 @pytest.mark.parametrize("row", vivi.PAPER)
 def test_every_row_of_the_paper_builds_and_has_a_demo(row):
-    parts = build(vivi.get_config(vivi.PAPER[row]))
-    assert parts.total_steps in (100_000, 120_000)
+    experiment = build(vivi.get_config(vivi.PAPER[row]))
+    assert experiment.total_steps in (100_000, 120_000)
     demo = build(vivi.get_config(vivi.PAPER[row] + ",demo"))
-    assert demo.total_steps == 250 and demo.batch_spec.keys() == parts.batch_spec.keys()
+    assert demo.total_steps == 250 and demo.batch_spec.keys() == experiment.batch_spec.keys()
 
 
 @functools.cache
 def abstract_losses(argument: str, demo: bool = True) -> set[str]:
     """Names of the losses of an abstract step, whose state must keep its shapes."""
-    parts = build(vivi.get_config(argument + ",demo" * demo))
-    state = jax.eval_shape(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))
-    new_state, metrics = jax.eval_shape(parts.train_step, state, parts.batch_spec)
+    experiment = build(vivi.get_config(argument + ",demo" * demo))
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    new_state, metrics = jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), new_state)
     return {name for name in metrics if name.endswith("_loss")}
 
@@ -242,10 +272,18 @@ def test_every_row_of_the_paper_takes_an_abstract_step_at_full_size(row):
     assert abstract_losses(vivi.PAPER[row], demo=False) == abstract_losses(vivi.PAPER[row])
 
 
-@pytest.mark.parametrize("argument, names", [
-    ("ex4,co=10", {"shot_loss", "video_loss", "labelled_loss"}), ("ex-s", {"shot_loss"}), ("rot-f", {"frame_loss"}),
-    ("rot2", {"frame_loss", "video_loss"}), ("order", {"shot_loss", "video_loss"}), ("sup,co=100", {"labelled_loss"}),
-    ("rot-images,co=100", {"frame_loss", "labelled_loss"})])
+@pytest.mark.parametrize(
+    "argument, names",
+    [
+        ("ex4,co=10", {"shot_loss", "video_loss", "labelled_loss"}),
+        ("ex-s", {"shot_loss"}),
+        ("rot-f", {"frame_loss"}),
+        ("rot2", {"frame_loss", "video_loss"}),
+        ("order", {"shot_loss", "video_loss"}),
+        ("sup,co=100", {"labelled_loss"}),
+        ("rot-images,co=100", {"frame_loss", "labelled_loss"}),
+    ],
+)
 def test_a_row_has_its_losses(argument, names):
     assert abstract_losses(argument) == names
 
@@ -259,35 +297,50 @@ def test_two_small_steps(argument):
     config.data.update(dict(image_size=32, frames=2))
     if config.data.labelled_batch_size:
         config.data.labelled_batch_size = 4
-    parts = build(config)
+    experiment = build(config)
     rng = np.random.default_rng(0)
-    small = {name: rng.integers(0, 256 if s.dtype == jnp.uint8 else 10, s.shape).astype(s.dtype)
-             for name, s in parts.batch_spec.items()}
-    state = jax.jit(lambda: create(parts.method, parts.optimizer, parts.batch_spec, 0))()
-    step = jax.jit(parts.train_step)
+    small = {
+        name: rng.integers(0, 256 if s.dtype == jnp.uint8 else 10, s.shape).astype(s.dtype)
+        for name, s in experiment.batch_spec.items()
+    }
+    state = jax.jit(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))()
+    step = jax.jit(experiment.train_step)
     for _ in range(2):
         state, metrics = step(state, small)
         assert all(np.isfinite(value) for value in metrics.values())
     assert int(state.step) == 2
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("ex4,rot4", "ex4 and rot4 exclude each other"), ("sup", "write sup,co=100"), ("ex5", "did you mean 'ex"),
-    ("ex4,co=1", "unknown value of variant co '1'")])
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("ex4,rot4", "ex4 and rot4 exclude each other"),
+        ("sup", "write sup,co=100"),
+        ("ex5", "did you mean 'ex"),
+        ("ex4,co=1", "unknown value of variant co '1'"),
+    ],
+)
 def test_impossible_arguments_are_refused(argument, message):
     with pytest.raises(ValueError, match=message):
         vivi.get_config(argument)
 
 
 def test_autoaugment_and_hsv_go_where_the_paper_puts_them():
-    colors = {argument: (config.color, config.labelled_color, config.hsv) for argument in
-              ("ex4", "ex4,aa", "ex4,co=10", "ex4,co=100,big,aa") if (config := vivi.get_config(argument).method)}
-    assert colors == {"ex4": ("inception", "inception", False), "ex4,aa": ("autoaugment", "inception", False),
-                      "ex4,co=10": ("inception", "inception", True),
-                      "ex4,co=100,big,aa": ("inception", "autoaugment", False)}
+    colors = {
+        argument: (config.color, config.labelled_color, config.hsv)
+        for argument in ("ex4", "ex4,aa", "ex4,co=10", "ex4,co=100,big,aa")
+        if (config := vivi.get_config(argument).method)
+    }
+    assert colors == {
+        "ex4": ("inception", "inception", False),
+        "ex4,aa": ("autoaugment", "inception", False),
+        "ex4,co=10": ("inception", "inception", True),
+        "ex4,co=100,big,aa": ("inception", "autoaugment", False),
+    }
 
 
 def test_big_is_three_times_as_wide():
-    parts = build(vivi.get_config("ex4,big"))
-    assert parts.method.network.encoder == dataclasses.replace(
-        build(vivi.get_config("ex4")).method.network.encoder, width=3.0)
+    experiment = build(vivi.get_config("ex4,big"))
+    assert experiment.method.network.encoder == dataclasses.replace(
+        build(vivi.get_config("ex4")).method.network.encoder, width=3.0
+    )

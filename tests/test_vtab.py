@@ -1,4 +1,5 @@
 """VTAB: the table against TFDS's schemas, labels at their edges, official preprocessing, protocols, resuming."""
+
 import csv
 import functools
 import json
@@ -20,9 +21,13 @@ from flax import linen as nn
 from tensorflow_datasets.testing import mocking
 
 from configs import vtab as vtab_config
-from evaluation import vtab, vtab_data, vtab_published, vtab_report, vtab_tasks
-from evaluation.vtab import Setting
-from evaluation.vtab_tasks import TASKS
+from evaluation.protocols.vtab import data as vtab_data
+from evaluation.protocols.vtab import published as vtab_published
+from evaluation.protocols.vtab import report as vtab_report
+from evaluation.protocols.vtab import sweep as vtab
+from evaluation.protocols.vtab import tasks as vtab_tasks
+from evaluation.protocols.vtab.sweep import Setting
+from evaluation.protocols.vtab.tasks import TASKS
 from input_pipeline.store import DataError
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.resnet import Conv, make_norm
@@ -39,9 +44,19 @@ def test_clevr_counts_three_to_ten_objects():
     assert [vtab_tasks.clevr_count({"objects": {"size": np.zeros(n)}}) for n in (3, 10)] == [0, 7]
 
 
-@pytest.mark.parametrize("types, depths, expected", [
-    ([0, 3], [7.0, 1.0], 0), ([2], [8.0], 0), ([1, 0], [30.0, 8.1], 1), ([0], [20.0], 1), ([0], [20.5], 2),
-    ([3, 7], [2.0, 3.0], 3), ([], [], 3), ([0], [-3.0], 0)])
+@pytest.mark.parametrize(
+    "types, depths, expected",
+    [
+        ([0, 3], [7.0, 1.0], 0),
+        ([2], [8.0], 0),
+        ([1, 0], [30.0, 8.1], 1),
+        ([0], [20.0], 1),
+        ([0], [20.5], 2),
+        ([3, 7], [2.0, 3.0], 3),
+        ([], [], 3),
+        ([0], [-3.0], 0),
+    ],
+)
 def test_kitti_takes_the_nearest_vehicle_or_none(types, depths, expected):
     location = np.array([[50, 60, z] for z in depths], np.float32).reshape(-1, 3)
     assert vtab_tasks.kitti_distance({"objects": {"type": np.array(types, int), "location": location}}) == expected
@@ -56,8 +71,13 @@ def test_dsprites_classes():
 # ---- The table ------------------------------------------------------------------------------------------------------
 def test_19_tasks_in_three_groups():
     assert [sum(t.group == g for t in TASKS.values()) for g in vtab_tasks.GROUPS] == [7, 4, 8]
-    assert [t.name for t in vtab_tasks.select("specialized,dtd,dtd")] == ["dtd", "eurosat", "resisc45",
-                                                                         "patch_camelyon", "retinopathy"]
+    assert [t.name for t in vtab_tasks.select("specialized,dtd,dtd")] == [
+        "dtd",
+        "eurosat",
+        "resisc45",
+        "patch_camelyon",
+        "retinopathy",
+    ]
     with pytest.raises(ConfigError, match="--tasks='kiti_dist' is unknown; did you mean 'kitti_dist'"):
         vtab_tasks.select("dtd,kiti_dist")
     with pytest.raises(ConfigError, match="names no task"):
@@ -66,8 +86,12 @@ def test_19_tasks_in_three_groups():
 
 def test_val200_begins_where_val_does():
     splits = {name: TASKS[name].split("train800val200") for name in ("pets", "dtd", "smallnorb_azim", "eurosat")}
-    assert splits == {"pets": "train[:800]+train[2944:3144]", "dtd": "train[:800]+validation[0:200]",
-                      "smallnorb_azim": "train[:800]+test[0:200]", "eurosat": "train[:800]+train[16200:16400]"}
+    assert splits == {
+        "pets": "train[:800]+train[2944:3144]",
+        "dtd": "train[:800]+validation[0:200]",
+        "smallnorb_azim": "train[:800]+test[0:200]",
+        "eurosat": "train[:800]+train[16200:16400]",
+    }
 
 
 def tfds_sizes(task):
@@ -88,9 +112,20 @@ def write_metadata(folder, task, sizes):
     builder = tfds.builder(task.builder, data_dir=str(folder))
     path = pathlib.Path(builder.data_dir)
     path.mkdir(parents=True, exist_ok=True)
-    info = {"name": builder.name, "version": str(builder.version), "fileFormat": "tfrecord", "splits": [
-        {"name": name, "shardLengths": [str(n)], "numBytes": "1",
-         "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"} for name, n in sizes.items()]}
+    info = {
+        "name": builder.name,
+        "version": str(builder.version),
+        "fileFormat": "tfrecord",
+        "splits": [
+            {
+                "name": name,
+                "shardLengths": [str(n)],
+                "numBytes": "1",
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+            for name, n in sizes.items()
+        ],
+    }
     if builder.builder_config:
         info["configName"] = builder.builder_config.name
     (path / "dataset_info.json").write_text(json.dumps(info))
@@ -109,8 +144,11 @@ def official_sizes(tmp_path_factory):
 def mocked(official_sizes, monkeypatch):
     """The same, with examples that TFDS's own mock invents from the schemas."""
     # Ten objects in every picture: the mock's own lengths differ between the fields of one object.
-    monkeypatch.setattr(mocking, "EncodedRandomFakeGenerator",
-                        functools.partial(mocking.EncodedRandomFakeGenerator, constant_dynamic_shape=True))
+    monkeypatch.setattr(
+        mocking,
+        "EncodedRandomFakeGenerator",
+        functools.partial(mocking.EncodedRandomFakeGenerator, constant_dynamic_shape=True),
+    )
     with tfds.testing.mock_data(num_examples=12, data_dir=str(official_sizes)):
         yield str(official_sizes)
 
@@ -128,8 +166,15 @@ def test_every_task_loads_from_its_schema(name, mocked):
         assert (batch["image"][..., 0] == batch["image"][..., 1]).all()
 
 
-@pytest.mark.parametrize("name, split, wrong", [("svhn", "train", 73258), ("eurosat", "train", 27001),
-                                                ("kitti_dist", "validation", 422), ("smallnorb_elev", "test", 24299)])
+@pytest.mark.parametrize(
+    "name, split, wrong",
+    [
+        ("svhn", "train", 73258),
+        ("eurosat", "train", 27001),
+        ("kitti_dist", "validation", 422),
+        ("smallnorb_elev", "test", 24299),
+    ],
+)
 def test_wrong_split_sizes_are_refused(name, split, wrong, tmp_path):
     task = TASKS[name]
     write_metadata(tmp_path, task, tfds_sizes(task) | {split: wrong})
@@ -145,8 +190,9 @@ def test_absent_data_come_with_the_step_that_brings_them(tmp_path):
 
 
 # ---- Pixels ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("height, width, size", [
-    (32, 32, 224), (375, 500, 224), (360, 480, 224), (96, 70, 224), (448, 448, 224)])
+@pytest.mark.parametrize(
+    "height, width, size", [(32, 32, 224), (375, 500, 224), (360, 480, 224), (96, 70, 224), (448, 448, 224)]
+)
 def test_preprocessing_is_the_official_one(height, width, size):
     """task_adaptation/data_loader.py: tf.image.resize, / 255; to one grey level."""
     rng = np.random.default_rng(0)
@@ -164,8 +210,9 @@ def test_dsprites_become_black_and_white():
 
 
 def in_memory(images, labels, classes=3):
-    return vtab_data.Examples("here", len(images), classes, lambda: zip(images, labels, strict=True),
-                              lambda i: f"nr {i}")
+    return vtab_data.Examples(
+        "here", len(images), classes, lambda: zip(images, labels, strict=True), lambda i: f"nr {i}"
+    )
 
 
 def test_damaged_images_are_counted_and_named():
@@ -183,8 +230,9 @@ def test_the_stream_is_a_seeded_shuffle_of_whole_passes():
     pictures = [tf.io.encode_png(np.full((2, 2, 3), i, np.uint8)).numpy() for i in range(10)]
 
     def first(seed, buffer=4):
-        stream = vtab_data.shuffled_stream(in_memory(pictures, [0] * 10), batch_size=5, image_size=2, buffer=buffer,
-                                           seed=seed)
+        stream = vtab_data.shuffled_stream(
+            in_memory(pictures, [0] * 10), batch_size=5, image_size=2, buffer=buffer, seed=seed
+        )
         return np.concatenate([next(stream)["image"][:, 0, 0, 0] for _ in range(40)]).tolist()
 
     assert first(0) == first(0) != first(1)
@@ -208,31 +256,53 @@ def test_v1_takes_the_best_mean_and_v2_the_best_of_each_task():
 def test_protocols_train_and_measure_where_they_should():
     size = TASKS["dtd"].size
     assert {n: [size(s) for s in (*p.trial, *p.final)] for n, p in vtab.PROTOCOLS.items()} == {
-        "v1": [1000, 1880, 1000, 1880], "v2": [800, 200, 1000, 1880], "full": [1880, 1880, 3760, 1880]}
+        "v1": [1000, 1880, 1000, 1880],
+        "v2": [800, 200, 1000, 1880],
+        "full": [1880, 1880, 3760, 1880],
+    }
 
 
 def test_published_means_are_those_of_the_published_tasks():
     """VIVI's table 1 repeats three of the leaderboard's models: its means must follow from the per-task numbers."""
     assert list(vtab_published.BY_TASK) and set(vtab_published.BY_TASK) == set(TASKS)
     for model, column in (("Semi-Ex-10%", 3), ("Sup-100%", 4), ("Sup-Rot-100%", 5)):
-        rows = [{"accuracy": values[column], "group": TASKS[name].group}
-                for name, values in vtab_published.BY_TASK.items()]
+        rows = [
+            {"accuracy": values[column], "group": TASKS[name].group} for name, values in vtab_published.BY_TASK.items()
+        ]
         got = [m["mean"] for m in vtab_report.means(rows).values()]
         np.testing.assert_allclose(got, vtab_published.MEANS[model], atol=0.11)
 
 
 def test_the_tables_say_what_they_cover(tmp_path):
     def runs(name, values):
-        cost = {"train_seconds": 10.0, "wait_seconds": 2.0, "train_images": 640, "measure_seconds": 6.0,
-                "compilations": 1, "compile_seconds": 4.0}
-        return [{"task": name, "accuracy": v, "lr": 0.1, "steps": 20, "trained_on": ["train1000", 1000],
-                 "measured_on": ["test", 1880], "cost": cost} for v in values]
+        cost = {
+            "train_seconds": 10.0,
+            "wait_seconds": 2.0,
+            "train_images": 640,
+            "measure_seconds": 6.0,
+            "compilations": 1,
+            "compile_seconds": 4.0,
+        }
+        return [
+            {
+                "task": name,
+                "accuracy": v,
+                "lr": 0.1,
+                "steps": 20,
+                "trained_on": ["train1000", 1000],
+                "measured_on": ["test", 1880],
+                "cost": cost,
+            }
+            for v in values
+        ]
 
     finals = {"dtd": runs("dtd", [0.5, 0.7, 0.6]), "eurosat": runs("eurosat", [0.8, 0.8, 0.1])}
-    report = vtab_report.write(tmp_path, finals, trials=[], absent={"pets": "pets: get it"}, protocol="v1",
-                               encoder="none", official=True)
-    assert report["summary"] == ("VTAB v1: mean 70.0 (2 of 19 tasks), natural 60.0 (1 of 7 tasks), "
-                                 "specialized 80.0 (1 of 4 tasks)")
+    report = vtab_report.write(
+        tmp_path, finals, trials=[], absent={"pets": "pets: get it"}, protocol="v1", encoder="none", official=True
+    )
+    assert report["summary"] == (
+        "VTAB v1: mean 70.0 (2 of 19 tasks), natural 60.0 (1 of 7 tasks), specialized 80.0 (1 of 4 tasks)"
+    )
     assert report["cost"]["images_per_second"] == 64 and report["cost"]["runs"] == 6
     assert report["cost"]["share_not_in_steps"] == pytest.approx(1 - 8 / 20)
     assert json.loads((tmp_path / "vtab.json").read_text()) == report
@@ -247,6 +317,7 @@ def test_the_tables_say_what_they_cover(tmp_path):
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
 class TinyEncoder(nn.Module):
     """A convolution with BatchNorm: quick to compile, once per number of classes."""
+
     @nn.compact
     def __call__(self, images, *, train):
         x = nn.relu(make_norm("batch", name="norm")(Conv(12, 3, stride=2, name="conv")(images), train))
@@ -263,8 +334,16 @@ def tiny():
 def test_all_19_tasks_run_end_to_end(mocked, tiny, tmp_path):
     config = tiny_config()
     config.check_sizes = True
-    run = functools.partial(vtab.evaluate, config, *tiny, name="tiny", tasks=vtab_tasks.select("all"), protocol="v2",
-                            data_dir=mocked, workdir=str(tmp_path))
+    run = functools.partial(
+        vtab.evaluate,
+        config,
+        *tiny,
+        name="tiny",
+        tasks=vtab_tasks.select("all"),
+        protocol="v2",
+        data_dir=mocked,
+        workdir=str(tmp_path),
+    )
     report = run()
     assert report["means"]["all"]["tasks"] == 19 and len(report["tasks"]) == 19
     classes = {task.classes for task in TASKS.values()}
@@ -295,10 +374,24 @@ def folders(sample_data, tmp_path):
 
 def command(folders, workdir, *more):
     config = pathlib.Path(vtab_config.__file__)
-    return [sys.executable, "-m", "evaluation.vtab", f"--config={config}:demo", "--config.image_size=16",
-            "--config.batch_size=16", "--config.steps=(2, 3)", "--config.repeats=2", "--config.random_encoder.depth=18",
-            "--config.random_encoder.width=0.0625", "--config.random_encoder.stem=small", "--checkpoint=none",
-            f"--data_dir={folders}", f"--workdir={workdir}", "--tasks=natural", *more]
+    return [
+        sys.executable,
+        "-m",
+        "evaluation.vtab",
+        f"--config={config}:demo",
+        "--config.image_size=16",
+        "--config.batch_size=16",
+        "--config.steps=(2, 3)",
+        "--config.repeats=2",
+        "--config.random_encoder.depth=18",
+        "--config.random_encoder.width=0.0625",
+        "--config.random_encoder.stem=small",
+        "--checkpoint=none",
+        f"--data_dir={folders}",
+        f"--workdir={workdir}",
+        "--tasks=natural",
+        *more,
+    ]
 
 
 def accuracies(workdir):
@@ -321,8 +414,9 @@ def test_killed_anywhere_it_goes_on_and_changes_no_number(folders, tmp_path):
     assert "2 of 19 tasks" in out.stdout and "split sizes not checked" in out.stdout
     assert out.stderr.count("left out: ") == 5
     for stop_after in (3, 9):  # in the trials, in the final runs
-        process = subprocess.Popen(command(folders, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   env=environment)
+        process = subprocess.Popen(
+            command(folders, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
         while len(accuracies(killed)) < stop_after and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -350,13 +444,25 @@ def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, fold
         run("shards", protocol="v2")
     other = jax.tree.map(lambda x: x + 1, tiny[1])
     with pytest.raises(ConfigError, match="encoder_sha256: "):
-        vtab.evaluate(tiny_config(), tiny[0], other, name="tiny", tasks=vtab_tasks.select("dtd"), protocol="v1",
-                      data_dir=str(folders), workdir=str(tmp_path / "whole"))
+        vtab.evaluate(
+            tiny_config(),
+            tiny[0],
+            other,
+            name="tiny",
+            tasks=vtab_tasks.select("dtd"),
+            protocol="v1",
+            data_dir=str(folders),
+            workdir=str(tmp_path / "whole"),
+        )
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(protocol="v3"), "--protocol='v3' is unknown"),
-    (dict(tasks=[TASKS["svhn"]]), "no task has data in .*; the first: svhn: .* run: tfds build svhn_cropped")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(protocol="v3"), "--protocol='v3' is unknown"),
+        (dict(tasks=[TASKS["svhn"]]), "no task has data in .*; the first: svhn: .* run: tfds build svhn_cropped"),
+    ],
+)
 def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, folders, tmp_path):
     arguments = dict(name="tiny", tasks=[TASKS["dtd"]], protocol="v1", data_dir=str(folders), workdir=tmp_path / "w")
     with pytest.raises((ConfigError, DataError), match=message):
@@ -367,8 +473,9 @@ def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag, message", [("--checkpoint=/no/run", "no /no/run/config.json"),
-                                           ("--config.stepz=(1,)", "stepz")])
+@pytest.mark.parametrize(
+    "flag, message", [("--checkpoint=/no/run", "no /no/run/config.json"), ("--config.stepz=(1,)", "stepz")]
+)
 def test_mistakes_on_the_command_line_are_one_line(flag, message, folders, tmp_path):
     out = subprocess.run(command(folders, tmp_path / "w", flag), capture_output=True, text=True)
     errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]

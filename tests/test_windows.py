@@ -1,4 +1,5 @@
 """Clips of consecutive frames: the frames asked for, one crop per view, in the order of (seed, step)."""
+
 import itertools
 import logging
 
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 from frame_stores import jpeg, write_store
 
-from input_pipeline import sampling, windows
 from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams import sampling, windows
 
 SIZE = 16
 T = 6
@@ -28,16 +29,29 @@ def frames_of(clips: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> FrameStore:
-    rows = [dict(input=f"c{v % 2}/v{v}.mp4", frames=n, fps=fps, height=h, width=w, label=v % 2)
-            for v, (n, fps, h, w) in enumerate(VIDEOS)]
+    rows = [
+        dict(input=f"c{v % 2}/v{v}.mp4", frames=n, fps=fps, height=h, width=w, label=v % 2)
+        for v, (n, fps, h, w) in enumerate(VIDEOS)
+    ]
     frames = [jpeg(picture(k, h, w)) for n, _, h, w in VIDEOS for k in range(n)]
     return write_store(tmp_path_factory.mktemp("data") / "store", rows, frames, ("c0", "c1"))
 
 
-def clip_windows(store, start_step=0, **changes):
-    options = dict(seed=3, batch_size=4, frames=T, offset=0, downsample=2, difference=False, image_size=SIZE,
-                   min_crop_area=0.3, flip_prob=0.0, rotate=False, num_steps=4)
-    return windows.clip_windows(store, start_step, **options | changes)
+def clip_pairs(store, start_step=0, **changes):
+    options = dict(
+        seed=3,
+        batch_size=4,
+        frames=T,
+        offset=0,
+        downsample=2,
+        difference=False,
+        image_size=SIZE,
+        min_crop_area=0.3,
+        flip_prob=0.0,
+        rotate=False,
+        num_steps=4,
+    )
+    return windows.clip_pairs(store, start_step, **options | changes)
 
 
 def collect(batches) -> dict[str, np.ndarray]:
@@ -45,10 +59,11 @@ def collect(batches) -> dict[str, np.ndarray]:
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
-@pytest.mark.parametrize("offset, downsample, difference",
-                         [(0, 1, False), (0, 2, False), (T, 3, False), (T, 1, True), (0, 2, True)])
+@pytest.mark.parametrize(
+    "offset, downsample, difference", [(0, 1, False), (0, 2, False), (T, 3, False), (T, 1, True), (0, 2, True)]
+)
 def test_views_are_the_frames_of_the_paper(store, offset, downsample, difference):
-    batches = collect(clip_windows(store, offset=offset, downsample=downsample, difference=difference))
+    batches = collect(clip_pairs(store, offset=offset, downsample=downsample, difference=difference))
     length = 2 * T if difference else T
     assert batches["view1"].shape == (4, 4, T, SIZE, SIZE, 3) and batches["view1"].dtype == np.uint8
     assert batches["view2"].shape == (4, 4, length, SIZE, SIZE, 3)
@@ -64,7 +79,7 @@ def test_views_are_the_frames_of_the_paper(store, offset, downsample, difference
 
 
 def test_one_crop_and_flip_per_view_and_another_for_the_other_view(store):
-    batches = collect(clip_windows(store, flip_prob=0.5, num_steps=8))
+    batches = collect(clip_pairs(store, flip_prob=0.5, num_steps=8))
     mirrored = []
     for view1, view2 in zip(*(batches[k].reshape(32, -1, SIZE, SIZE, 3).astype(int) for k in batches), strict=True):
         for view in (view1, view2):
@@ -76,9 +91,20 @@ def test_one_crop_and_flip_per_view_and_another_for_the_other_view(store):
 
 def test_plans_cover_all_starts_and_keep_the_area_of_crops():
     offsets = [np.arange(4), 2 + 2 * np.arange(4)]  # a window of 9 frames
-    plans = [windows.plan_clips(sampling.example_rng(0, i), offsets, num_frames=12, height=120, width=120,
-                                min_crop_area=0.3, aspect=windows.AMDIM_ASPECT, flip_prob=0.25, rotate=True)
-             for i in range(800)]
+    plans = [
+        windows.plan_clips(
+            sampling.example_rng(0, i),
+            offsets,
+            num_frames=12,
+            height=120,
+            width=120,
+            min_crop_area=0.3,
+            aspect=windows.AMDIM_ASPECT,
+            flip_prob=0.25,
+            rotate=True,
+        )
+        for i in range(800)
+    ]
     starts = np.bincount([plan.frames[0] for plan in plans])
     assert len(starts) == 4 and starts.min() > 150  # 200 each, uniform over 0..3
     boxes = np.stack([plan.boxes for plan in plans])
@@ -93,7 +119,7 @@ def test_plans_cover_all_starts_and_keep_the_area_of_crops():
 
 
 def test_rotation_turns_whole_views_and_changes_nothing_else(store):
-    plain, rotated = collect(clip_windows(store)), collect(clip_windows(store, rotate=True))
+    plain, rotated = collect(clip_pairs(store)), collect(clip_pairs(store, rotate=True))
     turns = []
     for name in plain:
         for before, after in zip(*(x[name].reshape(16, -1, SIZE, SIZE, 3) for x in (plain, rotated)), strict=True):
@@ -104,11 +130,12 @@ def test_rotation_turns_whole_views_and_changes_nothing_else(store):
 
 @pytest.mark.parametrize("rotate", [False, True])
 def test_resume_and_shares_of_processes_give_the_same_bytes(store, rotate):
-    run = collect(clip_windows(store, rotate=rotate, flip_prob=0.5))
-    resumed = collect(itertools.islice(clip_windows(store, 2, rotate=rotate, flip_prob=0.5, num_steps=None), 2))
-    shares = [collect(clip_windows(store, rotate=rotate, flip_prob=0.5, process_index=p, process_count=2,
-                                   threads=p + 1))
-              for p in range(2)]
+    run = collect(clip_pairs(store, rotate=rotate, flip_prob=0.5))
+    resumed = collect(itertools.islice(clip_pairs(store, 2, rotate=rotate, flip_prob=0.5, num_steps=None), 2))
+    shares = [
+        collect(clip_pairs(store, rotate=rotate, flip_prob=0.5, process_index=p, process_count=2, threads=p + 1))
+        for p in range(2)
+    ]
     for name in run:
         np.testing.assert_array_equal(resumed[name], run[name][2:])
         np.testing.assert_array_equal(np.concatenate([share[name] for share in shares], axis=1), run[name])
@@ -117,7 +144,7 @@ def test_resume_and_shares_of_processes_give_the_same_bytes(store, rotate):
 def test_each_needed_frame_is_read_once(store):
     counting, reads = FrameStore(store.directory), []
     counting.read = lambda records: (reads.append(np.ravel(records)), FrameStore.read(counting, records))[1]
-    collect(clip_windows(counting, downsample=1, num_steps=2, threads=1))  # view 2 shows the frames of view 1
+    collect(clip_pairs(counting, downsample=1, num_steps=2, threads=1))  # view 2 shows the frames of view 1
     assert len(reads) == 8
     for records in reads:
         assert len(records) == T and (np.diff(records) == 1).all()
@@ -125,25 +152,44 @@ def test_each_needed_frame_is_read_once(store):
 
 def test_short_videos_are_counted_in_one_line(store, caplog):
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
-        clip_windows(store)
+        clip_pairs(store)
     assert [record.getMessage() for record in caplog.records] == [
-        "1 of 4 videos are shorter than a window of 11 frames (c1/v1.mp4 has 9): their last frame is repeated"]
+        "1 of 4 videos are shorter than a window of 11 frames (c1/v1.mp4 has 9): their last frame is repeated"
+    ]
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(batch_size=5), "4 videos in .*, fewer than a batch of 5"), (dict(offset=-1), "offset=-1"),
-    (dict(frames=0), "frames=0"), (dict(downsample=0), "downsample=0"), (dict(min_crop_area=0), "min_crop_area=0"),
-    (dict(flip_prob=2), "flip_prob=2"), (dict(seed=-1), "seed=-1"),
-    (dict(batch_size=3, process_count=2), "does not divide among 2 processes")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(batch_size=5), "4 videos in .*, fewer than a batch of 5"),
+        (dict(offset=-1), "offset=-1"),
+        (dict(frames=0), "frames=0"),
+        (dict(downsample=0), "downsample=0"),
+        (dict(min_crop_area=0), "min_crop_area=0"),
+        (dict(flip_prob=2), "flip_prob=2"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(batch_size=3, process_count=2), "does not divide among 2 processes"),
+    ],
+)
 def test_impossible_requests_are_refused_at_once(store, changes, message):
     with pytest.raises(DataError, match=message) as e:
-        clip_windows(store, **changes)
+        clip_pairs(store, **changes)
     assert "\n" not in str(e.value)
 
 
 def labelled(store, videos=(0, 2, 3), **changes):
-    options = dict(seed=1, batch_size=2, views=2, frames=4, fps=None, image_size=SIZE, min_crop_area=0.3,
-                   aspect=(0.7, 1.4), flip_prob=0.0, num_steps=6)
+    options = dict(
+        seed=1,
+        batch_size=2,
+        views=2,
+        frames=4,
+        fps=None,
+        image_size=SIZE,
+        min_crop_area=0.3,
+        aspect=(0.7, 1.4),
+        flip_prob=0.0,
+        num_steps=6,
+    )
     return windows.labelled_clips(store, np.array(videos), np.array([0, 1, 2]), **options | changes)
 
 
@@ -155,9 +201,24 @@ def test_labelled_clips_are_adjacent_views_with_the_label_of_their_video(store):
     assert batches["label"].ravel().tolist() == [sampling.pick(1, i, 3) for i in range(12)]
     crops = batches["clips"].reshape(12, 2, 4, SIZE, SIZE, 3)[:, :, 0, ..., :2].astype(int)
     assert (np.abs(crops[:, 0] - crops[:, 1]).mean(axis=(1, 2, 3)) > 1).all()  # a crop of its own per view
-    resumed = collect(windows.labelled_clips(store, np.array([0, 2, 3]), np.array([0, 1, 2]), 4, seed=1, batch_size=2,
-                                             views=2, frames=4, fps=None, image_size=SIZE, min_crop_area=0.3,
-                                             aspect=(0.7, 1.4), flip_prob=0.0, num_steps=2))
+    resumed = collect(
+        windows.labelled_clips(
+            store,
+            np.array([0, 2, 3]),
+            np.array([0, 1, 2]),
+            4,
+            seed=1,
+            batch_size=2,
+            views=2,
+            frames=4,
+            fps=None,
+            image_size=SIZE,
+            min_crop_area=0.3,
+            aspect=(0.7, 1.4),
+            flip_prob=0.0,
+            num_steps=2,
+        )
+    )
     for name in batches:
         np.testing.assert_array_equal(resumed[name], batches[name][4:])
 
@@ -182,8 +243,20 @@ def test_window_starts_in_closed_form():
 
 
 def test_window_batches_show_every_window_of_every_video_once_in_the_middle(store):
-    batches = list(windows.window_batches(store, np.array([0, 1, 2]), batch_size=4, views=2, frames=8, fps=None,
-                                          image_size=SIZE, resize=20, stride=16, clips=None))
+    batches = list(
+        windows.test_clips(
+            store,
+            np.array([0, 1, 2]),
+            batch_size=4,
+            views=2,
+            frames=8,
+            fps=None,
+            image_size=SIZE,
+            resize=20,
+            stride=16,
+            clips=None,
+        )
+    )
     assert [len(batch["video"]) for batch in batches] == [4, 3]
     video = np.concatenate([batch["video"] for batch in batches])
     clips = np.concatenate([batch["clips"] for batch in batches])

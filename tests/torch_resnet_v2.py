@@ -2,6 +2,7 @@
 
 Written from the papers: He et al. 2016; Kolesnikov et al. 2020 (BiT: GroupNorm and weight standardisation).
 """
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -34,8 +35,8 @@ class TorchResNetV2(nn.Module):
             blocks = nn.ModuleList()
             for j in range(num_blocks):
                 stride = 2 if stage > 0 and j == 0 else 1
-                blocks.append(Block(self, channels_in, channels * 2 ** stage, stride, bottleneck))
-                channels_in = channels * 2 ** stage * (4 if bottleneck else 1)
+                blocks.append(Block(self, channels_in, channels * 2**stage, stride, bottleneck))
+                channels_in = channels * 2**stage * (4 if bottleneck else 1)
             self.stages.append(nn.ModuleDict({"blocks": blocks}))
         self.norm = self.make_norm(channels_in)
         self.head = nn.ModuleDict({"fc": nn.Conv2d(channels_in, num_classes, 1)} if num_classes else {})

@@ -1,12 +1,24 @@
 """Small real video files for tests."""
+
 from fractions import Fraction
 
 import av
 import numpy as np
 
 
-def write_video(path, pictures, *, fps=25, times_ms=None, codec="libx264", pix_fmt="yuv444p", aspect=None, gop=12,
-                bframes=0, container_options=None):
+def write_video(
+    path,
+    pictures,
+    *,
+    fps=25,
+    times_ms=None,
+    codec="libx264",
+    pix_fmt="yuv444p",
+    aspect=None,
+    gop=12,
+    bframes=0,
+    container_options=None,
+):
     """Encodes uint8 RGB pictures [T, H, W, 3] with little loss; `times_ms` gives each its time stamp."""
     pictures = np.asarray(pictures)
     with av.open(str(path), "w", options=container_options or {}) as container:
@@ -44,7 +56,7 @@ def scenes(lengths, seed=0, height=48, width=64):
     for k, length in enumerate(lengths):
         texture = rng.integers(0, 60, (height, 2 * width + sum(lengths), 3), np.uint8)
         texture += np.array(np.roll([180, 90, 0], k), np.uint8)
-        pictures += [texture[:, i:i + width] for i in range(length)]
+        pictures += [texture[:, i : i + width] for i in range(length)]
     return np.stack(pictures)
 
 

@@ -3,6 +3,7 @@
 A checkpoint is good when its MANIFEST.json is there and every file has the size and SHA-256 the manifest says. Orbax
 itself does not look: a flipped bit in its tensor files loads without a word. A run goes on from its newest good one.
 """
+
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from vivi_jax import processes, sharding
+from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError
 
 _LOG = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ class Checkpoints:
     def __init__(self, workdir: str, *, keep: int):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(
-            self.directory, item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+            self.directory,
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        )
         self._finisher: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -60,22 +63,26 @@ class Checkpoints:
             self._finisher = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(f"could not write a checkpoint to {self.directory}: {error}; the checkpoints before "
-                                  "it are untouched") from error
+            raise CheckpointError(
+                f"could not write a checkpoint to {self.directory}: {error}; the checkpoints before it are untouched"
+            ) from error
 
     def restore(self, state_like, mesh: Mesh):
         """Returns (step, state) of the newest good checkpoint, or None where there is none yet.
 
         Args:
           state_like: tree of arrays or ShapeDtypeStructs; the restored state has its structure, placed on `mesh` as
-            sharding.over_state says (which may differ from the mesh it was saved on).
+            sharding.state_sharding says (which may differ from the mesh it was saved on).
         """
-        step = processes.decided_by_first(self._settle)
+        step = processes.broadcast_from_process0(self._settle)
         self._manager.reload()
         if step is None:
             return None
-        target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state_like,
-                              sharding.over_state(state_like, mesh))
+        target = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            state_like,
+            sharding.state_sharding(state_like, mesh),
+        )
         return step, self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def _settle(self) -> int | None:
@@ -117,15 +124,20 @@ def newest_good_step(directory: pathlib.Path) -> int | None:
         if (directory / str(step) / MANIFEST).exists():
             damaged.append(f"{step} ({problem})")
     if damaged:
-        raise CheckpointError(f"none of the checkpoints in {directory} verifies: {', '.join(damaged)}. Restore one "
-                              "from a backup, or move the folder away to start from the beginning")
+        raise CheckpointError(
+            f"none of the checkpoints in {directory} verifies: {', '.join(damaged)}. Restore one "
+            "from a backup, or move the folder away to start from the beginning"
+        )
     return None
 
 
 def write_manifest(directory: pathlib.Path) -> None:
     """Writes MANIFEST.json: {relative path: {"bytes", "sha256"}} of every file in the folder."""
-    files = {str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-             for path in sorted(directory.rglob("*")) if path.is_file() and path.name != MANIFEST}
+    files = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
     unfinished = directory / (MANIFEST + ".tmp")
     unfinished.write_text(json.dumps(files, indent=1))
     unfinished.rename(directory / MANIFEST)
@@ -185,14 +197,17 @@ def load_state(workdir: str, step: int | None = None) -> dict:
     if step is None:
         step = newest_good_step(directory)
         if step is None:
-            raise CheckpointError(f"no checkpoint in {directory}: is {workdir} a run directory (made by "
-                                  "python -m vivi_jax.main --workdir=...)?")
+            raise CheckpointError(
+                f"no checkpoint in {directory}: is {workdir} a run directory (made by "
+                "python -m vivi_jax.main --workdir=...)?"
+            )
     elif problem := verify(directory / str(step)):
         raise CheckpointError(f"checkpoint {directory / str(step)} does not verify: {problem}")
     with ocp.CheckpointManager(directory, item_handlers=ocp.StandardCheckpointHandler()) as manager:
         placement = SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
-                              manager.item_metadata(step).tree)
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), manager.item_metadata(step).tree
+        )
         return manager.restore(step, args=ocp.args.StandardRestore(target))
 
 
@@ -202,8 +217,9 @@ def load_config(workdir: str) -> dict:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise CheckpointError(f"no {path}: is {workdir} a run directory (made by python -m vivi_jax.main "
-                              "--workdir=...)?") from None
+        raise CheckpointError(
+            f"no {path}: is {workdir} a run directory (made by python -m vivi_jax.main --workdir=...)?"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 

@@ -2,6 +2,7 @@
 
 A CLI's `main` catches exactly these and exits with the line; every other exception is a bug and keeps its traceback.
 """
+
 import difflib
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +16,7 @@ class CheckpointError(ValueError):
     """Stored weights that are missing, damaged, or do not fit the model they are loaded into."""
 
 
-def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
+def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """Returns table[name]; a name it does not have is a ConfigError that suggests the nearest one it has."""
     if name in table:
         return table[name]

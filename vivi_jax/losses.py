@@ -3,6 +3,7 @@
 None knows of devices, axis names or configs. Under `jax.jit` with the batch sharded over a mesh, XLA partitions the
 logits by rows and gathers the (small) keys.
 """
+
 import functools
 
 import jax
@@ -45,8 +46,10 @@ def info_nce(queries_BxQxD: jax.Array, keys_BxD: jax.Array) -> jax.Array:
         log_sum_R, mean_key_RxD = sums
         logits_RxC = fixed_RxD @ keys_CxD.T
         new_log_sum_R = jnp.logaddexp(log_sum_R, jax.nn.logsumexp(logits_RxC, axis=1))
-        mean_key_RxD = (mean_key_RxD * jnp.exp(log_sum_R - new_log_sum_R)[:, None]
-                        + jnp.exp(logits_RxC - new_log_sum_R[:, None]) @ keys_CxD)
+        mean_key_RxD = (
+            mean_key_RxD * jnp.exp(log_sum_R - new_log_sum_R)[:, None]
+            + jnp.exp(logits_RxC - new_log_sum_R[:, None]) @ keys_CxD
+        )
         return (new_log_sum_R, mean_key_RxD), None
 
     nothing = jnp.full(len(fixed_RxD), -jnp.inf), jnp.zeros_like(fixed_RxD)
@@ -99,7 +102,8 @@ def semi_hard_triplet(exemplars_SxMxD: jax.Array, *, margin: float, groups: int)
     shots, exemplars, _ = exemplars_SxMxD.shape
     positive_GxAxM = own_shot(distance_GxAxA, exemplars)
     mined_GxAxM = jax.vmap(functools.partial(mine_semi_hard, negative_AxA=negative_AxA))(
-        *jax.lax.stop_gradient((distance_GxAxA, positive_GxAxM)))
+        *jax.lax.stop_gradient((distance_GxAxA, positive_GxAxM))
+    )
     negative_GxAxM = jnp.take_along_axis(distance_GxAxA, mined_GxAxM, axis=-1)
     is_pair_1xAxM = ~jnp.tile(jnp.eye(exemplars, dtype=bool), (shots // groups, 1))[None]  # p is not a itself
 
@@ -147,9 +151,11 @@ def grouped_distances(exemplars_SxMxD: jax.Array, groups: int) -> tuple[jax.Arra
     """
     shots, exemplars, dim = exemplars_SxMxD.shape
     if exemplars < 2 or shots % groups or shots // groups < 2:
-        raise ConfigError(f"a triplet loss over {shots} shots of {exemplars} frames in {groups} group(s): it needs two "
-                          "frames of each shot, and equal groups of two shots or more; change config.data.frames, "
-                          "config.batch_size or config.method.triplet_groups")
+        raise ConfigError(
+            f"a triplet loss over {shots} shots of {exemplars} frames in {groups} group(s): it needs two "
+            "frames of each shot, and equal groups of two shots or more; change config.data.frames, "
+            "config.batch_size or config.method.triplet_groups"
+        )
     z_GxAxD = unit_length(exemplars_SxMxD.astype(jnp.float32)).reshape(groups, -1, dim)
     # Full precision: hinges and ranks hang on small differences, which a TPU's default product would round away.
     cosine_GxAxA = jnp.einsum("gad,gbd->gab", z_GxAxD, z_GxAxD, precision=jax.lax.Precision.HIGHEST)
@@ -182,8 +188,9 @@ def shot_info_nce(predicted_NxPxD: jax.Array, shots_NxKxD: jax.Array) -> tuple[j
     """
     (videos, predictions, dim), shots = predicted_NxPxD.shape, shots_NxKxD.shape[1]
     # Two axes, as in info_nce: rows are predictions, columns the shots of all videos.
-    logits_RxC = (predicted_NxPxD.reshape(-1, dim).astype(jnp.float32)
-                  @ shots_NxKxD.reshape(-1, dim).astype(jnp.float32).T)
+    logits_RxC = (
+        predicted_NxPxD.reshape(-1, dim).astype(jnp.float32) @ shots_NxKxD.reshape(-1, dim).astype(jnp.float32).T
+    )
     row_Rx1 = jnp.arange(videos * predictions)[:, None]
     own_Rx1 = row_Rx1 // predictions * shots + shots - predictions + row_Rx1 % predictions
     column_1xC = jnp.arange(videos * shots)[None, :]
@@ -227,8 +234,9 @@ def collapse_indicators(embeddings_NxD: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def deep_infomax_nce(antecedents_BxNxD: jax.Array, consequents_BxMxD: jax.Array, *, clip_score: float
-                     ) -> tuple[jax.Array, jax.Array]:
+def deep_infomax_nce(
+    antecedents_BxNxD: jax.Array, consequents_BxMxD: jax.Array, *, clip_score: float
+) -> tuple[jax.Array, jax.Array]:
     """InfoNCE between the locations of two layers (VDIM Eq. 1-3, in the form of AMDIM's code).
 
     Every pair of locations (i, i') of the same clip is a positive of its own. Its negatives are all M consequent

@@ -1,4 +1,5 @@
 """Scalars out of a run: metrics.jsonl, TensorBoard and the console."""
+
 import json
 import pathlib
 import sys
@@ -24,6 +25,7 @@ class MetricWriter:
         self._jsonl = open(path, "a", buffering=1)
         # Imported here: clu's writers need TensorFlow, which the core must not load.
         from clu import metric_writers
+
         self._tensorboard = metric_writers.SummaryWriter(str(workdir))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
@@ -64,20 +66,28 @@ class Progress:
         seconds, steps_done = max(now - self._time, 1e-9), step - self._step
         waited = wait_seconds - self._waited
         self._step, self._time, self._waited = step, now, wait_seconds
-        return {"examples_per_second": steps_done * self._batch_size / seconds,
-                "data_wait_share": min(1.0, waited / seconds)}
+        return {
+            "examples_per_second": steps_done * self._batch_size / seconds,
+            "data_wait_share": min(1.0, waited / seconds),
+        }
 
     def show(self, step: int, scalars: dict[str, float]) -> None:
         if jax.process_index() != 0:
             return
         left = (self._total_steps - step) * self._batch_size / max(scalars["examples_per_second"], 1e-9)
         done = step / self._total_steps
-        text = (f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars['loss']:.3f}  "
-                f"lr {scalars['learning_rate']:.3g}  {scalars['examples_per_second']:.1f} examples/s  "
-                f"data wait {scalars['data_wait_share']:.0%}  ETA {duration(left)}")
+        text = (
+            f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars['loss']:.3f}  "
+            f"lr {scalars['learning_rate']:.3g}  {scalars['examples_per_second']:.1f} examples/s  "
+            f"data wait {scalars['data_wait_share']:.0%}  ETA {duration(left)}"
+        )
         terminal = sys.stderr.isatty()
-        print(f"\r\033[K{text}" if terminal else text, end="" if terminal and step < self._total_steps else "\n",
-              file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{text}" if terminal else text,
+            end="" if terminal and step < self._total_steps else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def duration(seconds: float) -> str:

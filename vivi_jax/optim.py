@@ -1,4 +1,5 @@
 """Optimizers, learning-rate and momentum schedules, parameter masks. All updates are optax's."""
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,18 +13,22 @@ DECAYED = {"kernel": True, "bias": False, "scale": False}
 
 def decay_mask(params) -> dict:
     """Tree of bools with the structure of `params`: True where weight decay and the trust ratio apply."""
+
     def decayed(path, leaf) -> bool:
         name = path[-1].key
         if name not in DECAYED:
-            raise ValueError(f"parameter {jax.tree_util.keystr(path)}: no rule for leaves named {name!r}; add it to "
-                             "vivi_jax.optim.DECAYED")
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)}: no rule for leaves named {name!r}; add it to "
+                "vivi_jax.optim.DECAYED"
+            )
         return DECAYED[name]
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def cosine(batch_size: int, *, base_lr: float, epochs: float, warmup_epochs: float,
-           examples_per_epoch: int) -> tuple[optax.Schedule, int]:
+def cosine(
+    batch_size: int, *, base_lr: float, epochs: float, warmup_epochs: float, examples_per_epoch: int
+) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
 
     Returns:
@@ -31,15 +36,19 @@ def cosine(batch_size: int, *, base_lr: float, epochs: float, warmup_epochs: flo
     """
     total_steps, warmup_steps = (int(n * examples_per_epoch / batch_size) for n in (epochs, warmup_epochs))
     if total_steps < 1:
-        raise ConfigError(f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
-                          f"of {batch_size}; raise epochs or lower config.batch_size")
+        raise ConfigError(
+            f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
+            f"of {batch_size}; raise epochs or lower config.batch_size"
+        )
     check_warmup(warmup_steps, total_steps)
     return optax.warmup_cosine_decay_schedule(
-        0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps), total_steps
+        0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps
+    ), total_steps
 
 
-def piecewise(batch_size: int, *, lr: float, total_steps: int, warmup_steps: int, boundaries: tuple[int, ...],
-              factor: float) -> tuple[optax.Schedule, int]:
+def piecewise(
+    batch_size: int, *, lr: float, total_steps: int, warmup_steps: int, boundaries: tuple[int, ...], factor: float
+) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries` (steps): VIVI §4, VDIM §4.
 
     The papers give the rate itself, so it does not follow batch_size.
@@ -55,8 +64,10 @@ def piecewise(batch_size: int, *, lr: float, total_steps: int, warmup_steps: int
 
 def check_warmup(warmup_steps: int, total_steps: int) -> None:
     if not 0 <= warmup_steps < total_steps:
-        raise ConfigError(f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
-                          "shorten it in config.schedule, or make the run longer")
+        raise ConfigError(
+            f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
+            "shorten it in config.schedule, or make the run longer"
+        )
 
 
 SCHEDULES = {"cosine": cosine, "piecewise": piecewise}
@@ -67,8 +78,9 @@ def ema_decay(step: jax.Array, *, base: float, total_steps: int) -> jax.Array:
     return 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
 
 
-def lars(schedule: optax.Schedule, *, weight_decay: float, momentum: float,
-         trust_coefficient: float) -> optax.GradientTransformation:
+def lars(
+    schedule: optax.Schedule, *, weight_decay: float, momentum: float, trust_coefficient: float
+) -> optax.GradientTransformation:
     """LARS as in BYOL's code: decay, trust ratio, momentum, and the learning rate last.
 
     `optax.lars` multiplies by the learning rate before the momentum; that differs whenever the rate changes, so the

@@ -1,4 +1,5 @@
 """The one training loop. It knows no method, no dataset and no evaluation: main.py hands those in."""
+
 import concurrent.futures
 import contextlib
 import logging
@@ -10,30 +11,42 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vivi_jax import metrics as metrics_lib
-from vivi_jax import preemption, processes, sharding
-from vivi_jax.build import Parts
+from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
-from vivi_jax.feed import Feed
+from vivi_jax.distributed import preemption, processes, sharding
+from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.train_step import TrainState, create
 
 _LOG = logging.getLogger(__name__)
-Hook = Callable[[int, TrainState], dict[str, float]]
+Evaluator = Callable[[int, TrainState], dict[str, float]]
 
 
 class NotFinite(RuntimeError):
     """The loss became NaN or infinite. The checkpoints written before are good."""
 
 
-def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, *, seed: int, micro_batches: int,
-          hooks: list[Hook], hook_every: int, log_every: int, checkpoint_every: int, keep_checkpoints: int,
-          watchdog_seconds: float, fsdp: int) -> TrainState:
-    """Trains to parts.total_steps, from the newest good checkpoint in `workdir` if there is one.
+def train(
+    experiment: Experiment,
+    batches: Callable[[int], Iterator[dict]],
+    workdir: str,
+    *,
+    seed: int,
+    micro_batches: int,
+    evaluators: list[Evaluator],
+    eval_every: int,
+    log_every: int,
+    checkpoint_every: int,
+    keep_checkpoints: int,
+    watchdog_seconds: float,
+    fsdp: int,
+) -> TrainState:
+    """Trains to experiment.total_steps, from the newest good checkpoint in `workdir` if there is one.
 
     With several processes all call it alike, with a `workdir` they share.
 
     Args:
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
-      hooks: called before the first step, every `hook_every` steps (0: not) and at the end, for scalars that go to
+      evaluators: called before the first step, every `eval_every` steps (0: not) and at the end, for scalars that go to
         the metrics.
       watchdog_seconds: a step that takes longer ends the process, with all stacks on stderr (0: never).
       fsdp: devices that hold one copy of the state between them (1: each has all of it).
@@ -46,30 +59,31 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
       NotFinite: the loss is NaN or infinite; nothing of that step is saved.
     """
     mesh = sharding.make_mesh(fsdp=fsdp)
-    sharding.check_batch_sizes(parts.batch_spec, micro_batches, mesh)
+    sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
     with contextlib.ExitStack() as cleanup:
         stop = cleanup.enter_context(contextlib.closing(preemption.Preemption(alone=jax.process_count() == 1)))
-        anyone_asks = processes.Agreement(mesh)
+        anyone_asks = processes.StopConsensus(mesh)
         checkpoints = cleanup.enter_context(contextlib.closing(Checkpoints(workdir, keep=keep_checkpoints)))
         with stop.interruptible():
-            first_step, state = restore_or_init(parts, checkpoints, mesh, seed)
-        if first_step >= parts.total_steps:
-            _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, parts.total_steps)
+            first_step, state = restore_or_init(experiment, checkpoints, mesh, seed)
+        if first_step >= experiment.total_steps:
+            _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, experiment.total_steps)
             return state
 
-        feed = cleanup.enter_context(contextlib.closing(Feed(batches(first_step), mesh)))
-        log = cleanup.enter_context(contextlib.closing(
-            StepLog(workdir, parts, first_step, log_every, feed, checkpoints.directory)))
+        feed = cleanup.enter_context(contextlib.closing(Prefetcher(batches(first_step), mesh)))
+        log = cleanup.enter_context(
+            contextlib.closing(StepLog(workdir, experiment, first_step, log_every, feed, checkpoints.directory))
+        )
         cleanup.callback(preemption.stop_watchdog)
 
         # ---- Loop ---------------------------------------------------------------------------------------------------
         with stop.interruptible():
-            train_step = compile_step(parts, state, mesh)
+            train_step = compile_step(experiment, state, mesh)
         if first_step == 0:  # the untrained network, to compare with
             with stop.interruptible():
-                log.scalars(0, call_hooks(hooks, 0, state))
+                log.scalars(0, call_evaluators(evaluators, 0, state))
         saved = first_step
-        for step in range(first_step + 1, parts.total_steps + 1):
+        for step in range(first_step + 1, experiment.total_steps + 1):
             preemption.rearm_watchdog(watchdog_seconds)
             try:
                 with stop.interruptible(in_loop=True):
@@ -77,21 +91,21 @@ def train(parts: Parts, batches: Callable[[int], Iterator[dict]], workdir: str, 
                 state, metrics = train_step(state, batch)
                 log.step(step, metrics)
 
-                last = step == parts.total_steps
+                last = step == experiment.total_steps
                 if step % checkpoint_every == 0 or last:
                     log.flush()  # a state whose loss is not finite must not be saved
                     checkpoints.save(step, state)
                     saved = step
-                if last or (hook_every and step % hook_every == 0):
+                if last or (eval_every and step % eval_every == 0):
                     log.flush()
                     preemption.stop_watchdog()
                     with stop.interruptible(in_loop=True):
-                        log.scalars(step, call_hooks(hooks, step, state))
+                        log.scalars(step, call_evaluators(evaluators, step, state))
                 if anyone_asks(stop.requested) and not last:
                     raise preemption.Preempted
             except preemption.Preempted:
                 log.flush()
-                save_before_leaving(checkpoints, state, saved, parts.total_steps)
+                save_before_leaving(checkpoints, state, saved, experiment.total_steps)
                 raise
         return state
 
@@ -104,31 +118,38 @@ def save_before_leaving(checkpoints: Checkpoints, state: TrainState, saved: int,
     _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", done, total_steps)
 
 
-def restore_or_init(parts: Parts, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
+def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
     """Returns (steps done, state): the newest good checkpoint, or step 0."""
+
     def init() -> TrainState:
-        return create(parts.method, parts.optimizer, parts.batch_spec, seed)
+        return create(experiment.method, experiment.optimizer, experiment.batch_spec, seed)
 
     like = jax.eval_shape(init)
     restored = checkpoints.restore(like, mesh)
     if restored:
         _LOG.info("going on from step %d of %s", restored[0], checkpoints.directory)
         return restored
-    state = in_thread(jax.jit(init, out_shardings=sharding.over_state(like, mesh)))
-    _LOG.info("parameters of the online network:\n%s",
-              parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    state = in_thread(jax.jit(init, out_shardings=sharding.state_sharding(like, mesh)))
+    _LOG.info(
+        "parameters of the online network:\n%s",
+        parameter_overview.get_parameter_overview(state.params, include_stats=False),
+    )
     return 0, state
 
 
-def compile_step(parts: Parts, state: TrainState, mesh: Mesh):
+def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh):
     """The step as one program over the mesh: batch split, state (or its shapes) on every device and donated."""
-    of_state = sharding.over_state(state, mesh)
-    step = jax.jit(parts.train_step, donate_argnums=0, in_shardings=(of_state, sharding.over_batch(mesh)),
-                   out_shardings=(of_state, sharding.replicated(mesh)))
+    of_state = sharding.state_sharding(state, mesh)
+    step = jax.jit(
+        experiment.train_step,
+        donate_argnums=0,
+        in_shardings=(of_state, sharding.batch_sharding(mesh)),
+        out_shardings=(of_state, sharding.replicated(mesh)),
+    )
 
     def compile_on_mesh():
-        with jax.set_mesh(mesh):  # for sharding.whole; of the thread that traces
-            return step.lower(state, parts.batch_spec).compile()
+        with jax.set_mesh(mesh):  # for sharding.replicate_params; of the thread that traces
+            return step.lower(state, experiment.batch_spec).compile()
 
     return in_thread(compile_on_mesh)
 
@@ -136,12 +157,18 @@ def compile_step(parts: Parts, state: TrainState, mesh: Mesh):
 class StepLog:
     """The metrics of a run; each step's are read one step late, so that the accelerator never waits for us."""
 
-    def __init__(self, workdir: str, parts: Parts, first_step: int, log_every: int, feed: Feed, checkpoints: str):
+    def __init__(
+        self, workdir: str, experiment: Experiment, first_step: int, log_every: int, feed: Prefetcher, checkpoints: str
+    ):
         self._writer = metrics_lib.MetricWriter(workdir, first_step)
-        batch_size = next(iter(parts.batch_spec.values())).shape[0]
-        self._progress = metrics_lib.Progress(first_step, parts.total_steps, batch_size)
+        batch_size = next(iter(experiment.batch_spec.values())).shape[0]
+        self._progress = metrics_lib.Progress(first_step, experiment.total_steps, batch_size)
         self._total_steps, self._log_every, self._feed, self._checkpoints = (
-            parts.total_steps, log_every, feed, checkpoints)
+            experiment.total_steps,
+            log_every,
+            feed,
+            checkpoints,
+        )
         self._pending = None
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -160,9 +187,11 @@ class StepLog:
         (step, metrics), self._pending = self._pending, None
         loss = float(metrics["loss"])
         if not math.isfinite(loss):
-            raise NotFinite(f"the loss is {loss} at step {step}; the run stops and saves nothing of it. The last good "
-                            f"checkpoint is in {self._checkpoints}. Try a lower learning rate or a longer warm-up "
-                            "(config.schedule), or float32 (config.encoder.dtype)")
+            raise NotFinite(
+                f"the loss is {loss} at step {step}; the run stops and saves nothing of it. The last good "
+                f"checkpoint is in {self._checkpoints}. Try a lower learning rate or a longer warm-up "
+                "(config.schedule), or float32 (config.encoder.dtype)"
+            )
         if step % self._log_every == 0 or step == self._total_steps:
             scalars = {name: float(value) for name, value in metrics.items()}
             scalars |= self._progress.rates(step, self._feed.wait_seconds)
@@ -173,8 +202,8 @@ class StepLog:
         self._writer.close()
 
 
-def call_hooks(hooks: list[Hook], step: int, state: TrainState) -> dict[str, float]:
-    scalars = {name: value for hook in hooks for name, value in hook(step, state).items()}
+def call_evaluators(evaluators: list[Evaluator], step: int, state: TrainState) -> dict[str, float]:
+    scalars = {name: value for evaluate in evaluators for name, value in evaluate(step, state).items()}
     if scalars:
         _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
     return scalars

@@ -4,6 +4,7 @@ A method (vivi_jax/methods) gives two functions. `embed` takes examples to embed
 batch normalisation; `loss` takes the embeddings of the whole global batch to a scalar. That cut is what lets a batch of
 any size run on one device: see `micro_batched_gradients`.
 """
+
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vivi_jax import optim, sharding
+from vivi_jax import optim
+from vivi_jax.distributed import sharding
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -22,6 +24,7 @@ Batch = dict[str, jax.Array]
 @flax.struct.dataclass
 class TrainState:
     """All that a run is, at one step. Random keys are no part of it: they follow from (seed, step)."""
+
     step: jax.Array  # int32[], steps done
     params: Tree  # float32, the online network
     model_state: Tree  # BatchNorm's running statistics, or {}
@@ -35,14 +38,21 @@ def create(method, optimizer: optax.GradientTransformation, batch: Batch, seed: 
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, target, optimizer.init(params))
 
 
-def make_train_step(method, optimizer: optax.GradientTransformation, schedule: optax.Schedule, *, seed: int,
-                    total_steps: int, micro_batches: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+def make_train_step(
+    method,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    seed: int,
+    total_steps: int,
+    micro_batches: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
     """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated."""
     gradients = plain_gradients if micro_batches == 1 else micro_batched_gradients(micro_batches)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = example_keys(seed, state.step, batch)
-        grads, model_state, target, metrics = gradients(method, sharding.whole(state), batch, keys)
+        grads, model_state, target, metrics = gradients(method, sharding.replicate_params(state), batch, keys)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -61,12 +71,15 @@ def make_train_step(method, optimizer: optax.GradientTransformation, schedule: o
 def example_keys(seed: int, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
     """One key per row of every array of the global batch, a function of (seed, step, array, row) alone."""
     step_key = jax.random.fold_in(jax.random.key(seed), step)
-    return {name: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(step_key, i)))(jnp.arange(len(x)))
-            for i, (name, x) in enumerate(sorted(batch.items()))}
+    return {
+        name: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(step_key, i)))(jnp.arange(len(x)))
+        for i, (name, x) in enumerate(sorted(batch.items()))
+    }
 
 
 def plain_gradients(method, state: TrainState, batch: Batch, keys: Batch) -> tuple[Tree, Tree, Tree, dict]:
     """Returns (gradients, new model_state, new target, metrics) of the method's loss on the batch."""
+
     def loss_fn(params):
         embeddings, model_state, target = method.embed(params, state.model_state, state.target, batch, keys)
         loss, metrics = method.loss(embeddings, batch)
@@ -84,6 +97,7 @@ def micro_batched_gradients(micro_batches: int):
     back. Exact for networks that treat examples separately (GroupNorm). BatchNorm uses the statistics of each
     micro-batch, and its running statistics are updated once per micro-batch.
     """
+
     def split(x: jax.Array) -> jax.Array:
         # Micro-batch j takes rows j, j + n, ...: with rows sharded over devices in blocks, every device keeps its own.
         return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
@@ -100,12 +114,14 @@ def micro_batched_gradients(micro_batches: int):
 
         (model_state, target), embeddings = jax.lax.scan(embed, [state.model_state, state.target], micro)
         (loss, metrics), cotangents = jax.value_and_grad(method.loss, has_aux=True)(
-            jax.tree.map(merge, embeddings), batch)
+            jax.tree.map(merge, embeddings), batch
+        )
 
         def accumulate(grads, examples_and_cotangents):
             examples, cotangents = examples_and_cotangents
             _, pull_back = jax.vjp(
-                lambda params: method.embed(params, state.model_state, state.target, *examples)[0], state.params)
+                lambda params: method.embed(params, state.model_state, state.target, *examples)[0], state.params
+            )
             return jax.tree.map(jnp.add, grads, pull_back(cotangents)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)

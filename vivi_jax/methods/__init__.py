@@ -10,6 +10,7 @@ A batch is a dict of arrays whose leading axis is the examples; `keys` has a ran
 
 Every method names its image encoder "encoder" in the parameter tree, which is how evaluation and export find it.
 """
+
 from vivi_jax.methods.vdim import Vdim
 from vivi_jax.methods.vito import Vito
 from vivi_jax.methods.vivi import Vivi

@@ -10,29 +10,34 @@ Read beside Sections 3 and 4 of the paper:
 
 The layers are named local1 (5), local2 (6) and global (8) here; Section 4.2 calls the last one 9.
 """
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vivi_jax import augment_vdim, losses
+from vivi_jax import losses
+from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.heads import ResidualMlp, in_compute_type
+from vivi_jax.models.heads import ResidualMlp, cast_kernels
 
 Features = dict[str, jax.Array]  # layer -> [B, locations, D]
 
 
 class VdimNetwork(nn.Module):
     """Psi and the phi_j of Figure 3, left."""
+
     encoder: nn.Module
     layers: tuple[str, ...]
     embed_dim: int
 
     def setup(self):
-        self.phi = {name: ResidualMlp(self.embed_dim, norm=self.encoder.norm, dtype=self.encoder.dtype)
-                    for name in self.layers}
+        self.phi = {
+            name: ResidualMlp(self.embed_dim, norm=self.encoder.norm, dtype=self.encoder.dtype) for name in self.layers
+        }
 
-    def __call__(self, view1_BxTxHxWx3: jax.Array, view2_BxSxHxWx3: jax.Array, train: bool
-                 ) -> tuple[Features, Features]:
+    def __call__(
+        self, view1_BxTxHxWx3: jax.Array, view2_BxSxHxWx3: jax.Array, train: bool
+    ) -> tuple[Features, Features]:
         """Both views to phi_j(f_j), float32 [B, locations, D] by layer.
 
         S is T, or 2 T for temporal differences: then view 2's features are those of its second half less those of its
@@ -58,8 +63,16 @@ class VdimNetwork(nn.Module):
 class Vdim:
     """The method: how clips become features of locations, and features a loss."""
 
-    def __init__(self, encoder: nn.Module, *, layers: tuple[str, ...], embed_dim: int, color: str, clip_score: float,
-                 score_penalty: float):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        layers: tuple[str, ...],
+        embed_dim: int,
+        color: str,
+        clip_score: float,
+        score_penalty: float,
+    ):
         if "global" not in layers:
             raise ConfigError(f"config.method.layers={tuple(layers)}: 'global' must be among them, every pair has it")
         self.network = VdimNetwork(encoder, layers=tuple(layers), embed_dim=embed_dim)
@@ -70,6 +83,7 @@ class Vdim:
     @staticmethod
     def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of the global batch, from config.data: {"view1": uint8[B, T, H, W, 3], "view2": [B, T or 2T, ...]}."""
+
         def view(frames: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((batch_size, frames, data.image_size, data.image_size, 3), jnp.uint8)
 
@@ -92,15 +106,19 @@ class Vdim:
         Returns:
           ({"view1", "view2": {layer: float32[B, locations, D]}}, new model_state, target).
         """
-        params = {name: tree if name == "encoder" else in_compute_type(tree, self.network.encoder.dtype)
-                  for name, tree in params.items()}  # phi sees the views apart
+        params = {
+            name: tree if name == "encoder" else cast_kernels(tree, self.network.encoder.dtype)
+            for name, tree in params.items()
+        }  # phi sees the views apart
         views = (augment_vdim.augment_clips(batch[name], keys[name], color=self.color) for name in ("view1", "view2"))
         (view1, view2), model_state = self.network.apply(
-            {"params": params, **model_state}, *views, train=True, mutable=list(model_state))
+            {"params": params, **model_state}, *views, train=True, mutable=list(model_state)
+        )
         return {"view1": view1, "view2": view2}, model_state, target
 
-    def loss(self, embeddings: dict[str, Features], batch: dict[str, jax.Array]
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: dict[str, Features], batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Eq. 4 on the global batch: each layer of view 1 with the global layer of view 2, and the reverse.
 
         So (global, global) counts twice, as the paper's two sets do. Locations are averaged, not summed as in Eq. 4, so
@@ -109,8 +127,10 @@ class Vdim:
         view1, view2 = embeddings["view1"], embeddings["view2"]
         total, metrics = 0.0, {}
         for layer in self.network.layers:
-            for pair, antecedents, consequents in ((f"{layer}_global", view1[layer], view2["global"]),
-                                                   (f"global_{layer}", view1["global"], view2[layer])):
+            for pair, antecedents, consequents in (
+                (f"{layer}_global", view1[layer], view2["global"]),
+                (f"global_{layer}", view1["global"], view2[layer]),
+            ):
                 nce, squared_score = losses.deep_infomax_nce(antecedents, consequents, clip_score=self.clip_score)
                 total += nce + self.score_penalty * squared_score
                 metrics[f"nce_{pair}"] = nce

@@ -12,16 +12,19 @@ Read beside Section 3.1 of the paper:
 
 MoCLR: one scale, average pooling, all views from one frame (data.sampler="single").
 """
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vivi_jax import augment, losses
-from vivi_jax.models.heads import MultiScalePool, Projector, in_compute_type
+from vivi_jax import losses
+from vivi_jax.augment import byol
+from vivi_jax.models.heads import MultiScalePool, Projector, cast_kernels
 
 
 class VitoNetwork(nn.Module):
     """f, a and g of the paper's Figure 2."""
+
     encoder: nn.Module
     pool: nn.Module
     projector: nn.Module
@@ -35,12 +38,23 @@ class VitoNetwork(nn.Module):
 class Vito:
     """The method: how examples become embeddings, and embeddings a loss."""
 
-    def __init__(self, encoder: nn.Module, *, stages: tuple[str, ...], pooling: str, attention_hidden: int,
-                 projector_hidden: int, projector_out: int, temperature: float, ema_base: float):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        stages: tuple[str, ...],
+        pooling: str,
+        attention_hidden: int,
+        projector_hidden: int,
+        projector_out: int,
+        temperature: float,
+        ema_base: float,
+    ):
         self.network = VitoNetwork(
             encoder,
             MultiScalePool(stages=tuple(stages), pooling=pooling, hidden=attention_hidden, dtype=encoder.dtype),
-            Projector(hidden=projector_hidden, out=projector_out, norm=encoder.norm, dtype=encoder.dtype))
+            Projector(hidden=projector_hidden, out=projector_out, norm=encoder.norm, dtype=encoder.dtype),
+        )
         self.temperature = temperature
         self.ema_base = ema_base
 
@@ -72,8 +86,8 @@ class Vito:
           ({"online", "target"}: float32[B, V, D] of norm 1/sqrt(tau), new model_state, new target). The target network
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
         """
-        views_BxVxHxWx3 = augment.byol_views(batch["views"], keys["views"])
-        params = in_compute_type(params, self.network.encoder.dtype)
+        views_BxVxHxWx3 = byol.byol_views(batch["views"], keys["views"])
+        params = cast_kernels(params, self.network.encoder.dtype)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
             z_BxD, model_state = self.project(params, model_state, views_BxVxHxWx3[:, v])
@@ -86,11 +100,13 @@ class Vito:
     def project(self, params, model_state, images_BxHxWx3: jax.Array) -> tuple[jax.Array, dict]:
         """z = g(pool(f(images))) with norm 1/sqrt(tau), in training mode; and the new BatchNorm statistics."""
         (z_BxD, _), model_state = self.network.apply(
-            {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state))
-        return losses.unit_length(z_BxD) / self.temperature ** 0.5, model_state
+            {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state)
+        )
+        return losses.unit_length(z_BxD) / self.temperature**0.5, model_state
 
-    def loss(self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """MoCLR's loss on the global batch, and signs of collapse (of the online network's first view)."""
         loss = losses.moclr(embeddings["online"], embeddings["target"])
         return loss, losses.collapse_indicators(jax.lax.stop_gradient(embeddings["online"][:, 0]))

@@ -13,13 +13,15 @@ Read beside Section 3 of the paper (x^i_k,l: frame l of shot k of video i, augme
 Sums over examples are means here. With lambda = 0 no critic is trained: video_loss "none". Images instead of videos are
 shots of one frame cut several times; without videos the method is plain supervised training.
 """
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vivi_jax import augment_vivi, losses
-from vivi_jax.errors import ConfigError, choose
-from vivi_jax.models.heads import in_compute_type
+from vivi_jax import losses
+from vivi_jax.augment import vivi as augment_vivi
+from vivi_jax.errors import ConfigError, lookup
+from vivi_jax.models.heads import cast_kernels
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 
 OPTIONS = {
@@ -52,8 +54,14 @@ class ViviNetwork(nn.Module):
         self.order = ShotOrder(self.order_hidden)
         self.classifier = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros)  # zeros: BiT's code
 
-    def __call__(self, frames_NxKxMxHxWx3: jax.Array | None, reversed_N: jax.Array | None,
-                 images_BxHxWx3: jax.Array | None, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(
+        self,
+        frames_NxKxMxHxWx3: jax.Array | None,
+        reversed_N: jax.Array | None,
+        images_BxHxWx3: jax.Array | None,
+        *,
+        train: bool,
+    ) -> dict[str, jax.Array]:
         """Either stream may be None. Returns the embeddings that Vivi.loss takes."""
         embeddings = {}
         if frames_NxKxMxHxWx3 is not None:
@@ -90,17 +98,50 @@ class ViviNetwork(nn.Module):
 class Vivi:
     """The method: how examples become embeddings, and embeddings a loss."""
 
-    def __init__(self, encoder: nn.Module, *, frame_loss: str, shot_loss: str, video_loss: str, triplet_margin: float,
-                 triplet_groups: int, lambda_video: float, gamma: float, exemplar_dim: int, shot_dim: int,
-                 predictor_hidden: int, predictor_out: int, lstm_layers: int, order_hidden: int, num_classes: int,
-                 color: str, labelled_color: str, hsv: bool, grey_prob: float):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        frame_loss: str,
+        shot_loss: str,
+        video_loss: str,
+        triplet_margin: float,
+        triplet_groups: int,
+        lambda_video: float,
+        gamma: float,
+        exemplar_dim: int,
+        shot_dim: int,
+        predictor_hidden: int,
+        predictor_out: int,
+        lstm_layers: int,
+        order_hidden: int,
+        num_classes: int,
+        color: str,
+        labelled_color: str,
+        hsv: bool,
+        grey_prob: float,
+    ):
         for option, value in (("frame_loss", frame_loss), ("shot_loss", shot_loss), ("video_loss", video_loss)):
-            choose(f"config.method.{option}", value, dict.fromkeys(OPTIONS[option]))
-        self.network = ViviNetwork(encoder, frame_loss, shot_loss, video_loss, exemplar_dim, shot_dim, predictor_hidden,
-                                   predictor_out, lstm_layers, order_hidden, num_classes)
-        self.standardize = getattr(encoder, "weight_standardization", False)  # by in_compute_type, for both streams
-        self.train_network = self.network.clone(
-            encoder=encoder.clone(weight_standardization=False)) if self.standardize else self.network
+            lookup(f"config.method.{option}", value, dict.fromkeys(OPTIONS[option]))
+        self.network = ViviNetwork(
+            encoder,
+            frame_loss,
+            shot_loss,
+            video_loss,
+            exemplar_dim,
+            shot_dim,
+            predictor_hidden,
+            predictor_out,
+            lstm_layers,
+            order_hidden,
+            num_classes,
+        )
+        self.standardize = getattr(encoder, "weight_standardization", False)  # by cast_kernels, for both streams
+        self.train_network = (
+            self.network.clone(encoder=encoder.clone(weight_standardization=False))
+            if self.standardize
+            else self.network
+        )
         self.triplet_margin, self.triplet_groups = triplet_margin, triplet_groups
         self.lambda_video, self.gamma = lambda_video, gamma
         self.frame_augmentation = dict(color=color, hsv=hsv, grey_prob=grey_prob)
@@ -115,8 +156,10 @@ class Vivi:
         """
         net, image = self.network, (data.image_size, data.image_size, 3)
         if (data.unlabelled != "none") != ((net.frame_loss, net.shot_loss, net.video_loss) != ("none",) * 3):
-            raise ConfigError(f"config.data.unlabelled={data.unlabelled!r} does not go with config.method's frame_loss="
-                              f"{net.frame_loss!r}, shot_loss={net.shot_loss!r} and video_loss={net.video_loss!r}")
+            raise ConfigError(
+                f"config.data.unlabelled={data.unlabelled!r} does not go with config.method's frame_loss="
+                f"{net.frame_loss!r}, shot_loss={net.shot_loss!r} and video_loss={net.video_loss!r}"
+            )
         spec = {}
         if data.unlabelled != "none":
             spec["shots"] = jax.ShapeDtypeStruct((batch_size, data.shots, data.frames, *image), jnp.uint8)
@@ -153,14 +196,20 @@ class Vivi:
             reversed_N = jax.vmap(jax.random.bernoulli)(order_keys)
         if "image" in batch:
             images = augment(batch["image"], keys["image"], **self.image_augmentation)
-        encoder = in_compute_type(params["encoder"], self.network.encoder.dtype, standardize=self.standardize)
+        encoder = cast_kernels(params["encoder"], self.network.encoder.dtype, standardize=self.standardize)
         embeddings, model_state = self.train_network.apply(
-            {"params": params | {"encoder": encoder}, **model_state}, frames, reversed_N, images, train=True,
-            mutable=list(model_state))
+            {"params": params | {"encoder": encoder}, **model_state},
+            frames,
+            reversed_N,
+            images,
+            train=True,
+            mutable=list(model_state),
+        )
         return embeddings, model_state, target
 
-    def loss(self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
-             ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """L_S + lambda L_V + gamma L_SUP on the global batch, each of them, and accuracies of the pretext tasks."""
         total, metrics = 0.0, {}
 
@@ -172,15 +221,21 @@ class Vivi:
 
         if "rotation_logits" in embeddings:
             logits = embeddings["rotation_logits"]
-            add("frame_loss", 1.0, losses.cross_entropy(logits, jnp.broadcast_to(
-                jnp.arange(4), logits.shape[:-1]), "rotation"))
+            add(
+                "frame_loss",
+                1.0,
+                losses.cross_entropy(logits, jnp.broadcast_to(jnp.arange(4), logits.shape[:-1]), "rotation"),
+            )
         if "exemplars" in embeddings:
             add("shot_loss", 1.0, self.shot_loss(embeddings["exemplars"]))
         if "predicted" in embeddings:
             add("video_loss", self.lambda_video, losses.shot_info_nce(embeddings["predicted"], embeddings["shots"]))
         if "order_logits" in embeddings:
-            add("video_loss", self.lambda_video, losses.cross_entropy(
-                embeddings["order_logits"], embeddings["reversed"].astype(jnp.int32), "order"))
+            add(
+                "video_loss",
+                self.lambda_video,
+                losses.cross_entropy(embeddings["order_logits"], embeddings["reversed"].astype(jnp.int32), "order"),
+            )
         if "class_logits" in embeddings:
             add("labelled_loss", self.gamma, losses.cross_entropy(embeddings["class_logits"], batch["label"], "class"))
         if "pooled" in embeddings:

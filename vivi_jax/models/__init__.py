@@ -7,7 +7,7 @@ takes clips [B, T, H, W, 3], and its feature maps have a time axis.
 
 from flax import linen as nn
 
-from vivi_jax.errors import choose
+from vivi_jax.errors import lookup
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 
@@ -24,4 +24,4 @@ def build_encoder(name: str, **kwargs) -> nn.Module:
       TypeError: an argument the encoder does not have.
     """
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
-    return choose("config.encoder.name", name, ENCODERS)(**arguments)
+    return lookup("config.encoder.name", name, ENCODERS)(**arguments)

@@ -114,7 +114,8 @@ class ResidualMlp(nn.Module):
         hidden = hidden.reshape(*x.shape[:-1], self.out)
         hidden = nn.relu(make_norm(self.norm, dtype=self.dtype, name="norm1")(hidden, train))
         y = nn.Dense(self.out, use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv2")(
-            hidden.reshape(-1, self.out))
+            hidden.reshape(-1, self.out)
+        )
         y += nn.Dense(self.out, kernel_init=near_identity, dtype=self.dtype, name="shortcut")(locations)
         y = y.reshape(*x.shape[:-1], self.out)
         return make_norm(self.norm, dtype="float32", name="norm2")(y, train)
@@ -126,7 +127,7 @@ def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float
     return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
 
 
-def in_compute_type(params: dict, dtype: str, *, standardize: bool = False) -> dict:
+def cast_kernels(params: dict, dtype: str, *, standardize: bool = False) -> dict:
     """Kernels as the layers use them, made once for all views or streams: the values are the same.
 
     Made in each view, the gradient of every kernel would go over the network once per view: sums of converted
@@ -135,6 +136,7 @@ def in_compute_type(params: dict, dtype: str, *, standardize: bool = False) -> d
     Args:
       standardize: kernels of convolutions are standardised first (the network must then not do it again).
     """
+
     def convert(path, leaf: jax.Array) -> jax.Array:
         names = [entry.key for entry in path]
         if names[-1] != "kernel" or "mlp2" in names:  # AttentionPool's: float32

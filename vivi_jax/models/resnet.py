@@ -73,8 +73,13 @@ class ResNet(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        for field, known in (("depth", tuple(DEPTHS)), ("version", (1, 2)), ("norm", NORMS), ("stem", STEMS),
-                             ("output_stride", OUTPUT_STRIDES)):
+        for field, known in (
+            ("depth", tuple(DEPTHS)),
+            ("version", (1, 2)),
+            ("norm", NORMS),
+            ("stem", STEMS),
+            ("output_stride", OUTPUT_STRIDES),
+        ):
             if getattr(self, field) not in known:
                 raise ConfigError(f"ResNet {field}={getattr(self, field)!r}: must be one of {known}")
         if round(64 * self.width) < 1:
@@ -208,8 +213,14 @@ class Conv(nn.Module):
             x = x[:, :: self.stride, :: self.stride]
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         pad = self.dilation * (self.size // 2)
-        return lax.conv_general_dilated(x, kernel, (self.stride,) * 2, ((pad, pad),) * 2,
-                                        rhs_dilation=(self.dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride,) * 2,
+            ((pad, pad),) * 2,
+            rhs_dilation=(self.dilation,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
 
 
 def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

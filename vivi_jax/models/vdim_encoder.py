@@ -3,6 +3,7 @@
 A block convolves in space (k_s x k_s, stride s_s) and then in time (k_t, stride s_t). Nothing is padded after row 1, so
 the features of "Local 1" and "Local 2" see only a patch of the clip each, while "Global" sees all of it.
 """
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, NORMS, channelwi
 
 class ConvRow(NamedTuple):
     """ConvBlock(k_s, k_t, s_s, s_t, use_bn) of Table 1; use_bn is False in all rows. `pad`: positions on each side."""
+
     channels: int
     k_s: int
     k_t: int
@@ -29,6 +31,7 @@ class ConvRow(NamedTuple):
 
 class ResRow(NamedTuple):
     """ResBlock(k_s, s_s, k_t, s_t, n) of Table 1: a residual unit with these kernels, then n with kernels of 1."""
+
     channels: int
     k_s: int
     s_s: int
@@ -43,34 +46,36 @@ TABLES = {
     # one of 1 in row 5, with which its sizes do not come out; with 2 all of them do, and the spatial ones are AMDIM's.
     # The first number of its size column, headed "B", is channels. Padding is not printed: 2 in row 1 follows from the
     # sizes. n is read as "n units after the strided one": that gives the paper's 17.3 M parameters, n - 1 does not.
-    "paper": (                                          # row     C x  T x  H x  W    sees frames, pixels
-        ConvRow(64, 5, 5, 2, 2, pad=2),                 # 1      64 x 16 x 64 x 64     5,   5
-        ConvRow(64, 3, 3, 1, 1, pad=0),                 # 2      64 x 14 x 62 x 62     9,   9
-        ResRow(128, 4, 2, 1, 1, 3),                     # 3     128 x 14 x 30 x 30     9,  15
-        ResRow(256, 4, 2, 1, 1, 3),                     # 4     256 x 14 x 14 x 14     9,  27
-        ResRow(512, 2, 2, 2, 2, 3, view="local1"),      # 5     512 x  7 x  7 x  7    11,  35
-        ResRow(512, 3, 1, 3, 1, 3, view="local2"),      # 6     512 x  5 x  5 x  5    19,  67
-        ResRow(512, 3, 1, 3, 1, 3),                     # 7     512 x  3 x  3 x  3    27,  99
-        ResRow(512, 3, 1, 3, 1, 0, view="global"),      # 8     512 x  1 x  1 x  1    35, 131
+    "paper": (  # row     C x  T x  H x  W    sees frames, pixels
+        ConvRow(64, 5, 5, 2, 2, pad=2),  # 1      64 x 16 x 64 x 64     5,   5
+        ConvRow(64, 3, 3, 1, 1, pad=0),  # 2      64 x 14 x 62 x 62     9,   9
+        ResRow(128, 4, 2, 1, 1, 3),  # 3     128 x 14 x 30 x 30     9,  15
+        ResRow(256, 4, 2, 1, 1, 3),  # 4     256 x 14 x 14 x 14     9,  27
+        ResRow(512, 2, 2, 2, 2, 3, view="local1"),  # 5     512 x  7 x  7 x  7    11,  35
+        ResRow(512, 3, 1, 3, 1, 3, view="local2"),  # 6     512 x  5 x  5 x  5    19,  67
+        ResRow(512, 3, 1, 3, 1, 3),  # 7     512 x  3 x  3 x  3    27,  99
+        ResRow(512, 3, 1, 3, 1, 0, view="global"),  # 8     512 x  1 x  1 x  1    35, 131
     ),
     # Ours, for 8 frames of 48 x 48 and two CPU cores: the same blocks, fewer and narrower, on patches of 4 x 4.
     "small": (
-        ConvRow(32, 4, 2, 4, 1, pad=0),                 # 1      32 x  7 x 12 x 12     2,   4
-        ConvRow(32, 3, 3, 1, 1, pad=0),                 # 2      32 x  5 x 10 x 10     4,  12
-        ResRow(64, 4, 2, 1, 1, 1),                      # 3      64 x  5 x  4 x  4     4,  24
-        ResRow(128, 2, 1, 2, 1, 1, view="local1"),      # 4     128 x  4 x  3 x  3     5,  32
-        ResRow(128, 2, 1, 2, 1, 1, view="local2"),      # 5     128 x  3 x  2 x  2     6,  40
-        ResRow(128, 2, 1, 3, 1, 0, view="global"),      # 6     128 x  1 x  1 x  1     8,  48
+        ConvRow(32, 4, 2, 4, 1, pad=0),  # 1      32 x  7 x 12 x 12     2,   4
+        ConvRow(32, 3, 3, 1, 1, pad=0),  # 2      32 x  5 x 10 x 10     4,  12
+        ResRow(64, 4, 2, 1, 1, 1),  # 3      64 x  5 x  4 x  4     4,  24
+        ResRow(128, 2, 1, 2, 1, 1, view="local1"),  # 4     128 x  4 x  3 x  3     5,  32
+        ResRow(128, 2, 1, 2, 1, 1, view="local2"),  # 5     128 x  3 x  2 x  2     6,  40
+        ResRow(128, 2, 1, 3, 1, 0, view="global"),  # 6     128 x  1 x  1 x  1     8,  48
     ),
 }
 
 
 def fan_in_uniform(variance: float) -> Callable:
     """Initialiser of kernels [..., C, C']: uniform, of this variance divided by the inputs of an output."""
+
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         bound = math.sqrt(3 * variance / math.prod(shape[:-1]))
         # Drawn flat, which XLA:CPU compiles several times as fast; the values are the same.
         return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
     return init
 
 
@@ -148,9 +153,11 @@ def check_size(shape: tuple[int, ...], row: ConvRow | ResRow, index: int, clips:
     pad = row.pad if isinstance(row, ConvRow) else 0
     _, frames, height, width, _ = shape
     if frames + 2 * pad < row.k_t or min(height, width) + 2 * pad < row.k_s or min(height, width) <= pad:
-        raise ConfigError(f"clips of {clips[1]} frames of {clips[2]} x {clips[3]} pixels are too small for the VDIM "
-                          f"encoder: row {index} needs {row.k_t} frames of {row.k_s} x {row.k_s}, it gets {frames} of "
-                          f"{height} x {width}; use longer or larger clips, or encoder.table='small'")
+        raise ConfigError(
+            f"clips of {clips[1]} frames of {clips[2]} x {clips[3]} pixels are too small for the VDIM "
+            f"encoder: row {index} needs {row.k_t} frames of {row.k_s} x {row.k_s}, it gets {frames} of "
+            f"{height} x {width}; use longer or larger clips, or encoder.table='small'"
+        )
 
 
 class ConvBlock(nn.Module):
@@ -197,8 +204,9 @@ class ResUnit(nn.Module):
         """[B, T, H, W, C] -> [B, t, h, w, C'], C' >= C."""
         row = self.row
         y = SpatialConv(row.channels, row.k_s, row.s_s, init=UNIT_INIT, dtype=self.dtype, name="spatial")(x)
-        y = TemporalConv(row.channels, row.k_t, row.s_t, init=nn.initializers.zeros, dtype=self.dtype,
-                         name="temporal")(nn.relu(y))
+        y = TemporalConv(row.channels, row.k_t, row.s_t, init=nn.initializers.zeros, dtype=self.dtype, name="temporal")(
+            nn.relu(y)
+        )
         for axis, k, stride in ((1, row.k_t, row.s_t), (2, row.k_s, row.s_s), (3, row.k_s, row.s_s)):
             x = average_pool(x, axis, k, stride)
         return y + jnp.pad(x, ((0, 0),) * 4 + ((0, row.channels - x.shape[-1]),))
@@ -219,10 +227,15 @@ class SpatialConv(nn.Module):
         """[B, T, H, W, C] -> [B, T, h, w, features]."""
         kernel = self.param("kernel", self.init, (self.k, self.k, x.shape[-1], self.features)).astype(self.dtype)
         if self.k == 1:  # as a matmul: a 1x1 convolution's weight gradient is slow on XLA:CPU (resnet.Conv)
-            y = matmul(x[:, :, ::self.stride, ::self.stride], kernel[0, 0])
+            y = matmul(x[:, :, :: self.stride, :: self.stride], kernel[0, 0])
         else:
-            y = lax.conv_general_dilated(x.reshape(-1, *x.shape[2:]), kernel, (self.stride,) * 2, "VALID",
-                                         dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            y = lax.conv_general_dilated(
+                x.reshape(-1, *x.shape[2:]),
+                kernel,
+                (self.stride,) * 2,
+                "VALID",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
             y = y.reshape(*x.shape[:2], *y.shape[1:])
         return add_bias(self, y) if self.bias else y
 

@@ -2,6 +2,7 @@
 
 Computed in float32: next to the encoder they cost nothing.
 """
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -48,13 +49,17 @@ class ShotPredictor(nn.Module):
         if shots < 2:
             raise ConfigError("video_loss='info_nce' needs two shots of a video or more: raise config.data.shots")
         if shots == 2:
-            return (MLP(self.hidden, self.out, name="phi1")(shots_NxKxE[:, :1]),
-                    MLP(self.hidden, self.out, name="phi2")(shots_NxKxE))
+            return (
+                MLP(self.hidden, self.out, name="phi1")(shots_NxKxE[:, :1]),
+                MLP(self.hidden, self.out, name="phi2")(shots_NxKxE),
+            )
         x_NxPxE = shots_NxKxE[:, :-1]
         for layer in range(1, self.lstm_layers + 1):
             x_NxPxE = nn.RNN(nn.OptimizedLSTMCell(self.hidden), name=f"lstm{layer}")(x_NxPxE)
-        return (nn.Dense(self.hidden, use_bias=False, name="phi1")(x_NxPxE),
-                nn.Dense(self.hidden, use_bias=False, name="phi2")(shots_NxKxE))
+        return (
+            nn.Dense(self.hidden, use_bias=False, name="phi1")(x_NxPxE),
+            nn.Dense(self.hidden, use_bias=False, name="phi2")(shots_NxKxE),
+        )
 
 
 class ShotOrder(nn.Module):

@@ -1,0 +1,117 @@
+"""The one road to an encoder for all evaluations: load a run, an exported file or random weights; extract features.
+
+Needs neither TensorFlow nor scikit-learn.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vivi_jax import checkpoint
+from vivi_jax.distributed import sharding
+from vivi_jax.errors import CheckpointError
+from vivi_jax.export import resnet as export
+from vivi_jax.models import build_encoder
+
+EXPORT_IMAGE_SIZE = 224  # an export does not say what size it was trained at; a run does
+
+
+class LoadedEncoder(NamedTuple):
+    """Attributes:
+    encoder: the module.
+    variables: {"params", and "batch_stats" with BatchNorm}, ready for encoder.apply.
+    image_size: pixels of a side, as trained.
+    """
+
+    encoder: nn.Module
+    variables: dict
+    image_size: int
+
+
+def load_encoder(source: str) -> LoadedEncoder:
+    """The encoder of a run directory or of a .safetensors file.
+
+    Raises:
+      CheckpointError: nothing there, or it does not verify.
+    """
+    if pathlib.Path(source).suffix == ".safetensors":
+        kwargs, variables = export.load_encoder(source)
+        return LoadedEncoder(build_encoder(**kwargs), variables, EXPORT_IMAGE_SIZE)
+    kwargs, variables = checkpoint.load_encoder(source)
+    return LoadedEncoder(build_encoder(**kwargs), variables, checkpoint.load_config(source)["data"]["image_size"])
+
+
+def extract_features(encoder: nn.Module, variables: dict, batches: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features of all images, computed on all devices.
+
+    Args:
+      batches: of {"image": uint8[b, H, W, 3], "label": int32[b]}; every process gives the same ones. The last may be
+        smaller: it is padded to the size of the first, so that one program serves all, and the padding is cut off.
+
+    Returns:
+      (features float32[N, C], labels int32[N]), in the order of the batches.
+    """
+    mesh = sharding.make_mesh()
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    features, labels, rows = [], [], 0
+    for batch in batches:
+        image = batch["image"]
+        rows = rows or -(-len(image) // mesh.size) * mesh.size  # the devices share the rows equally
+        padded = np.concatenate([image, np.zeros((rows - len(image), *image.shape[1:]), np.uint8)])
+        on_devices = jax.make_array_from_callback(padded.shape, sharding.batch_sharding(mesh), padded.__getitem__)
+        pooled = _pooled(encoder, sharding.replicated(mesh), variables, on_devices)
+        features.append(np.asarray(pooled)[: len(image)])
+        labels.append(batch["label"])
+    return np.concatenate(features), np.concatenate(labels)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _pooled(encoder, out_sharding, variables, images_BxHxWx3):
+    """float32[B, C] on every device: the caller reads all of it."""
+    pooled, _ = encoder.apply(variables, images_BxHxWx3.astype(jnp.float32) / 255, train=False)
+    return jax.lax.with_sharding_constraint(pooled, out_sharding)
+
+
+class FrameClassifier(NamedTuple):
+    """Attributes:
+    top1: (uint8[N, H, W, 3] RGB, N at most `batch_size`) -> int32[N], the most probable class of each.
+    num_classes: of its output.
+    sha256: of its weights.
+    """
+
+    top1: Callable[[np.ndarray], np.ndarray]
+    num_classes: int
+    sha256: str
+
+
+def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
+    """A ResNet with a classifier: a run directory, or a .safetensors file in torchvision's or timm's names.
+
+    Raises:
+      CheckpointError: nothing there, it does not verify, or it has no classifier.
+    """
+    encoder, variables, _ = load_encoder(weights)
+    if getattr(encoder, "num_classes", None) is None:
+        raise CheckpointError(
+            f"{weights} has no classifier: give a ResNet with one, such as torchvision's resnet50 of "
+            "ImageNet saved as safetensors"
+        )
+    variables = jax.device_put(variables)
+
+    @jax.jit
+    def predict(images_NxHxWx3):
+        logits = encoder.apply(variables, images_NxHxWx3.astype(jnp.float32) / 255, train=False)[1]["logits"]
+        return logits.argmax(axis=-1)
+
+    def top1(images_NxHxWx3: np.ndarray) -> np.ndarray:
+        missing = batch_size - len(images_NxHxWx3)  # padded, so that one program serves all
+        padded = np.concatenate([images_NxHxWx3, np.zeros((missing, *images_NxHxWx3.shape[1:]), np.uint8)])
+        return np.asarray(predict(padded))[: len(images_NxHxWx3)]
+
+    return FrameClassifier(top1, encoder.num_classes, checkpoint.state_sha256(variables))

@@ -1,0 +1,261 @@
+"""Measures an image encoder on a labelled set: weighted k-NN, or a linear probe, on frozen features.
+
+    python -m evaluation.probe --checkpoint=RUN_OR_FILE --dataset=DIR_OR_TFDS --mode=knn|linear [--out=JSON]
+
+--checkpoint is a run directory of vivi_jax.main or a .safetensors export; --dataset is what
+input_pipeline.images.load_labelled takes. The result is one JSON object, on stdout and in --out.
+
+Features are the encoder's pooled output (the method's projector is left out), of the central square of each image.
+--train_share=0.01 keeps that share of each class's training images (low-shot); --cache=DIR keeps features on disk.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from evaluation import encoders
+from input_pipeline import images
+from input_pipeline.store import DataError
+from vivi_jax import checkpoint
+from vivi_jax.errors import CheckpointError, ConfigError
+
+
+def cached_features(
+    encoder: nn.Module,
+    variables: dict,
+    labelled: images.LabelledImages,
+    *,
+    image_size: int,
+    batch_size: int,
+    cache: str | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """extract_features of the central squares; from a file in the folder `cache`, if given and they are there.
+
+    The file is named by the encoder, its weights, the image size, and the images' names and labels: other pixels under
+    the same names go unnoticed.
+    """
+
+    def extract() -> tuple[np.ndarray, np.ndarray]:
+        return encoders.extract_features(
+            encoder, variables, images.eval_batches(labelled, batch_size=batch_size, image_size=image_size)
+        )
+
+    if cache is None:
+        return extract()
+    digest = hashlib.sha256(f"{encoder!r} {checkpoint.state_sha256(variables)} {image_size}".encode())
+    for i, label in enumerate(labelled.labels):
+        digest.update(f"{labelled.name(i)} {label}\n".encode())
+    path = pathlib.Path(cache, f"{digest.hexdigest()}.npz")
+    if path.exists():
+        with np.load(path) as file:
+            return file["features"], file["labels"]
+    features, labels = extract()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{os.getpid()}.{path.name}")
+    np.savez(unfinished, features=features, labels=labels)
+    unfinished.replace(path)
+    return features, labels
+
+
+def low_shot(labelled: images.LabelledImages, share: float, *, seed: int = 0) -> images.LabelledImages:
+    """The same share of every class, at least one image each, chosen by the seed.
+
+    ImageNet's usual 1 % and 10 % are fixed lists (SimCLR's) of about as many images per class; these are others.
+
+    Raises:
+      ConfigError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"a share of {share} of the training images: must be above 0 and at most 1")
+    rng = np.random.Generator(np.random.Philox(seed))
+    chosen = []
+    for k in np.unique(labelled.labels):
+        of_class = rng.permutation(np.flatnonzero(labelled.labels == k))
+        chosen.append(of_class[: max(1, round(share * len(of_class)))])
+    return labelled.take(np.sort(np.concatenate(chosen)))
+
+
+def knn_predict(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    *,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> np.ndarray:
+    """Weighted k-nearest-neighbour classes (Wu et al. 2018, section 3.4): int32[M].
+
+    Each of the k training features of highest cosine similarity s votes for its class with weight exp(s / temperature).
+    Wu et al. use k = 200 on ImageNet and temperature 0.07; k = 20 is common for smaller banks.
+
+    Args:
+      train_features: float[N, C]; train_labels: int[N] in [0, num_classes); test_features: float[M, C].
+      chunk: test features at a time; memory is chunk x N.
+
+    Raises:
+      ConfigError: fewer than k training features.
+    """
+    if not 1 <= k <= len(train_features):
+        raise ConfigError(f"k={k} neighbours of {len(train_features)} training images: k must be between 1 and that")
+
+    @jax.jit
+    def predict(bank_NxC, labels_N, queries_MxC):
+        similarity_MxN = jnp.matmul(queries_MxC, bank_NxC.T, precision=jax.lax.Precision.HIGHEST)
+        nearest_Mxk, index_Mxk = jax.lax.top_k(similarity_MxN, k)
+        votes_MxkxK = jax.nn.one_hot(labels_N[index_Mxk], num_classes) * jnp.exp(nearest_Mxk / temperature)[..., None]
+        return votes_MxkxK.sum(axis=1).argmax(axis=-1)
+
+    bank, queries = _unit(train_features), _unit(test_features)
+    labels = np.asarray(train_labels, np.int32)
+    return np.concatenate(
+        [
+            np.asarray(predict(bank, labels, queries[start : start + chunk]), np.int32)
+            for start in range(0, len(queries), chunk)
+        ]
+    )
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows of zeros stay zero."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def linear_probe(train_features: np.ndarray, train_labels: np.ndarray, *, l2: float = 1e-3) -> Pipeline:
+    """Fits multinomial logistic regression with L-BFGS on all training features at once, each standardised.
+
+    Minimises mean cross-entropy + l2/2 |W|^2, biases free. `l2` is one fixed value, not tuned on anything.
+
+    Returns:
+      A fitted scikit-learn pipeline: .predict(features) -> labels, .predict_proba(features).
+    """
+    classifier = LogisticRegression(C=1 / (l2 * len(train_features)), max_iter=1000)
+    return make_pipeline(StandardScaler(), classifier).fit(train_features, train_labels)
+
+
+def load_sets(dataset: str, *, k: int, train_share: float = 1.0) -> dict[str, images.LabelledImages]:
+    """{"train", "test"} of a labelled data set, with `train_share` of the training images of each class.
+
+    Raises:
+      DataError: no labelled images, fewer than two classes, or fewer than k training images.
+    """
+    sets = {split: images.load_labelled(dataset, split) for split in ("train", "test")}
+    sets["train"] = low_shot(sets["train"], train_share)
+    classes, train_size = np.unique(sets["train"].labels), len(sets["train"])
+    if len(classes) < 2:
+        raise DataError(
+            f"all {train_size} training images of {dataset} are {sets['train'].class_names[classes[0]]!r}: "
+            "an evaluation needs two classes or more"
+        )
+    if not 1 <= k <= train_size:
+        raise DataError(
+            f"{k} neighbours cannot be found among the {train_size} training images of {dataset}; "
+            f"give a k between 1 and {train_size}"
+        )
+    return sets
+
+
+def evaluate(
+    encoder: nn.Module,
+    variables: dict,
+    sets: dict[str, images.LabelledImages],
+    *,
+    modes: Iterable[str],
+    image_size: int,
+    batch_size: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    l2: float = 1e-3,
+    cache: str | None = None,
+) -> dict[str, float]:
+    """{"MODE_top1": share of the test images whose class is predicted, in [0, 1]} for each of `modes` (MODES)."""
+    train, (test_features, test_labels) = (
+        cached_features(encoder, variables, sets[split], image_size=image_size, batch_size=batch_size, cache=cache)
+        for split in ("train", "test")
+    )
+    predict = {
+        "knn": lambda: knn_predict(
+            *train, test_features, num_classes=len(sets["train"].class_names), k=k, temperature=temperature
+        ),
+        "linear": lambda: linear_probe(*train, l2=l2).predict(test_features),
+    }
+    return {f"{mode}_top1": float((predict[mode]() == test_labels).mean()) for mode in modes}
+
+
+def make_evaluator(
+    encoder: nn.Module, *, dataset: str, image_size: int, batch_size: int, linear: bool, k: int = 20
+) -> Callable[[dict], dict[str, float]]:
+    """Returns hook(variables {"params", "batch_stats"}) -> {"knn_top1", and "linear_top1" if linear}.
+
+    The data set is opened here, so that what is wrong with it is said before the training and not after.
+    """
+    sets = load_sets(dataset, k=k)
+    modes = ("knn", "linear") if linear else ("knn",)
+    return lambda variables: evaluate(
+        encoder, variables, sets, modes=modes, image_size=image_size, batch_size=batch_size, k=k
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.probe", description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="run directory, or .safetensors file")
+    parser.add_argument("--dataset", required=True, help="labelled images: folder, frame store, or TFDS name")
+    parser.add_argument("--mode", choices=("knn", "linear"), default="knn")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help=f"pixels; by default what the run was trained at, or {encoders.EXPORT_IMAGE_SIZE} for a file",
+    )
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--k", type=int, default=20, help="neighbours of --mode=knn")
+    parser.add_argument("--train_share", type=float, default=1.0, help="share of each class's training images to use")
+    parser.add_argument("--cache", help="folder that keeps features; the next call with the same encoder reads them")
+    parser.add_argument("--out", help="JSON file to write the result to")
+    args = parser.parse_args(argv)
+    try:
+        encoder, variables, trained_at = encoders.load_encoder(args.checkpoint)
+        sets = load_sets(args.dataset, k=args.k, train_share=args.train_share)
+        image_size = args.image_size or trained_at
+        result = evaluate(
+            encoder,
+            variables,
+            sets,
+            modes=(args.mode,),
+            image_size=image_size,
+            batch_size=args.batch_size,
+            k=args.k,
+            cache=args.cache,
+        )
+    except (CheckpointError, ConfigError, DataError) as e:
+        sys.exit(f"error: {e}")
+    text = json.dumps(
+        result
+        | {
+            "checkpoint": args.checkpoint,
+            "dataset": args.dataset,
+            "image_size": image_size,
+            "train_images": len(sets["train"]),
+            "test_images": len(sets["test"]),
+            "classes": len(sets["train"].class_names),
+        }
+    )
+    print(text)
+    if args.out:
+        pathlib.Path(args.out).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

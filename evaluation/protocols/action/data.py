@@ -1,0 +1,293 @@
+"""Labelled videos for action recognition: UCF-101 and HMDB-51 with their official splits, class folders, frame stores.
+
+    DATA/train, DATA/test                         two frame stores of labelled videos, or two folders of class folders
+    DATA/**/{train,test}list0N.txt, classInd.txt  UCF-101's lists, beside its videos anywhere under DATA
+    DATA/**/CLASS_test_splitN.txt                 HMDB-51's lists, likewise
+    DATA/CLASS/*, or DATA a frame store           one in five of each class, by a hash of its name, is for testing
+    DATA = "ucf101", and no such folder           UCF-101 as TensorFlow Datasets has prepared it, with its three splits
+
+Videos are decoded once, by input_pipeline.prepare, into frame stores; prepare says which it refused and why.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+
+import numpy as np
+
+from evaluation.protocols.action import tfds_videos as actions_tfds
+from input_pipeline.preparation import local as prepare
+from input_pipeline.store import LEDGER, META, DataError, FrameStore
+
+_LOG = logging.getLogger(__name__)
+_HELD_OUT = 5
+_TRAIN, _TEST = "1", "2"  # in HMDB-51's lists; 0 is in neither
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some videos of a frame store and their classes."""
+
+    store: FrameStore
+    videos: np.ndarray  # int64[n], numbers in the store
+    labels: np.ndarray  # int32[n], index into ActionSplit.class_names
+
+    def take_per_class(self, count: int, seed: int) -> "Part":
+        """`count` videos of each class (all, where there are fewer), drawn by `seed`."""
+        order = np.random.default_rng(seed).permutation(len(self.labels))
+        chosen = np.sort(np.concatenate([order[self.labels[order] == label][:count] for label in set(self.labels)]))
+        return dataclasses.replace(self, videos=self.videos[chosen], labels=self.labels[chosen])
+
+
+@dataclasses.dataclass(frozen=True)
+class ActionSplit:
+    train: Part
+    test: Part
+    class_names: list[str]
+
+
+def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decoding) -> dict[str, ActionSplit]:
+    """Reads a data set of labelled videos, decoding it first where that was not done before.
+
+    Args:
+      data: one of the layouts above.
+      splits: "1", "2", "3" or "all"; data without official lists have only "1".
+      out: folder for the frame stores of videos; not used if `data` is frame stores already.
+      max_missing: share of the videos of a list that may be missing or refused; they are named in OUT/missing.txt.
+      **decoding: of prepare.Settings, such as fps and short_side.
+
+    Returns:
+      {"1": ..., ...}.
+
+    Raises:
+      DataError: no such layout, lists that contradict each other, too many missing videos, a class without a video.
+    """
+    root = pathlib.Path(data)
+    numbers = ("1", "2", "3") if splits == "all" else (splits,)
+    if data == actions_tfds.NAME and not root.is_dir():
+        return {n: _from_tfds(n, pathlib.Path(out), decoding) for n in numbers}
+    if not root.is_dir():
+        raise DataError(
+            f"no such directory: {data}; give a folder of videos with their split lists, with train/ and "
+            f"test/, or with one folder per class, or {actions_tfds.NAME} for that of TFDS"
+        )
+    lists = read_lists(root)
+    if lists:
+        unknown = [n for n in numbers if n not in lists]
+        if unknown and splits != "all":
+            raise DataError(f"{data} has lists of the splits {', '.join(lists)}, not of {unknown[0]}")
+        store = _prepared(root, pathlib.Path(out, "all"), decoding)
+        return {
+            n: _by_list(store, lists[n], pathlib.Path(out, f"missing_{n}.txt"), max_missing)
+            for n in numbers
+            if n in lists
+        }
+    if splits not in ("1", "all"):
+        raise DataError(f"{data} has no split lists (trainlist01.txt or CLASS_test_split1.txt): only --split=1")
+    if (root / "train").is_dir():
+        if not (root / "test").is_dir():
+            raise DataError(f"{root} has train/ but no test/: add it")
+        return {"1": _two_parts(root, pathlib.Path(out), decoding)}
+    return {"1": _held_out(_labelled(_prepared(root, pathlib.Path(out, "all"), decoding)))}
+
+
+def _from_tfds(number: str, out: pathlib.Path, decoding: dict) -> ActionSplit:
+    videos = out / f"{actions_tfds.NAME}_{number}" / "videos"
+    actions_tfds.write_videos(number, videos)
+    return _two_parts(videos, videos.parent, decoding)
+
+
+def _two_parts(root: pathlib.Path, out: pathlib.Path, decoding: dict) -> ActionSplit:
+    """ROOT/train and ROOT/test."""
+    return _joined(*(_labelled(_prepared(root / part, out / part, decoding)) for part in ("train", "test")))
+
+
+def _prepared(videos: pathlib.Path, out: pathlib.Path, decoding: dict) -> FrameStore:
+    if (videos / META).is_file():
+        return FrameStore(videos)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    prepare.prepare(str(videos), str(out), prepare.Settings(**decoding), labels="folder")
+    return FrameStore(out)
+
+
+# ---- Official lists -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """One official split: videos as CLASS/FILE."""
+
+    train: list[str]
+    test: list[str]
+    class_names: list[str]
+
+
+def read_lists(root: pathlib.Path) -> dict[str, Lists]:
+    """The official splits under a folder, {} if there are none.
+
+    Raises:
+      DataError: a list contradicts another, or one of a pair is missing.
+    """
+    ucf = {path.stem[-1]: path for path in sorted(root.rglob("trainlist0[0-9].txt"))}
+    if ucf:
+        return {number: _read_ucf(path) for number, path in ucf.items()}
+    numbers = sorted({path.stem[-1] for path in root.rglob("*_test_split[0-9].txt")})
+    splits = {number: _read_hmdb(root, number) for number in numbers}
+    for number, lists in splits.items():
+        _same_classes(
+            lists.class_names,
+            splits[numbers[0]].class_names,
+            f"HMDB-51's lists of split {number}",
+            f"those of split {numbers[0]}",
+        )
+    return splits
+
+
+def _read_ucf(train_path: pathlib.Path) -> Lists:
+    test_path = train_path.with_name(train_path.name.replace("train", "test"))
+    index_path = train_path.with_name("classInd.txt")
+    for path in (test_path, index_path):
+        if not path.is_file():
+            raise DataError(f"{train_path} is there but {path.name} is not; copy all of UCF-101's lists beside it")
+    index = dict(_words(index_path, 2))
+    class_names = [name for _, name in sorted(index.items(), key=lambda item: int(item[0]))]
+    train = _words(train_path, 2)
+    for video, number in train:
+        if index.get(number) != _class_of(video):
+            raise DataError(
+                f"{train_path}: {video} has class {number}, which is {index.get(number)} in {index_path}: "
+                "the two lists are not of one data set"
+            )
+    test = [video for video, *_ in _words(test_path, 1)]
+    unknown = sorted({_class_of(video) for video in test} - set(class_names))
+    if unknown:
+        raise DataError(f"{test_path} has videos of {unknown[0]}, which is not in {index_path}")
+    return Lists([video for video, _ in train], test, class_names)
+
+
+def _read_hmdb(root: pathlib.Path, number: str) -> Lists:
+    suffix = f"_test_split{number}.txt"
+    chosen, class_names = {_TRAIN: [], _TEST: []}, []
+    for path in sorted(root.rglob(f"*{suffix}"), key=lambda path: path.name):
+        class_name = path.name.removesuffix(suffix)
+        class_names.append(class_name)
+        for video, part in _words(path, 2):
+            if part not in ("0", _TRAIN, _TEST):
+                raise DataError(f"{path}: {video} is in part {part!r}; 1 is train, 2 is test, 0 is neither")
+            if part in chosen:
+                chosen[part].append(f"{class_name}/{video}")
+    return Lists(chosen[_TRAIN], chosen[_TEST], class_names)
+
+
+def _words(path: pathlib.Path, count: int) -> list[list[str]]:
+    """The words of each line that is not empty."""
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    wrong = [line for line in lines if len(line) < count]
+    if wrong or not lines:
+        raise DataError(
+            f"{path}: {f'the line {wrong[0][0]!r} has fewer than' if wrong else 'no lines of'} {count} "
+            "words; copy the list again"
+        )
+    return [line[:count] for line in lines]
+
+
+def _class_of(video: str) -> str:
+    return video.split("/")[0]
+
+
+def _same_classes(a: list[str], b: list[str], a_name: str, b_name: str) -> None:
+    if different := sorted(set(a) ^ set(b)):
+        raise DataError(
+            f"{a_name} and {b_name} have different classes: {', '.join(different[:5])} "
+            f"({len(different)} in all) stand in only one of them"
+        )
+
+
+def _by_list(store: FrameStore, lists: Lists, missing_path: pathlib.Path, max_missing: float) -> ActionSplit:
+    number = {"/".join(pathlib.PurePath(str(name)).parts[-2:]): v for v, name in enumerate(store.videos)}
+    listed = lists.train + lists.test
+    missing = [video for video in listed if video not in number]
+    if missing:
+        missing_path.write_text("\n".join(missing) + "\n")
+        text = (
+            f"{len(missing)} of {len(listed)} videos in the lists are missing or could not be decoded (such as "
+            f"{', '.join(missing[:3])}); all are named in {missing_path}, refusals in "
+            f"{pathlib.Path(store.directory) / LEDGER}"
+        )
+        if len(missing) > max_missing * len(listed):
+            raise DataError(f"{text}: more than config.max_missing={max_missing:g} allows")
+        _LOG.warning("%s", text)
+
+    def part(videos: list[str]) -> Part:
+        there = [video for video in videos if video in number]
+        return Part(
+            store,
+            np.array([number[video] for video in there], np.int64),
+            np.array([lists.class_names.index(_class_of(video)) for video in there], np.int32),
+        )
+
+    return _checked(ActionSplit(part(lists.train), part(lists.test), lists.class_names))
+
+
+# ---- Class folders and frame stores ---------------------------------------------------------------------------------
+
+
+def _labelled(store: FrameStore) -> Part:
+    videos = np.flatnonzero(store.label >= 0)
+    if len(videos) < len(store):
+        _LOG.warning(
+            "%d of %d videos of %s have no label and are not used",
+            len(store) - len(videos),
+            len(store),
+            store.directory,
+        )
+    return Part(store, videos, store.label[videos])
+
+
+def _names(part: Part) -> list[str]:
+    return [part.store.class_names[label] for label in part.labels]
+
+
+def _joined(train: Part, test: Part) -> ActionSplit:
+    class_names = sorted(set(_names(train)))
+    _same_classes(sorted(set(_names(test))), class_names, test.store.directory, train.store.directory)
+    return _checked(ActionSplit(_numbered(train, class_names), _numbered(test, class_names), class_names))
+
+
+def _numbered(part: Part, class_names: list[str]) -> Part:
+    """Labels by the given names; a store's own also name folders without a usable video."""
+    return dataclasses.replace(part, labels=np.array([class_names.index(name) for name in _names(part)], np.int32))
+
+
+def _held_out(part: Part) -> ActionSplit:
+    """Of each class the fifth (rounded down, at least one) whose names have the smallest hashes is for testing."""
+    part = _numbered(part, sorted(set(_names(part))))
+    digest = [hashlib.sha256(str(part.store.videos[v]).encode()).hexdigest() for v in part.videos]
+    test = []
+    for label in np.unique(part.labels):
+        members = sorted(np.flatnonzero(part.labels == label), key=lambda i: digest[i])
+        test += members[: max(len(members) // _HELD_OUT, 1)]
+    train = np.setdiff1d(np.arange(len(part.videos)), test)
+    _LOG.info(
+        "%s has no train/ and test/: %d of its %d videos are for testing, by a hash of their names",
+        part.store.directory,
+        len(test),
+        len(part.videos),
+    )
+    parts = (
+        dataclasses.replace(part, videos=part.videos[rows], labels=part.labels[rows]) for rows in (train, np.sort(test))
+    )
+    return _checked(ActionSplit(*parts, sorted(set(_names(part)))))
+
+
+def _checked(split: ActionSplit) -> ActionSplit:
+    counts = np.bincount(split.train.labels, minlength=len(split.class_names))
+    if len(split.class_names) < 2 or not counts.all() or not len(split.test.videos):
+        empty = [name for name, count in zip(split.class_names, counts, strict=True) if not count]
+        raise DataError(
+            f"{split.train.store.directory}: {len(split.class_names)} classes, {len(empty)} of them "
+            f"without a training video ({', '.join(empty[:3])}), {len(split.test.videos)} test videos; it "
+            "takes two classes, each with videos to train on, and some to test on"
+        )
+    return split

@@ -1,0 +1,59 @@
+"""UCF-101 from TensorFlow Datasets, written out as video files: TFDS keeps pictures, the rest here reads videos."""
+
+import fractions
+import os
+import pathlib
+
+import av
+import numpy as np
+
+from input_pipeline.store import DataError
+
+NAME = "ucf101"
+FRAMES_PER_SECOND = 25  # of UCF-101's files (Soomro et al. 2012, section 3); TFDS does not keep it
+_DONE = "complete"
+
+
+def write_videos(number: str, out: str | os.PathLike, data_dir: str | None = None) -> None:
+    """Writes split `number` ("1", "2", "3") to OUT/{train,test}/CLASS/*.mp4; goes on where it was interrupted.
+
+    The files are H.264 without chroma sub-sampling, at a quality above the originals'. TFDS does not keep the names of
+    the videos: they are numbered in its order.
+
+    Raises:
+      DataError: TFDS has not prepared the data set, or has no such split.
+    """
+    import tensorflow_datasets as tfds  # seconds to import, and only needed here
+
+    root = pathlib.Path(out)
+    if (root / _DONE).exists():
+        return
+    builder = tfds.builder(f"{NAME}/{NAME}_{number}", data_dir=data_dir)
+    classes = builder.info.features["label"].names
+    for part in ("train", "test"):
+        try:
+            examples = builder.as_dataset(split=part, shuffle_files=False).as_numpy_iterator()
+        except (AssertionError, ValueError, OSError) as e:
+            raise DataError(
+                f"TFDS has no {part!r} of {NAME}/{NAME}_{number}; run: tfds build {NAME}/{NAME}_{number}, "
+                f"or give a folder as --data ({' '.join(str(e).split())[:200]})"
+            ) from e
+        for i, example in enumerate(examples):
+            path = root / part / classes[example["label"]] / f"{i:05d}.mp4"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(path, example["video"])
+    (root / _DONE).touch()
+
+
+def _write(path: pathlib.Path, frames: np.ndarray) -> None:
+    """Encodes uint8[T, H, W, 3] RGB frames."""
+    partial = path.with_name(f".{path.name}.partial")
+    with av.open(str(partial), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fractions.Fraction(FRAMES_PER_SECOND), options={"crf": "8"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv444p"  # also takes odd sizes
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    os.replace(partial, path)

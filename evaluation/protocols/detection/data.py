@@ -1,0 +1,411 @@
+"""COCO and LVIS annotation files -> batches of images of one size with their boxes, in NumPy and OpenCV.
+
+Example i is a pure function of (seed, i), as in input_pipeline: a run resumes by starting at another step. What is
+wrong with a whole data set is said by `load_set`, before anything is trained.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+
+from evaluation.protocols.detection.targets import CROWD, NO_BOX
+from input_pipeline.store import DataError
+from input_pipeline.streams import sampling
+from input_pipeline.streams.views import example_number
+
+_LOG = logging.getLogger("evaluation.detection")
+PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract
+_NEEDED = {
+    "images": ("id", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+_MIN_SIDE = 1.0  # pixels of the network's input: of what is cut off by a crop, smaller pieces are no objects
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionSet:
+    """N images with boxes and K classes."""
+
+    source: str  # the annotation file
+    image_ids: np.ndarray  # int64[N]
+    files: list[str]
+    sizes: np.ndarray  # int32[N, 2], (height, width) in pixels
+    boxes: list[np.ndarray]  # float32[n, 4] each, (x0, y0, x1, y1) in pixels of the image
+    classes: list[np.ndarray]  # int32[n] each, in [0, K) or CROWD
+    category_ids: list[int]  # class -> id in the file
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def read_annotations(path: str | os.PathLike) -> dict:
+    """Contents of a COCO or LVIS file, without segmentations; "iscrowd" and "area" are filled in where they lack.
+
+    Raises:
+      DataError: no such file, or not of that form.
+    """
+    path = pathlib.Path(path)
+    try:
+        contents = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"no {path}; docs/detection.md says where the annotations go") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON or is cut off ({error}); fetch it again") from None
+    if not isinstance(contents, dict) or not all(
+        isinstance(contents.get(part), list) for part in ("images", "annotations", "categories")
+    ):
+        raise DataError(f"{path} is no COCO annotation file: it needs lists of images, annotations and categories")
+    wrong = [
+        f"{part} need {', '.join(keys)}: {str(row)[:200]}"
+        for part, keys in _NEEDED.items()
+        for row in contents[part]
+        if not isinstance(row, dict) or not row.keys() >= set(keys)
+    ]
+    if wrong:
+        raise DataError(f"{path}: {len(wrong)} entries lack what they need, such as: {wrong[0]}")
+    for annotation in contents["annotations"]:
+        annotation.pop("segmentation", None)
+        box = annotation["bbox"]
+        if not (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(isinstance(x, int | float) and math.isfinite(x) for x in box)
+        ):
+            raise DataError(f"{path}: the box of annotation {annotation['id']} is {box}, not four finite numbers")
+        annotation.setdefault("iscrowd", 0)
+        annotation.setdefault("area", box[2] * box[3])
+    _check_references(path, contents)
+    return contents
+
+
+def _check_references(path: pathlib.Path, contents: dict) -> None:
+    for part in ("images", "annotations", "categories"):
+        ids = collections.Counter(row["id"] for row in contents[part])
+        if repeated := [i for i, count in ids.items() if count > 1]:
+            raise DataError(f"{path}: {len(repeated)} ids of {part} occur more than once, such as {repeated[0]}")
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        known = {row["id"] for row in contents[part]}
+        if strays := [row for row in contents["annotations"] if row[key] not in known]:
+            raise DataError(
+                f"{path}: {len(strays)} annotations have a {key} that is not among its {part}, such as "
+                f"{strays[0][key]} in annotation {strays[0]['id']}"
+            )
+
+
+def load_set(root: str | os.PathLike, annotations: str, images: str) -> DetectionSet:
+    """A data set of COCO's form.
+
+    Args:
+      root: the folder that both others are in.
+      annotations: the annotation file.
+      images: the folder of the images; one that is not in it is looked for as its "coco_url" ends, in
+        train2017/ or val2017/ (images of LVIS's val come from both).
+
+    Raises:
+      DataError: what read_annotations says, or images are missing.
+    """
+    root = pathlib.Path(root)
+    path = root / annotations
+    contents = read_annotations(path)
+    if not contents["images"]:
+        raise DataError(f"{path} lists no images")
+    listings = {}
+    found = [find_image(root, images, row, listings) for row in contents["images"]]
+    if missing := [row for row, file in zip(contents["images"], found, strict=True) if file is None]:
+        name = missing[0].get("file_name") or missing[0].get("coco_url") or missing[0]["id"]
+        raise DataError(
+            f"{len(missing)} of the {len(found)} images of {path} are not in {root / images}, such as "
+            f"{name}; docs/detection.md says where they go"
+        )
+
+    categories = sorted(contents["categories"], key=lambda row: row["id"])
+    class_of = {row["id"]: k for k, row in enumerate(categories)}
+    position = {row["id"]: i for i, row in enumerate(contents["images"])}
+    sizes = np.array([(row["height"], row["width"]) for row in contents["images"]], np.int32)
+    boxes, classes, degenerate = [[] for _ in found], [[] for _ in found], []
+    for row in contents["annotations"]:
+        i = position[row["image_id"]]
+        x, y, width, height = row["bbox"]
+        box = clip(np.array([[x, y, x + width, y + height]], np.float32), sizes[i])[0]
+        if (box[2:] <= box[:2]).any():
+            degenerate.append(row["id"])
+            continue
+        boxes[i].append(box)
+        classes[i].append(CROWD if row["iscrowd"] else class_of[row["category_id"]])
+    if degenerate:
+        _LOG.warning(
+            "%s: %d boxes have no area inside their image and teach nothing (annotation %s)",
+            path,
+            len(degenerate),
+            degenerate[0],
+        )
+    return DetectionSet(
+        str(path),
+        np.array([row["id"] for row in contents["images"]], np.int64),
+        found,
+        sizes,
+        [np.array(b, np.float32).reshape(-1, 4) for b in boxes],
+        [np.array(c, np.int32) for c in classes],
+        [row["id"] for row in categories],
+        [row["name"] for row in categories],
+    )
+
+
+def find_image(root: pathlib.Path, folder: str, row: dict, listings: dict[pathlib.Path, set[str]]) -> str | None:
+    """Path of an image, None if it is nowhere; `listings` keeps the folders' contents between calls."""
+    candidates = [pathlib.Path(folder, row["file_name"])] if "file_name" in row else []
+    if "coco_url" in row:
+        candidates.append(pathlib.Path(*row["coco_url"].split("/")[-2:]))
+    for path in (root / candidate for candidate in candidates):
+        if path.parent not in listings:
+            listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name in listings[path.parent]:
+            return str(path)
+    return None
+
+
+def check_sets(train: DetectionSet, test: DetectionSet) -> None:
+    """Raises DataError unless the two have the same classes and there is something to learn."""
+    if train.category_ids != test.category_ids:
+        different = sorted(set(train.category_ids) ^ set(test.category_ids))
+        raise DataError(f"{train.source} and {test.source} have different categories, such as id {different[0]}")
+    objects = sum(int((classes >= 0).sum()) for classes in train.classes)
+    if not objects:
+        raise DataError(f"{train.source} has no box that is not degenerate or a crowd: nothing to train on")
+    empty = sum(not (classes >= 0).any() for classes in train.classes)
+    _LOG.info(
+        "%s: %d images, %d objects of %d classes, %d images without an object (they teach background)",
+        train.source,
+        len(train),
+        objects,
+        len(train.class_names),
+        empty,
+    )
+
+
+# ---- Geometry: pure functions ---------------------------------------------------------------------------------------
+
+
+def clip(boxes: np.ndarray, height_width: np.ndarray) -> np.ndarray:
+    """[n, 4] cut to the image."""
+    height, width = height_width
+    return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How an image lies in the network's input: resized to `size`, mirrored, then shifted up and left by `offset`."""
+
+    size: tuple[int, int]  # (height, width) in pixels
+    scale: tuple[float, float]  # x, y: pixels of the input per pixel of the image
+    offset: tuple[int, int]  # x, y: pixels cut off at the left and top
+    flip: bool
+
+    def to_input(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes float32[n, 4] of the image -> of the input; they may reach beyond it."""
+        boxes = boxes * np.tile(np.array(self.scale, np.float32), 2)
+        if self.flip:
+            width = np.float32(self.size[1])
+            boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1)
+        return boxes - np.tile(np.array(self.offset, np.float32), 2)
+
+    def to_image(self, boxes: np.ndarray) -> np.ndarray:
+        """The inverse; only for images that are not mirrored."""
+        return (boxes + np.tile(np.array(self.offset, np.float32), 2)) / np.tile(np.array(self.scale, np.float32), 2)
+
+
+def letterbox(
+    height: int,
+    width: int,
+    image_size: tuple[int, int],
+    *,
+    scale: float = 1.0,
+    flip: bool = False,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> Placement:
+    """An image at `scale` times the largest size that fits; where it does not fit, `shift` in [0, 1) says which part.
+
+    VITO A.2: the largest size that fits for testing; times a random factor, then cropped or padded, for training.
+    """
+    fit = scale * min(image_size[0] / height, image_size[1] / width)
+    size = tuple(max(round(side * fit), 1) for side in (height, width))
+    spare = [max(size[1] - image_size[1], 0), max(size[0] - image_size[0], 0)]
+    offset = tuple(int(s * (room + 1)) for s, room in zip(shift, spare, strict=True))
+    return Placement(size, (size[1] / width, size[0] / height), offset, flip)
+
+
+def render(image: np.ndarray, place: Placement, image_size: tuple[int, int]) -> np.ndarray:
+    """uint8[h, w, 3] -> uint8[*image_size, 3]; what the image does not cover, below and to the right, is PAD."""
+    resized = cv2.resize(image, place.size[::-1], interpolation=cv2.INTER_LINEAR)
+    if place.flip:
+        resized = resized[:, ::-1]
+    x, y = place.offset
+    part = resized[y : y + image_size[0], x : x + image_size[1]]
+    result = np.empty((*image_size, 3), np.uint8)
+    result[:] = PAD
+    result[: part.shape[0], : part.shape[1]] = part
+    return result
+
+
+def read_image(dataset: DetectionSet, i: int) -> np.ndarray:
+    """uint8[height, width, 3], RGB; grey images get three equal channels, opacity is dropped.
+
+    Raises:
+      DataError: it cannot be read, does not decode, or does not have the size its annotations say.
+    """
+    try:
+        data = np.fromfile(dataset.files[i], np.uint8)
+    except OSError as error:
+        raise DataError(f"{dataset.files[i]} cannot be read ({error.strerror})") from None
+    # Annotations are of the pixels as stored, so an orientation noted in the file must not turn them.
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    if image is None:
+        raise DataError(f"{dataset.files[i]} is damaged and does not decode; fetch it again")
+    if image.shape[:2] != tuple(dataset.sizes[i]):
+        raise DataError(
+            f"{dataset.files[i]} is {image.shape[1]} x {image.shape[0]} pixels, {dataset.source} says "
+            f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}; fetch it again"
+        )
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+# ---- Batches --------------------------------------------------------------------------------------------------------
+
+
+def train_batches(
+    dataset: DetectionSet,
+    first_step: int,
+    *,
+    seed: int,
+    batch_size: int,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    flip_prob: float,
+    max_boxes: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless training batches of this process, from step `first_step`; every image once per epoch.
+
+    Args:
+      scale: bounds of u, by which the fitting size is multiplied; flip_prob: chance of mirroring.
+      max_boxes: G; of an image with more boxes the largest are kept.
+
+    Returns:
+      Iterator over {"image": uint8[b, H, W, 3], "boxes": float32[b, G, 4], "classes": int32[b, G]}, see
+      detection_targets.
+
+    Raises:
+      DataError: at once, for impossible values; while iterating, what read_image says.
+    """
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] and 0 <= flip_prob <= 1 and max_boxes > 0):
+        raise DataError(
+            f"scale={scale}, flip_prob={flip_prob}, max_boxes={max_boxes}: sizes need 0 < low <= high, a "
+            "chance is in [0, 1], and there must be room for a box"
+        )
+    if batch_size % process_count:
+        raise DataError(f"batch_size={batch_size} does not divide among {process_count} processes")
+    rows = batch_size // process_count
+
+    def example(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        i = example_number(n, batch_size, process_index, process_count)
+        return training_example(
+            dataset,
+            sampling.pick(seed, i, len(dataset)),
+            sampling.example_rng(seed, i),
+            image_size=image_size,
+            scale=scale,
+            flip_prob=flip_prob,
+            max_boxes=max_boxes,
+        )
+
+    return (
+        dict(zip(("image", "boxes", "classes"), map(np.stack, zip(*examples, strict=True)), strict=True))
+        for examples in _batched(example, first_step * rows, None, rows, threads)
+    )
+
+
+def training_example(
+    dataset: DetectionSet,
+    index: int,
+    rng: np.random.Generator,
+    *,
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    flip_prob: float,
+    max_boxes: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(image uint8[H, W, 3], boxes float32[G, 4], classes int32[G]) of one image, resized, mirrored and cropped by rng.
+
+    Boxes are cut to what is seen; those that leave less than a pixel in width or height are dropped.
+    """
+    height, width = dataset.sizes[index]
+    place = letterbox(
+        height, width, image_size, scale=rng.uniform(*scale), flip=rng.random() < flip_prob, shift=tuple(rng.random(2))
+    )
+    image = render(read_image(dataset, index), place, image_size)
+    seen = clip(place.to_input(dataset.boxes[index]), np.array(image_size))
+    kept = np.flatnonzero((seen[:, 2:] - seen[:, :2] >= _MIN_SIDE).all(axis=1))
+    if len(kept) > max_boxes:
+        areas = (seen[kept, 2:] - seen[kept, :2]).prod(axis=1)
+        kept = np.sort(kept[np.argsort(-areas, kind="stable")[:max_boxes]])
+    boxes, classes = np.zeros((max_boxes, 4), np.float32), np.full(max_boxes, NO_BOX, np.int32)
+    boxes[: len(kept)], classes[: len(kept)] = seen[kept], dataset.classes[index][kept]
+    return image, boxes, classes
+
+
+def scoring_batches(
+    dataset: DetectionSet,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """All images once, in order: {"image": uint8[b, H, W, 3], "index": int32[b]}; the last batch ends with index -1."""
+    rows = batch_size // process_count
+    steps = -(-len(dataset) // batch_size)
+
+    def example(n: int) -> tuple[np.ndarray, int]:
+        i = example_number(n, batch_size, process_index, process_count)
+        if i >= len(dataset):
+            return np.zeros((*image_size, 3), np.uint8), -1
+        return render(read_image(dataset, i), letterbox(*dataset.sizes[i], image_size), image_size), i
+
+    for examples in _batched(example, 0, steps * rows, rows, threads):
+        images, index = zip(*examples, strict=True)
+        yield {"image": np.stack(images), "index": np.array(index, np.int32)}
+
+
+def _batched(
+    example: Callable[[int], tuple], start: int, stop: int | None, rows: int, threads: int | None
+) -> Iterator[list[tuple]]:
+    """Lists of `rows` examples, in order, made by threads (None: one per usable core) two batches ahead."""
+    pool = concurrent.futures.ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "detection")
+    ahead, n = collections.deque(), start
+    try:
+        while True:
+            while len(ahead) < 3 * rows and (stop is None or n < stop):
+                ahead.append(pool.submit(example, n))
+                n += 1
+            if not ahead:
+                return
+            yield [ahead.popleft().result() for _ in range(rows)]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

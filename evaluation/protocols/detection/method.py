@@ -1,0 +1,221 @@
+"""FCOS* and RetinaNet as methods of vivi_jax.train: predictions are the embeddings, the loss compares them with boxes.
+
+FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class probability * predicted IoU)
+            (Wu et al. 2020). VITO A.2 names FCOS, these two and Feng et al. 2021 (task alignment); how they were
+            put together stands in a paper that was not at hand (Odin). Task alignment is left out.
+RetinaNet   Lin et al. 2017, with the values of detectron2 where those differ.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from evaluation.protocols.detection import targets
+from evaluation.protocols.detection.heads import DetectionNetwork, pyramid_levels
+from evaluation.protocols.detection.nms import select
+from vivi_jax.errors import lookup
+
+
+class Fcos:
+    """FCOS*: one prediction per cell, for which ATSS assumes a square anchor.
+
+    Args:
+      cells_per_side: of that anchor (ATSS §3.3: 8); nearest: ATSS's candidates per level (§3.3: 9).
+      box_weight: of the GIoU loss (ATSS's code: 2).
+    """
+
+    anchors_per_cell, predict_iou, extra_from_encoder = 1, True, False
+
+    def __init__(self, *, cells_per_side: float, nearest: int, box_weight: float):
+        self.shapes = dict(cells_per_side=cells_per_side, octaves=1, aspects=(1.0,))
+        self.nearest, self.box_weight = nearest, box_weight
+
+    def assign(self, anchors, level_sizes, boxes, classes):
+        return targets.assign_atss(anchors, level_sizes, boxes, classes, nearest=self.nearest)
+
+    @staticmethod
+    def decode(outputs, anchors):
+        return targets.decode_distances(outputs, anchors)
+
+    def box_loss(self, outputs, decoded, boxes, anchors):
+        return self.box_weight * (1 - targets.giou(decoded, boxes))
+
+
+class RetinaNet:
+    """RetinaNet: nine anchors per cell, a class and four deltas for each.
+
+    Args:
+      cells_per_side: of the smallest square anchor (§4: 32 px at stride 8); octaves: scales in an octave (§4: 3).
+      aspects: height / width (§4). positive, negative: IoU from which an anchor is an object, and below which not.
+      huber: half width of the quadratic part of the box loss.
+    """
+
+    predict_iou, extra_from_encoder = False, True
+
+    def __init__(
+        self,
+        *,
+        cells_per_side: float,
+        octaves: int,
+        aspects: Sequence[float],
+        positive: float,
+        negative: float,
+        huber: float,
+    ):
+        self.shapes = dict(cells_per_side=cells_per_side, octaves=octaves, aspects=tuple(aspects))
+        self.anchors_per_cell = octaves * len(aspects)
+        self.positive, self.negative, self.huber = positive, negative, huber
+
+    def assign(self, anchors, level_sizes, boxes, classes):
+        del level_sizes
+        return targets.assign_by_iou(anchors, boxes, classes, positive=self.positive, negative=self.negative)
+
+    @staticmethod
+    def decode(outputs, anchors):
+        return targets.decode_deltas(outputs, anchors)
+
+    def box_loss(self, outputs, decoded, boxes, anchors):
+        error = jnp.abs(outputs - targets.encode_deltas(boxes, anchors))  # smooth L1, summed over the four numbers
+        return jnp.where(error < self.huber, error**2 / (2 * self.huber), error - self.huber / 2).sum(axis=-1)
+
+
+DETECTORS = {"fcos": Fcos, "retinanet": RetinaNet}
+
+
+class Detector:
+    """The method. For `batch_spec`, `init`, `embed` and `loss` see vivi_jax/methods; `detect` is for testing.
+
+    Args:
+      form: one of DETECTORS; `options` are its arguments.
+      image_size: (height, width) in pixels; max_boxes: G, rows of boxes per image.
+      alpha, gamma: of the focal loss.
+      channels, layers, norm: of the network, see detection_heads.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        form: str,
+        options: dict,
+        num_classes: int,
+        image_size: tuple[int, int],
+        max_boxes: int,
+        alpha: float,
+        gamma: float,
+        channels: int,
+        layers: int,
+        norm: str,
+    ):
+        self.form = lookup("config.method.form", form, DETECTORS)(**options)
+        self.image_size, self.max_boxes, self.alpha, self.gamma = tuple(image_size), max_boxes, alpha, gamma
+        self.network = DetectionNetwork(
+            encoder,
+            num_classes,
+            self.form.anchors_per_cell,
+            self.form.predict_iou,
+            self.form.extra_from_encoder,
+            channels,
+            layers,
+            norm,
+        )
+        levels, strides = pyramid_levels(encoder, self.image_size)
+        self.level_sizes = [height * width * self.form.anchors_per_cell for height, width in levels]
+        self.anchors = targets.anchors(levels, strides, **self.form.shapes)  # float32[A, 4]
+
+    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """{"image": uint8[B, H, W, 3], "boxes": float32[B, G, 4], "classes": int32[B, G]}, see detection_targets."""
+        return {
+            "image": jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), np.uint8),
+            "boxes": jax.ShapeDtypeStruct((batch_size, self.max_boxes, 4), np.float32),
+            "classes": jax.ShapeDtypeStruct((batch_size, self.max_boxes), np.int32),
+        }
+
+    def init(self, key: jax.Array, batch: dict) -> tuple[dict, dict, dict]:
+        variables = self.network.init(key, jnp.zeros((1, *batch["image"].shape[1:])), train=True)
+        params = variables.pop("params")
+        return params, variables, {}
+
+    def embed(self, params, model_state, target, batch: dict, keys: dict):
+        del keys
+        outputs, model_state = self.network.apply(
+            {"params": params, **model_state}, _unit(batch["image"]), train=True, mutable=list(model_state)
+        )
+        return outputs, model_state, target
+
+    def loss(self, outputs: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Sums over the anchors of the whole batch, divided by the number of those with a box (RetinaNet §3.3)."""
+        anchors_1xAx4 = jnp.asarray(self.anchors)[None]
+        matched_BxA = jax.vmap(
+            lambda boxes, classes: self.form.assign(anchors_1xAx4[0], self.level_sizes, boxes, classes)
+        )(batch["boxes"], batch["classes"])
+        positive_BxA = matched_BxA >= 0
+        count = jnp.maximum(positive_BxA.sum(), 1)
+        row_BxA = jnp.maximum(matched_BxA, 0)
+        class_BxA = jnp.where(positive_BxA, jnp.take_along_axis(batch["classes"], row_BxA, axis=1), -1)
+        boxes_BxAx4 = jnp.take_along_axis(batch["boxes"], row_BxA[..., None], axis=1)
+
+        def mean_of_positives(values_BxA: jax.Array) -> jax.Array:
+            return jnp.where(positive_BxA, values_BxA, 0).sum() / count
+
+        focal_BxA = focal_loss(outputs["logits"], class_BxA, alpha=self.alpha, gamma=self.gamma)
+        decoded_BxAx4 = self.form.decode(outputs["boxes"], anchors_1xAx4)
+        # Anchors without a box get a harmless one: what is masked out must not be infinite, or its gradient is NaN.
+        boxes_BxAx4 = jnp.where(positive_BxA[..., None], boxes_BxAx4, anchors_1xAx4)
+        parts = {
+            "class_loss": jnp.where(matched_BxA == targets.IGNORED, 0, focal_BxA).sum() / count,
+            "box_loss": mean_of_positives(
+                self.form.box_loss(outputs["boxes"], decoded_BxAx4, boxes_BxAx4, anchors_1xAx4)
+            ),
+        }
+        if self.form.predict_iou:
+            quality_BxA = jax.lax.stop_gradient(targets.iou(decoded_BxAx4, boxes_BxAx4))
+            parts["iou_loss"] = mean_of_positives(optax.sigmoid_binary_cross_entropy(outputs["iou"], quality_BxA))
+        return sum(parts.values()), parts | {"positives_per_image": positive_BxA.sum() / len(positive_BxA)}
+
+    def detect(
+        self,
+        variables: dict,
+        images_BxHxWx3: jax.Array,
+        *,
+        min_score: float,
+        per_level: int,
+        max_overlap: float,
+        max_detections: int,
+    ) -> dict[str, jax.Array]:
+        """uint8 images -> {"boxes": float32[B, D, 4], "scores": [B, D], "classes": [B, D]}, see detection_nms.select.
+
+        Boxes are in pixels of the network's input and may reach beyond it.
+        """
+        outputs = self.network.apply(variables, _unit(images_BxHxWx3), train=False)
+        scores_BxAxK = jax.nn.sigmoid(outputs["logits"])
+        if self.form.predict_iou:  # Wu et al. 2020, equation 5, with its alpha of 0.5
+            scores_BxAxK = jnp.sqrt(scores_BxAxK * jax.nn.sigmoid(outputs["iou"])[..., None])
+        boxes_BxAx4 = self.form.decode(outputs["boxes"], jnp.asarray(self.anchors)[None])
+        return jax.vmap(
+            lambda scores, boxes: select(
+                scores,
+                boxes,
+                level_sizes=self.level_sizes,
+                min_score=min_score,
+                per_level=per_level,
+                max_overlap=max_overlap,
+                max_detections=max_detections,
+            )
+        )(scores_BxAxK, boxes_BxAx4)
+
+
+def focal_loss(logits_BxAxK: jax.Array, class_BxA: jax.Array, *, alpha: float, gamma: float) -> jax.Array:
+    """-alpha_t (1 - p_t)^gamma log p_t, summed over classes: [B, A] (RetinaNet, equation 5). Class -1: background."""
+    is_class = class_BxA[..., None] == jnp.arange(logits_BxAxK.shape[-1])[None, None]
+    signed = jnp.where(is_class, logits_BxAxK, -logits_BxAxK)  # p_t = sigmoid of it
+    loss = jax.nn.softplus(-signed) * jax.nn.sigmoid(-signed) ** gamma
+    return (jnp.where(is_class, alpha, 1 - alpha) * loss).sum(axis=-1)
+
+
+def _unit(images: jax.Array) -> jax.Array:
+    return images.astype(jnp.float32) / 255

@@ -1,0 +1,97 @@
+"""Detection scores as Markdown, and test images with their boxes."""
+
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from evaluation.protocols.detection.data import DetectionSet, read_image
+
+_SHOWN_SCORE = 0.3  # detections below it are not drawn
+_COUNTS = ("train_images", "test_images", "detections")  # of a run's result: all else are scores
+
+
+def means(runs: dict[int, dict]) -> dict[str, float]:
+    """Mean of each score over the runs, and the standard deviation of AP (n - 1; None of one run)."""
+    first = next(iter(runs.values()))
+    names = [name for name, value in first.items() if isinstance(value, float)]
+    aps = [scores["AP"] for scores in runs.values()]
+    return {name: float(np.mean([scores[name] for scores in runs.values()])) for name in names} | {
+        "AP_std": float(np.std(aps, ddof=1)) if len(aps) > 1 else None
+    }
+
+
+def markdown(result: dict) -> str:
+    """A row per run and their mean, in per cent; "-" where the set has nothing of the kind."""
+    names = [name for name in result if name.startswith(("AP", "AR")) and name != "AP_std"]
+
+    def line(label: str, scores: dict) -> str:
+        return (
+            f"| {label} | "
+            + " | ".join("-" if scores[name] < 0 else f"{100 * scores[name]:.1f}" for name in names)
+            + " |"
+        )
+
+    first = next(iter(result["runs"].values()))
+    std = "" if result["AP_std"] is None else f" AP's standard deviation over the runs: {100 * result['AP_std']:.2f}."
+    return "\n".join(
+        [
+            f"# Detection: {result['config']}",
+            "",
+            f"Encoder: {result['checkpoint']}. Data: {result['data']}: trained on {first['train_images']} images, "
+            f"scored "
+            f"on {first['test_images']}. Boxes, metric {result['metric']}, in per cent.{std}",
+            "",
+            f"| seed | {' | '.join(names)} |",
+            "| --- " * (1 + len(names)) + "|",
+            *(line(str(seed), scores) for seed, scores in result["runs"].items()),
+            line("mean", result),
+            "",
+        ]
+    )
+
+
+def pictures(dataset: DetectionSet, truth: dict, rows: list[dict], folder: pathlib.Path, count: int) -> None:
+    """Writes the first `count` images to folder/IMAGE_ID.png: labelled boxes left, detected ones right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    for i in range(min(count, len(dataset))):
+        image_id = int(dataset.image_ids[i])
+        labelled = [row for row in truth["annotations"] if row["image_id"] == image_id]
+        detected = [row for row in rows if row["image_id"] == image_id and row["score"] >= _SHOWN_SCORE]
+        picture(read_image(dataset, i), labelled, detected, names).savefig(folder / f"{image_id}.png", dpi=100)
+
+
+def picture(image: np.ndarray, labelled: list[dict], detected: list[dict], names: dict[int, str]) -> Figure:
+    height, width = image.shape[:2]
+    figure = Figure(figsize=(10, 5.0 * height / width + 0.4), layout="constrained")
+    for axes, title, rows in zip(
+        figure.subplots(1, 2),
+        (f"labelled: {len(labelled)}", f"detected: {len(detected)}"),
+        (labelled, detected),
+        strict=True,
+    ):
+        axes.imshow(image)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+        for row in sorted(rows, key=lambda row: row.get("score", 1.0)):
+            x, y, w, h = row["bbox"]
+            colour = f"C{row['category_id'] % 10}"
+            axes.add_patch(
+                Rectangle((x, y), w, h, fill=False, lw=1.5, ec=colour, ls="--" if row.get("iscrowd") else "-")
+            )
+            score = f" {row['score']:.2f}" if "score" in row else ""
+            axes.text(
+                x,
+                y,
+                names[row["category_id"]] + score,
+                fontsize=6,
+                color="white",
+                va="bottom",
+                bbox=dict(fc=colour, ec="none", pad=0.8),
+                clip_on=True,
+            )
+        axes.set_xlim(0, width)
+        axes.set_ylim(height, 0)
+    return figure

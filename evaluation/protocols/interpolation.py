@@ -1,0 +1,54 @@
+"""What the dense evaluations share: an encoder as a maker of feature maps, and bilinear interpolation as products."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+EXACT = jax.lax.Precision.HIGHEST  # TPUs would round the factors of these products to bfloat16
+# The last feature map and the one before it, by name, of each kind of encoder in models.ENCODERS.
+RESNET_LAYERS = {"last": "stage4", "middle": "stage3"}
+VDIM_LAYERS = {"last": "global", "middle": "local2"}
+
+
+def dense_encoder(encoder: nn.Module, which: str, *, output_stride: int, dilate: bool) -> tuple[nn.Module, str]:
+    """Returns (the encoder with finer feature maps, name of the map to take): "last", or "middle", the one before it.
+
+    The weights stay as they are. Without its strides a ResNet's maps have 1/16 or 1/8 of the image's sides; VDIM's
+    encoder has no such form, and gives the maps it has. A classifier is left out; BatchNorm takes its statistics from
+    the whole batch.
+    """
+    changes = {
+        name: value
+        for name, value in (
+            ("num_classes", None),
+            ("bn_groups", 1),
+            ("output_stride", output_stride),
+            ("dilate", dilate),
+        )
+        if hasattr(encoder, name)
+    }
+    layers = RESNET_LAYERS if hasattr(encoder, "output_stride") else VDIM_LAYERS
+    return encoder.clone(**changes), layers[which]
+
+
+def as_map(features: jax.Array) -> jax.Array:
+    """[B, h, w, C] as it is; [B, t, h, w, C], of an image that VDIM's encoder repeated in time, averaged over t."""
+    return features.mean(axis=1) if features.ndim == 5 else features
+
+
+def interpolation(positions_N: jax.Array, length: int) -> jax.Array:
+    """float32[N, length]: row i reads a sequence of `length` values linearly at positions_N[i] in [0, length - 1]."""
+    distance_NxL = jnp.abs(positions_N[:, None] - jnp.arange(length, dtype=jnp.float32)[None])
+    return jnp.maximum(1 - distance_NxL, 0)
+
+
+def aligned(size: int, length: int) -> jax.Array:
+    """float32[size] positions in a sequence of `length`: first on first, last on last ("align_corners=True")."""
+    return jnp.linspace(0, length - 1, size, dtype=jnp.float32)
+
+
+def upsample(maps_BxhxwxC: jax.Array, height: int, width: int) -> jax.Array:
+    """Bilinear, corners aligned: float32[B, height, width, C]."""
+    rows = interpolation(aligned(height, maps_BxhxwxC.shape[1]), maps_BxhxwxC.shape[1])
+    columns = interpolation(aligned(width, maps_BxhxwxC.shape[2]), maps_BxhxwxC.shape[2])
+    return jnp.einsum("Yh,bhwc,Xw->bYXc", rows, maps_BxhxwxC, columns, precision=EXACT)

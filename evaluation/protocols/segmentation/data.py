@@ -1,0 +1,377 @@
+"""Images with a class for every pixel: PASCAL VOC's and ADE20K's official folders, their checks, training batches.
+
+A mask file holds a number for each pixel; `SegmentationSet.to_class` turns it into a class or into IGNORE. Training
+example i is a pure function of (seed, i), as in sampling.py. Nothing here needs TensorFlow.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import cv2
+import numpy as np
+import scipy.io
+from PIL import Image
+
+from input_pipeline.store import DataError
+from input_pipeline.streams import sampling
+
+cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
+IGNORE = 255  # class of pixels that neither train nor count
+_UNKNOWN = 254  # what to_class says of a number that the data set does not have
+VOC_CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+ADE20K_CLASSES = 150
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationSet:
+    """Images and masks, read one by one."""
+
+    source: str  # for messages
+    images: list[pathlib.Path]
+    masks: list[pathlib.Path]
+    class_names: tuple[str, ...]
+    to_class: np.ndarray  # uint8[256]: number in the file -> index into class_names, IGNORE or _UNKNOWN
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (uint8[H, W, 3] RGB, uint8[H, W] classes); grey images get three equal channels.
+
+        Raises:
+          DataError: a file that does not decode, or what `problem` finds.
+        """
+        try:
+            with Image.open(self.images[i]) as image:  # EXIF orientation is left alone: the mask has none
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.images[i]} does not decode ({error}); replace it or take it off the list") from None
+        mask = self.to_class[read_mask(self.masks[i])]
+        if found := self.problem(i, mask, pixels.shape[:2]):
+            raise DataError(found)
+        return pixels, mask
+
+    def problem(self, i: int, mask: np.ndarray, size: tuple[int, int]) -> str | None:
+        """What is wrong with a mask for an image of `size` (height, width), or None."""
+        if mask.shape != size:
+            return (
+                f"{self.masks[i]} is {mask.shape[1]} x {mask.shape[0]} pixels, its image {self.images[i].name} "
+                f"{size[1]} x {size[0]}"
+            )
+        if (mask == _UNKNOWN).any():
+            numbers = np.unique(read_mask(self.masks[i])[mask == _UNKNOWN])
+            return f"{self.masks[i]} holds {', '.join(map(str, numbers[:5]))}: no class of {self.source}"
+        return None
+
+
+def read_mask(path: pathlib.Path) -> np.ndarray:
+    """uint8[H, W] numbers of an indexed or grey image file, or of SBD's .mat.
+
+    Raises:
+      DataError: missing, damaged, or a picture in colours instead of numbers.
+    """
+    try:
+        if path.suffix == ".mat":
+            return scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise DataError(f"{path} has the mode {image.mode}: a mask must be an indexed or 8-bit grey PNG")
+            return np.asarray(image)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's and SciPy's readers raise whatever the damage leads to
+        raise DataError(f"{path} is no mask that can be read ({error})") from None
+
+
+# ---- The data sets --------------------------------------------------------------------------------------------------
+def load_voc(data: str) -> tuple[SegmentationSet, SegmentationSet]:
+    """(train_aug, val) of PASCAL VOC 2012.
+
+    train_aug is VOC's own train list and the images of SBD (Hariharan et al. 2011) that are not in VOC's val: 10,582
+    images. SBD is read from its official folder (benchmark_RELEASE/dataset or dataset, with cls/*.mat), or from
+    SegmentationClassAug/*.png, the copy with VOC's numbers that many people have.
+
+    Args:
+      data: VOC2012 (with JPEGImages), or a folder that has it as VOC2012 or VOCdevkit/VOC2012.
+    """
+    root = _first_folder(
+        [pathlib.Path(data, name) for name in (".", "VOC2012", "VOCdevkit/VOC2012")],
+        "JPEGImages",
+        f"{data} holds no PASCAL VOC 2012: no JPEGImages, VOC2012 or VOCdevkit/VOC2012 in it",
+    )
+    numbers = _numbering({**{k: k for k in range(len(VOC_CLASSES))}, 255: IGNORE})
+    lists = {split: _names(root / "ImageSets" / "Segmentation" / f"{split}.txt") for split in ("train", "val")}
+    own, held_out = root / "SegmentationClass", set(lists["val"])
+    extra = {
+        name: path
+        for name, path in _sbd(root, pathlib.Path(data)).items()
+        if name not in held_out and name not in set(lists["train"])
+    }
+    train = [(name, own / f"{name}.png") for name in lists["train"]] + sorted(extra.items())
+    return tuple(
+        SegmentationSet(
+            f"VOC 2012 {split}",
+            [root / "JPEGImages" / f"{name}.jpg" for name, _ in pairs],
+            [path for _, path in pairs],
+            VOC_CLASSES,
+            numbers,
+        )
+        for split, pairs in (("train_aug", train), ("val", [(name, own / f"{name}.png") for name in lists["val"]]))
+    )
+
+
+def _sbd(root: pathlib.Path, data: pathlib.Path) -> dict[str, pathlib.Path]:
+    """{image name: its mask} of SBD."""
+    folders = [root / "SegmentationClassAug"]
+    folders += [
+        folder / "cls"
+        for base in (root, data, data.parent)
+        for folder in (base / "benchmark_RELEASE" / "dataset", base / "SBD" / "dataset", base / "dataset")
+    ]
+    for folder in folders:
+        if masks := {path.stem: path for path in folder.glob("*") if path.suffix in (".png", ".mat")}:
+            return masks
+    raise DataError(
+        f"train_aug needs SBD beside {root}: put its benchmark_RELEASE folder (with dataset/cls/*.mat) or "
+        f"SegmentationClassAug/*.png into {root}"
+    )
+
+
+def load_ade20k(data: str) -> tuple[SegmentationSet, SegmentationSet]:
+    """(training, validation) of ADE20K's scene parsing benchmark, 150 classes; 0 in its masks is no class.
+
+    Args:
+      data: ADEChallengeData2016, or a folder that has it.
+    """
+    root = _first_folder(
+        [pathlib.Path(data), pathlib.Path(data, "ADEChallengeData2016")],
+        "annotations",
+        f"{data} holds no ADE20K: neither annotations/ nor ADEChallengeData2016/ in it",
+    )
+    numbers = _numbering({0: IGNORE, **{k + 1: k for k in range(ADE20K_CLASSES)}})
+    path = root / "objectInfo150.txt"
+    if not path.is_file():
+        raise DataError(f"no {path}: it comes with ADEChallengeData2016 and names the classes")
+    names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in path.read_text().splitlines()[1:])
+    if len(names) != ADE20K_CLASSES:
+        raise DataError(f"{path} names {len(names)} classes, not {ADE20K_CLASSES}")
+    sets = []
+    for split in ("training", "validation"):
+        masks = sorted((root / "annotations" / split).glob("*.png"))
+        if not masks:
+            raise DataError(f"no *.png in {root / 'annotations' / split}")
+        sets.append(
+            SegmentationSet(
+                f"ADE20K {split}", [root / "images" / split / f"{m.stem}.jpg" for m in masks], masks, names, numbers
+            )
+        )
+    return tuple(sets)
+
+
+DATASETS = {"voc": load_voc, "ade20k": load_ade20k}
+
+
+def _numbering(known: dict[int, int]) -> np.ndarray:
+    table = np.full(256, _UNKNOWN, np.uint8)
+    for number, class_index in known.items():
+        table[number] = class_index
+    return table
+
+
+def _first_folder(candidates: list[pathlib.Path], child: str, message: str) -> pathlib.Path:
+    for folder in candidates:
+        if (folder / child).is_dir():
+            return folder.resolve()
+    raise DataError(message)
+
+
+def _names(path: pathlib.Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"no {path}: the list of images of this split")
+    names = path.read_text().split()
+    if not names:
+        raise DataError(f"{path} lists no images")
+    return names
+
+
+def check(dataset: SegmentationSet, threads: int | None = None) -> dict[str, int]:
+    """Reads every mask and the header of every image: minutes saved from a failure after hours.
+
+    Returns:
+      {"images", "labelled_pixels", "classes": how many occur}.
+
+    Raises:
+      DataError: one line with everything that is wrong (the first five of it), or no labelled pixel in the whole set.
+    """
+
+    def look(i: int) -> str | np.ndarray:
+        try:
+            with Image.open(dataset.images[i]) as image:
+                size = image.size[::-1]
+        except FileNotFoundError:
+            return f"{dataset.images[i]} is missing"
+        except (OSError, ValueError) as error:
+            return f"{dataset.images[i]} is no image that can be read ({error})"
+        try:
+            mask = dataset.to_class[read_mask(dataset.masks[i])]
+        except DataError as error:
+            return str(error)
+        return dataset.problem(i, mask, size) or np.bincount(mask.ravel(), minlength=256)
+
+    problems, counts = [], np.zeros(256, np.int64)
+    for found in in_parallel(look, range(len(dataset)), threads):
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            counts += found
+    if problems:
+        raise DataError(
+            f"{len(problems)} of {len(dataset)} images of {dataset.source} cannot be used: "
+            + "; ".join(problems[:5])
+            + ("; ..." if len(problems) > 5 else "")
+        )
+    labelled = counts[: len(dataset.class_names)]
+    if not labelled.any():
+        raise DataError(f"no pixel of the {len(dataset)} images of {dataset.source} has a class")
+    return {"images": len(dataset), "labelled_pixels": int(labelled.sum()), "classes": int((labelled > 0).sum())}
+
+
+# ---- Batches --------------------------------------------------------------------------------------------------------
+def resized(
+    image: np.ndarray, mask: np.ndarray | None, short_side: float, long_side: float
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both at the largest size, of the same shape, whose sides are at most these two; bilinear, the mask nearest."""
+    height, width = image.shape[:2]
+    factor = min(short_side / min(height, width), long_side / max(height, width))
+    size = max(round(width * factor), 1), max(round(height * factor), 1)
+    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return image, None if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+
+
+def augmented(
+    image: np.ndarray,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    crop_size: int,
+    short_side: int,
+    long_side: int,
+    scale: tuple[float, float],
+    flip_prob: float,
+    fill: tuple[int, int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random size, crop and flip: (uint8[crop, crop, 3], uint8[crop, crop]); what the image leaves empty is `fill`."""
+    factor = rng.uniform(*scale)
+    image, mask = resized(image, mask, short_side * factor, long_side * factor)
+    y, x = (int(rng.integers(max(side - crop_size, 0) + 1)) for side in mask.shape)
+    image, mask = image[y : y + crop_size, x : x + crop_size], mask[y : y + crop_size, x : x + crop_size]
+    if rng.random() < flip_prob:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return on_canvas(image, (crop_size, crop_size), fill), on_canvas(mask, (crop_size, crop_size), IGNORE)
+
+
+def on_canvas(image: np.ndarray, size: tuple[int, int], fill) -> np.ndarray:
+    """The image in the upper left corner of a canvas (height, width) of one colour."""
+    canvas = np.empty((*size, *image.shape[2:]), np.uint8)
+    canvas[:] = fill
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
+
+
+def train_batches(
+    dataset: SegmentationSet,
+    first_step: int = 0,
+    *,
+    seed: int,
+    batch_size: int,
+    crop_size: int,
+    short_side: int,
+    long_side: int,
+    scale: tuple[float, float],
+    flip_prob: float,
+    fill: tuple[int, int, int],
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches from any step on; every image once per epoch.
+
+    Yields {"image": uint8[b, S, S, 3], "mask": uint8[b, S, S]}.
+
+    Args:
+      batch_size: of all processes together; this one's rows are [index * b, (index + 1) * b), b = batch_size / count.
+      crop_size: S, pixels; short_side, long_side: of the size that `scale` (smallest, largest factor) multiplies.
+      fill: RGB of padding.
+      threads: examples prepared at a time; None: one per usable core.
+
+    Raises:
+      DataError: a batch that does not divide over the processes; while iterating, a file that does not decode.
+    """
+    if batch_size % process_count:
+        raise DataError(f"a batch of {batch_size} does not divide over {process_count} processes")
+    rows = batch_size // process_count
+
+    def example(n: int) -> tuple[np.ndarray, np.ndarray]:
+        i = first_step * batch_size + n // rows * batch_size + process_index * rows + n % rows
+        image, mask = dataset.read(sampling.pick(seed, i, len(dataset)))
+        return augmented(
+            image,
+            mask,
+            sampling.example_rng(seed, i),
+            crop_size=crop_size,
+            short_side=short_side,
+            long_side=long_side,
+            scale=scale,
+            flip_prob=flip_prob,
+            fill=fill,
+        )
+
+    return _batches(in_parallel(example, iter(range(2**62)), threads, ahead=2 * rows), rows)
+
+
+def _batches(examples: Iterator[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        images, masks = zip(*(next(examples) for _ in range(rows)), strict=True)
+        yield {"image": np.stack(images), "mask": np.stack(masks)}
+
+
+def in_parallel(function: Callable, items: Iterable, threads: int | None = None, *, ahead: int = 8) -> Iterator:
+    """function(item) for each item, in order, with `threads` at work and a few results (`ahead`) waiting."""
+    threads = threads or len(os.sched_getaffinity(0))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        pending: collections.deque = collections.deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= threads + ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

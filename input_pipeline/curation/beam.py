@@ -1,0 +1,79 @@
+"""Curation by the workers of a Beam runner: see curate.py and curation.py.
+
+manifest -> chunks of its lines -> spread over the workers -> worker: fetch, sandbox, classifier, chunk-C
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import apache_beam as beam
+
+from input_pipeline import beam_runner
+from input_pipeline import remote_files as files
+from input_pipeline.curation import rule as curation
+from input_pipeline.curation.rule import Line
+from input_pipeline.preparation.sandbox import Sandbox
+from input_pipeline.store import DataError
+
+_LOG = logging.getLogger(__name__)
+
+
+def decide(manifest: str, out: str, task: dict, load: Callable, classifier_sha256: str, options: list[str]) -> None:
+    """Writes the chunks of decisions that are not there yet.
+
+    Args:
+      task: keyword arguments of curation.decide that are the same for all lines.
+      load: () -> evaluation.encoders.FrameClassifier, called once by each worker.
+      classifier_sha256: the beginning of what its `sha256` must be.
+      options: Beam's, see beam_runner.parse.
+
+    Raises:
+      DataError: a worker's.
+    """
+    decide_chunk = DecideChunk(out, task, load, classifier_sha256)
+    beam_runner.run(
+        beam_runner.parse(options),
+        lambda pipeline: (
+            pipeline
+            | "Manifest" >> beam.Create([manifest])
+            | "Chunks" >> beam.FlatMap(read_chunks)
+            | "Spread" >> beam.Reshuffle()
+            | "Decide" >> beam.ParDo(decide_chunk)
+        ),
+    )
+
+
+def read_chunks(manifest: str) -> Iterator[tuple[int, list[Line]]]:
+    """Numbered chunks of a manifest. A worker reads it, because a runner takes a few MB with the pipeline at most."""
+    yield from enumerate(curation.chunks_of(curation.read_manifest(manifest)))
+
+
+class DecideChunk(beam.DoFn):
+    """Decides on a chunk of lines, unless that is done. Twice at the same time does no harm: the bytes are the same."""
+
+    def __init__(self, out: str, task: dict, load: Callable, classifier_sha256: str):
+        self._out, self._task, self._load, self._sha256 = out, task, load, classifier_sha256
+
+    def setup(self):
+        model = self._load()
+        if not model.sha256.startswith(self._sha256):
+            raise DataError(
+                "this worker loaded another classifier than the command: give a path at which all workers "
+                "find the same file"
+            )
+        self._top1, self._sandbox = model.top1, Sandbox(**self._task["rule"].limits)
+
+    def teardown(self):
+        self._sandbox.close()
+
+    def process(self, numbered: tuple[int, list[Line]]):
+        number, lines = numbered
+        path = curation.chunk_path(self._out, number)
+        if files.exists(path):
+            return
+        decisions = [curation.decide(line, **self._task, sandbox=self._sandbox, top1=self._top1) for line in lines]
+        files.write(path, curation.as_lines(decisions))
+        kept = sum(decision["status"] == "kept" for decision in decisions)
+        beam.metrics.Metrics.counter("curate", "lines").inc(len(decisions))
+        beam.metrics.Metrics.counter("curate", "kept").inc(kept)
+        _LOG.info("chunk %d: %d lines, %d kept", number + 1, len(decisions), kept)

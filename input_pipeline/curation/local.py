@@ -1,0 +1,128 @@
+"""Curation: decides on every line of a manifest, on one machine or by a Beam runner, and writes the report."""
+
+import collections
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable
+
+from input_pipeline import remote_files as files
+from input_pipeline.curation import rule as curation
+from input_pipeline.curation.rule import Line, Rule
+from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation.sandbox import Sandbox
+from input_pipeline.store import DataError
+
+DEFAULT = Rule()
+
+
+def load_classifier(weights: str, batch_size: int):
+    """The one place where the input pipeline reaches for a network; returns evaluation.encoders's.
+
+    Raises:
+      DataError: it cannot be loaded.
+    """
+    from evaluation import encoders
+    from vivi_jax.errors import CheckpointError, ConfigError
+
+    try:
+        if not files.is_remote(weights):
+            return encoders.load_frame_classifier(weights, batch_size=batch_size)
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = os.path.join(scratch, os.path.basename(weights))
+            files.fetch(weights, copy)
+            return encoders.load_frame_classifier(copy, batch_size=batch_size)
+    except (CheckpointError, ConfigError) as e:
+        raise DataError(str(e)) from e
+
+
+def curate(
+    manifest: str,
+    classes: str,
+    classifier: str,
+    out: str,
+    *,
+    videos: str = "",
+    rule: Rule = DEFAULT,
+    workers: int | None = None,
+    beam_options: list[str] | None = None,
+) -> bool:
+    """Decides on every line of a manifest, and writes decisions, kept videos and the report to `out`.
+
+    Args:
+      videos: what paths in the manifest are relative to; "" is the folder it is in.
+      workers: files decoded at a time, without Beam; default: the cores this process may use.
+      beam_options: let the workers of a Beam runner decide; None: this machine does, without Beam.
+
+    Returns:
+      False if all was there already.
+
+    Raises:
+      DataError: a manifest, class list or classifier that cannot be used, or `out` holds something else.
+    """
+    lines, known = curation.read_manifest(manifest), curation.read_classes(classes)
+    model = load_classifier(classifier, rule.frames)
+    if model.num_classes != len(known.names):
+        raise DataError(
+            f"{classifier} has {model.num_classes} classes, {classes} names {len(known.names)}; they must "
+            "be the same, in the same order"
+        )
+    plan = curation.make_plan(rule, manifest=manifest, classes=classes, classifier_sha256=model.sha256)
+    manifest, classifier, out = map(files.absolute, (manifest, classifier, out))
+    root = files.absolute(videos) if videos else os.path.dirname(manifest)
+    task = {"root": root, "classes": known, "rule": rule}
+    try:
+        if not curation.begin(out, plan):
+            return False
+        if beam_options is None:
+            _decide_here(lines, out, task, model.top1, workers or len(os.sched_getaffinity(0)))
+        else:
+            from input_pipeline.curation import beam as curate_beam
+
+            curate_beam.decide(
+                manifest,
+                out,
+                task,
+                functools.partial(load_classifier, classifier, rule.frames),
+                plan["classifier"],
+                beam_options,
+            )
+        decisions = [
+            json.loads(line)
+            for chunk in range(len(curation.chunks_of(lines)))
+            for line in files.read(curation.chunk_path(out, chunk)).splitlines()
+        ]
+        curation.finish(out, plan, known, decisions)
+    except OSError as e:
+        raise DataError(prepare.cannot_write(out, e)) from e
+    return True
+
+
+def _decide_here(lines: list[Line], out: str, task: dict, top1: Callable, workers: int) -> None:
+    """Writes the chunks that are not there yet."""
+    waiting = collections.deque()  # chunks in work; a second one, so that one long video stops nobody
+    with prepare.pool(workers, task["rule"].limits) as submit, prepare.progress(len(lines)) as done:
+        for number, chunk in enumerate([*curation.chunks_of(lines), None]):
+            if chunk:
+                path = curation.chunk_path(out, number)
+                skip = files.exists(path)  # by an earlier run
+                waiting.append(
+                    (
+                        path,
+                        len(chunk),
+                        None if skip else [submit(_decide_one, line, task, top1, done) for line in chunk],
+                    )
+                )
+            while waiting and (len(waiting) > 1 or not chunk):
+                path, count, futures = waiting.popleft()
+                if futures is None:
+                    done(count)
+                else:
+                    files.write(path, curation.as_lines([future.result() for future in futures]))
+
+
+def _decide_one(sandbox: Sandbox, line: Line, task: dict, top1: Callable, done: Callable) -> dict:
+    decision = curation.decide(line, **task, sandbox=sandbox, top1=top1)
+    done(1)
+    return decision

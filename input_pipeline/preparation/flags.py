@@ -1,0 +1,40 @@
+"""The flags that both commands of preparation share, and their parsing."""
+
+import dataclasses
+import logging
+
+from absl import flags
+
+from input_pipeline.preparation import shots
+from input_pipeline.preparation.plan import Settings
+
+DEFAULT = Settings()
+
+
+def settings_of(values: flags.FlagValues) -> Settings:
+    return Settings(**{field.name: values[field.name].value for field in dataclasses.fields(Settings)})
+
+
+def define_flags() -> None:
+    """Those of both commands; only when run as a program: other programs have flags of the same names."""
+    flags.DEFINE_string("videos", None, "directory, searched recursively, or quoted glob pattern", required=True)
+    flags.DEFINE_string("out", None, "directory to write the frame store to", required=True)
+    flags.DEFINE_string("labels", "", "CSV file with columns video,label; or the word: folder")
+    flags.DEFINE_bool("labelled_only", False, "leave out files without a label, such as those that a curation dropped")
+    flags.DEFINE_float("fps", DEFAULT.fps, "frames per second kept; never more than the video has")
+    flags.DEFINE_integer("short_side", DEFAULT.short_side, "pixels of the short side; smaller videos keep their size")
+    flags.DEFINE_integer("jpeg_quality", DEFAULT.jpeg_quality, "1 to 100")
+    flags.DEFINE_enum("shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see shots.py")
+    flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
+    flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
+    flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
+    flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")
+    flags.DEFINE_float("wall_s", DEFAULT.wall_s, "limit per file: wall time, seconds")
+
+
+def parse_known_flags(argv: list[str]) -> list[str]:
+    """absl's parsing for commands that run on Beam: what it does not know is returned, for Beam."""
+    remaining = flags.FLAGS(argv, known_only=True)
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("input_pipeline").setLevel(logging.INFO)
+    return remaining

@@ -1,0 +1,172 @@
+"""The files a preparation starts from, and their labels."""
+
+import collections
+import csv
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from input_pipeline import remote_files as files
+from input_pipeline.store import DataError
+
+
+class Input(NamedTuple):
+    name: str  # path relative to the directory given, or to the part of the pattern before its first wildcard
+    path: str
+    bytes: int  # -1: not a regular file
+
+
+def find(videos: str, out: str) -> list[Input]:
+    """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
+
+    Whether a file is a video is found out by opening it, not by its name. Hidden files and folders (.DS_Store, .git)
+    are no inputs, nor is anything under `out`. Links are followed. Both may be in a bucket, see files.py.
+
+    Raises:
+      DataError: nothing there, or a folder that cannot be read.
+    """
+    if files.is_remote(videos):
+        return _find_remote(videos, out)
+    videos = os.path.expanduser(videos)
+    root = root_of(videos)
+    if os.path.isdir(videos):
+        found = _walk(videos, out)
+    elif glob.has_magic(videos):
+        inside_out = os.path.join(os.path.realpath(out), "")
+        found = [
+            path
+            for match in glob.glob(videos, recursive=True)
+            for path in (_walk(match, out) if os.path.isdir(match) else [match])
+            if not os.path.realpath(path).startswith(inside_out)
+        ]
+    elif os.path.isfile(videos):
+        found = [videos]
+    else:
+        raise DataError(f"no such directory: {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
+    path_of = {os.path.relpath(path, root or "."): path for path in found}
+    if not path_of:
+        raise DataError(f"no files in {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
+    return [
+        Input(name, path, os.path.getsize(path) if os.path.isfile(path) else -1)
+        for name, path in sorted(path_of.items())
+    ]
+
+
+def root_of(videos: str) -> str:
+    """The directory that the names of inputs are relative to; "" is the current one."""
+    if files.is_remote(videos):
+        fixed = re.split(r"[*?\[]", videos, maxsplit=1)[0]
+        return videos.rstrip("/") if fixed == videos else fixed.rsplit("/", 1)[0]
+    videos = os.path.expanduser(videos)
+    if os.path.isdir(videos):
+        return videos
+    return os.path.dirname(re.split(r"[*?\[]", videos, maxsplit=1)[0])
+
+
+def _find_remote(videos: str, out: str) -> list[Input]:
+    root = root_of(videos)
+    wanted = re.compile(_glob_regex(videos[len(root) + 1 :]) if videos.rstrip("/") != root else ".*")
+    inputs = []
+    for path, size in files.listing(root):
+        name = path[len(root) + 1 :]
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name and not hidden and wanted.fullmatch(name) and not path.startswith(out.rstrip("/") + "/"):
+            inputs.append(Input(name, path, size))
+    if not inputs:
+        raise DataError(
+            f"no files in {videos}; give a folder of a bucket, or a quoted pattern such as 'gs://BUCKET/DIR/**/*.mp4'"
+        )
+    return sorted(inputs)
+
+
+def _glob_regex(pattern: str) -> str:
+    """A glob pattern with "/" and "**" as a regular expression; a folder that matches is searched."""
+    parts = []
+    for token in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", pattern):
+        parts.append(
+            {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(
+                token, token.replace("[!", "[^") if token.startswith("[") else re.escape(token)
+            )
+        )
+    return "".join(parts) + "(?:/.*)?"
+
+
+def _walk(root: str, out: str) -> Iterator[str]:
+    def unreadable(error):
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+    seen = {os.path.realpath(out)}
+    for folder, folders, found in os.walk(root, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # OUT, or a link to a folder that was visited
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in found if not name.startswith("."))
+
+
+def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
+    """Labels of the inputs.
+
+    Args:
+      labels: "" (no labels), "folder" (the folder a file is in; files at the top have no label), or the path of a CSV
+        file with columns "video" (an input's name, or its file name alone where that is unique) and "label".
+      names: of the inputs.
+
+    Returns:
+      Label of each input (-1: none), class names (sorted), and a digest of both ("" without labels).
+
+    Raises:
+      DataError: an unreadable or contradictory CSV file, or one of which no line names an input.
+    """
+    if not labels:
+        return [-1] * len(names), [], ""
+    if labels == "folder":
+        label_of = {name: os.path.basename(os.path.dirname(name)) for name in names if os.path.dirname(name)}
+        if not label_of:
+            raise DataError("--labels=folder, but all files are at the top; put each into a folder of its class")
+    else:
+        label_of = _read_csv(labels, names)
+    classes = sorted(set(label_of.values()))
+    numbers = [classes.index(label_of[name]) if name in label_of else -1 for name in names]
+    print(
+        f"labels: {len(label_of)} of {len(names)} files have one of {len(classes)} classes, "
+        f"{len(names) - len(label_of)} have none"
+    )
+    digest = hashlib.sha256(json.dumps([numbers, classes]).encode()).hexdigest()
+    return numbers, classes, digest[:16]
+
+
+def _read_csv(path: str, names: list[str]) -> dict[str, str]:
+    try:
+        reader = csv.DictReader(io.StringIO(files.read(path).decode("utf-8-sig"), newline=""))
+        if not {"video", "label"} <= set(reader.fieldnames or []):
+            raise DataError(f"{path}: its first line must name the columns video,label; it is {reader.fieldnames}")
+        rows = [(line["video"], line["label"]) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise DataError(f"cannot read {path}: {e}") from e
+    of_file_name = collections.defaultdict(list)
+    for name in names:
+        of_file_name[os.path.basename(name)].append(name)
+    known, label_of, unknown = set(names), {}, []
+    for video, label in rows:
+        candidates = [video] if video in known else of_file_name.get(video, [])
+        if len(candidates) > 1:
+            raise DataError(f"{path}: {video} may be {candidates[0]} or {candidates[1]}; write the whole name")
+        if not candidates:
+            unknown.append(video)
+        elif not label:
+            raise DataError(f"{path}: {video} has an empty label; write one, or take the line out")
+        elif label_of.setdefault(candidates[0], label) != label:
+            raise DataError(f"{path}: {video} has two labels, {label_of[candidates[0]]} and {label}")
+    if not label_of:
+        raise DataError(f"{path}: none of its {len(rows)} lines names an input file; names are like {names[0]}")
+    if unknown:
+        print(f"labels: {len(unknown)} of {len(rows)} lines of {path} name no input file (such as {unknown[0]})")
+    return label_of

@@ -1,0 +1,242 @@
+"""Frames of consecutive shots of a video, for VIVI: which videos have enough of them, and batches.
+
+As everywhere in the input pipeline, example i is a pure function of (seed, i), see sampling.py and pipeline.py.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from input_pipeline.images import LabelledImages
+from input_pipeline.store import DataError, FrameStore
+from input_pipeline.streams import sampling
+from input_pipeline.streams import views as pipeline
+from input_pipeline.streams.decode import Example, decode_jpeg, decoded
+
+_LOG = logging.getLogger(__name__)
+SAMPLERS = ("consecutive", "single")
+
+
+def shot_frames(
+    store: FrameStore,
+    start_step: int = 0,
+    *,
+    seed: int,
+    batch_size: int,
+    shots: int,
+    frames: int,
+    frame_rate: float,
+    sampler: str,
+    image_size: int,
+    min_crop_area: float,
+    num_steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """M frames of each of K consecutive shots (VIVI section 4): every video once per epoch, at a random place.
+
+    Videos without K consecutive shots of M frames are dropped (the paper: "dropping those videos with fewer shots";
+    what it does with short shots it does not say) and counted in the log.
+
+    Every frame has a crop and a flip of its own. The paper names the mechanism of GoogLeNet (Szegedy et al. 2015,
+    section 6): area uniform in 8 % to 100 %, aspect ratio in [3/4, 4/3]. The published code of S4L, which shares
+    authors, starts at 5 %, refuses what covers less than 10 %, draws the side and not the area, and resizes bilinearly;
+    here the resize is bicubic.
+
+    Args:
+      store: prepared videos.
+      start_step: first step to yield; a late one costs nothing.
+      seed: decides, with the step, all that is random; 0 or more.
+      batch_size: videos N in the global batch, over all processes.
+      shots: K (VIVI: 2 or 4).
+      frames: M (VIVI: 8 for exemplars, 4 for rotations).
+      frame_rate: of the M frames, in Hz (VIVI: 1); the nearest whole number of the video's frames apart.
+      sampler: "consecutive"; or "single": M crops of a single frame per video, the same one in every epoch ("a data set
+        obtained by selecting a single random frame from each video"), for which K is 1 and frame_rate without effect.
+      image_size: height and width in pixels (VIVI: 224).
+      min_crop_area: smallest crop as a share of the frame.
+      num_steps, process_index, process_count, threads: as in pipeline.clip_views.
+
+    Returns:
+      Iterator over {"shots": uint8[n, K, M, image_size, image_size, 3]}, RGB, n = batch_size / process_count.
+
+    Raises:
+      DataError: at once, for impossible values or fewer usable videos than a batch; while iterating, for a frame that
+        does not decode.
+    """
+    pipeline.check_values(
+        seed=seed,
+        batch_size=batch_size,
+        process_count=process_count,
+        min_crop_area=min_crop_area,
+        shots=shots,
+        frames=frames,
+        image_size=image_size,
+    )
+    pipeline.check_sampler(sampler, SAMPLERS)
+    if sampler == "single":
+        videos, shot_ranges = _single_frames(store, seed, shots, batch_size)
+    else:
+        videos, shot_ranges = _consecutive_shots(store, shots, frames, frame_rate, batch_size)
+
+    def example(n: int) -> Example:
+        i = pipeline.example_number(n, batch_size, process_index, process_count)
+        video = int(videos[sampling.pick(seed, i, len(videos))])
+        plan = sampling.plan_shots(
+            sampling.example_rng(seed, i),
+            **shot_ranges(video),
+            shots=shots,
+            frames=frames,
+            height=int(store.height[video]),
+            width=int(store.width[video]),
+            min_crop_area=min_crop_area,
+        )
+        data = store.read(store.first_record[video] + plan.frames)
+        return Example(
+            data,
+            plan.boxes,
+            plan.flips,
+            lambda view: f"{store.directory}: frame {plan.frames[view]} of {store.videos[video]}",
+        )
+
+    rows = batch_size // process_count
+    stop = None if num_steps is None else (start_step + num_steps) * rows
+    batches = decoded(
+        example,
+        start_step * rows,
+        stop,
+        rows=rows,
+        views=shots * frames,
+        image_size=image_size,
+        decode=decode_jpeg,
+        threads=threads,
+    )
+    return ({"shots": pixels.reshape(-1, shots, frames, *pixels.shape[2:])} for pixels in batches)
+
+
+def image_frames(
+    images: LabelledImages, start_step: int = 0, *, frames: int, **options
+) -> Iterator[dict[str, np.ndarray]]:
+    """Still images in the form of shots (VIVI section 4, Ex-ImageNet and Rot-ImageNet): M crops of one image.
+
+    `options` and errors are those of pipeline.image_views but for `views`; yields {"shots": uint8[n, 1, M, H, W, 3]}.
+    """
+    batches = pipeline.image_views(images, start_step, views=frames, **options)
+    return ({"shots": batch["views"][:, None]} for batch in batches)
+
+
+# --- where an example can be taken from: video -> ranges_Sx2, positions and step of sampling.plan_shots ---------------
+
+_ShotRanges = Callable[[int], dict]
+
+
+def _single_frames(store: FrameStore, seed: int, shots: int, batch_size: int) -> tuple[np.ndarray, _ShotRanges]:
+    """All videos, each with one frame drawn from it."""
+    if shots != 1:
+        raise DataError(f"sampler 'single' takes one frame of a video, so shots must be 1, not {shots}")
+    pipeline.check_enough(len(store), batch_size, f"videos in {store.directory}", "prepare more videos")
+
+    def shot_ranges(video: int) -> dict:
+        frame = sampling.video_rng(seed, video).integers(store.num_frames[video])
+        return dict(ranges_Sx2=np.array([[frame, frame + 1]]), positions=np.array([0]), step=0)
+
+    return np.arange(len(store)), shot_ranges
+
+
+def _consecutive_shots(
+    store: FrameStore, shots: int, frames: int, frame_rate: float, batch_size: int
+) -> tuple[np.ndarray, _ShotRanges]:
+    """Videos with K consecutive shots of M frames, and at which shots such a run begins."""
+    if not (frame_rate > 0 and math.isfinite(frame_rate)):
+        raise DataError(f"frame_rate={frame_rate}: it is a rate in Hz, above 0")
+    step_N = _steps(store, frame_rate)
+    first, video, shortest = _windows(store, shots)
+    enough = (step_N[video] > 0) & (shortest > (frames - 1) * step_N[video])
+    position = first[enough] - store.shot_offsets[video[enough]]
+    videos, begin = np.unique(video[enough], return_index=True)
+    if len(videos) < batch_size:
+        raise DataError(_what_can_be_had(store, shots, frames, frame_rate, batch_size, len(videos)))
+    dropped = len(store) - len(videos)
+    if dropped:
+        few = int(np.sum(np.diff(store.shot_offsets) < shots))
+        _LOG.warning(
+            "%d of %d videos are not used: %d with fewer than shots=%d, %d without so many consecutive ones "
+            "of frames=%d at frame_rate=%g Hz",
+            dropped,
+            len(store),
+            few,
+            shots,
+            dropped - few,
+            frames,
+            frame_rate,
+        )
+
+    def shot_ranges(v: int) -> dict:
+        k = np.searchsorted(videos, v)
+        positions = position[begin[k] : begin[k + 1] if k + 1 < len(begin) else None]
+        return dict(ranges_Sx2=store.shots(v), positions=positions, step=int(step_N[v]))
+
+    return videos, shot_ranges
+
+
+def _steps(store: FrameStore, frame_rate: float) -> np.ndarray:
+    """int64[N]: frames of each video from one sampled frame to the next; 0 = it has too few frames a second."""
+    return np.rint(store.fps.astype(float) / frame_rate).astype(np.int64)
+
+
+def _windows(store: FrameStore, shots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All runs of K consecutive shots of a video, ordered.
+
+    Returns:
+      int64[W] each: number of the first shot, counted over the whole store; the video; frames of the shortest shot.
+    """
+    video_S = np.repeat(np.arange(len(store)), np.diff(store.shot_offsets))
+    if shots > len(video_S):
+        return (np.empty(0, np.int64),) * 3
+    stop_S = np.append(store.shot_starts[1:], 0)
+    stop_S[store.shot_offsets[1:] - 1] = store.num_frames
+    first = np.flatnonzero(video_S[: len(video_S) - shots + 1] == video_S[shots - 1 :])
+    lengths = np.lib.stride_tricks.sliding_window_view((stop_S - store.shot_starts).astype(np.int64), shots)
+    return first, video_S[first], lengths[first].min(axis=1)
+
+
+def _what_can_be_had(
+    store: FrameStore, shots: int, frames: int, frame_rate: float, batch_size: int, usable: int
+) -> str:
+    """The message for too few videos: each of K, M and the frame rate that would give a batch, the others as asked."""
+    step_N = _steps(store, frame_rate)
+
+    def largest(value_W: np.ndarray, video_W: np.ndarray) -> float:
+        """The largest value that a batch of videos reach, each in its best run of shots; 0 if too few do."""
+        best_N = np.zeros(len(store))
+        np.maximum.at(best_N, video_W, value_W)
+        return np.sort(best_N)[-batch_size] if len(store) >= batch_size else 0
+
+    def frames_of(video_W: np.ndarray, shortest_W: np.ndarray) -> np.ndarray:
+        step_W = step_N[video_W]
+        return np.where(step_W > 0, (shortest_W - 1) // np.maximum(step_W, 1) + 1, 0)
+
+    options = []
+    for fewer in range(shots - 1, 0, -1):
+        _, video, shortest = _windows(store, fewer)
+        if largest(frames_of(video, shortest), video) >= frames:
+            options.append(f"shots={fewer}")
+            break
+    _, video, shortest = _windows(store, shots)
+    if most := largest(frames_of(video, shortest), video):
+        options.append(f"frames={most:g}")
+    apart = (shortest - 1) // max(frames - 1, 1)  # frames between neighbours, at most
+    if seconds := largest(apart / store.fps[video].astype(float), video):
+        lowest = math.ceil(100 / seconds) / 100
+        step_N = _steps(store, lowest)  # again: where rates differ widely, the lowest of one is too high for another
+        if largest(frames_of(video, shortest), video) >= frames:
+            options.append(f"frame_rate={lowest:g}")
+    remedy = f"possible is one of {', '.join(options)}, or" if options else "lower batch_size or"
+    return (
+        f"{usable} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "
+        f"frames={frames} at frame_rate={frame_rate:g} Hz, fewer than a batch of {batch_size}: {remedy} prepare "
+        "more videos"
+    )

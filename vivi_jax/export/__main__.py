@@ -1,0 +1,50 @@
+"""Writes a pretrained encoder under the names other people's code knows, and reads such files back.
+
+    python -m vivi_jax.export --workdir=RUN --format=torchvision --out=FILE.safetensors     ResNet v1 (VITO)
+    python -m vivi_jax.export --workdir=RUN --format=timm --out=FILE.safetensors            ResNet v2 (VIVI)
+
+and, where torch and torchvision or timm are:
+
+    model = torchvision.models.resnet50()
+    model = timm.create_model("resnetv2_50x1_bit", num_classes=0)  # what to call is printed, and in the file's metadata
+    model.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
+
+The file loads strictly where the library has the model (torch_names.py). torchvision's always has a classifier: an
+encoder without one gets an `fc` of zeros for 1000 classes. timm's does without, by num_classes=0. The encoder here
+normalises its input itself, theirs do not: input_mean and input_std are in the file's metadata.
+
+timm's BiT models add 1e-8 to the variance of a kernel, ours 1e-10 as BiT's own code; on kernels of the usual size (1e-3
+and more) features agree to 1e-4. timm's plain resnetv2_50 pads its max-pool with -inf and ours, as VIVI's code, with
+zeros: it must be built with stem_type="fixed", which is in the metadata too.
+
+FILE.safetensors.sha256 lies beside it (`sha256sum -c` reads it), because safetensors does not notice flipped bits.
+"""
+
+import argparse
+import sys
+
+from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.export.resnet import EXPORTERS
+from vivi_jax.models import build_encoder
+
+
+def main(argv: list[str] | None = None) -> None:
+    from vivi_jax import checkpoint
+
+    parser = argparse.ArgumentParser(prog="python -m vivi_jax.export", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, help="run directory; its newest good checkpoint is exported")
+    parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
+    parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")
+    args = parser.parse_args(argv)
+    try:
+        config, variables = checkpoint.load_encoder(args.workdir)
+        metadata = EXPORTERS[args.format](build_encoder(**config), variables, args.out)
+    except (ConfigError, CheckpointError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {args.out} and {args.out}.sha256")
+    for key, value in metadata.items():
+        print(f"  {key}: {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""A ResNet's safetensors file in torchvision's or timm's names: written from an encoder, and read back."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vivi_jax.errors import CheckpointError
+from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
+from vivi_jax.models import build_encoder
+from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)  # of timm's resnetv2 models, where a file does not say
+# (depth, width) of the models timm has, for either norm of a v2 ResNet.
+TIMM_MODELS = {
+    "batch": {(depth, 1): f"resnetv2_{depth}" for depth in (18, 34, 50, 101, 152)},
+    "group": {
+        (depth, width): f"resnetv2_{depth}x{width}_bit"
+        for depth, width in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
+    },
+}
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+def save_safetensors(path: str, state_dict: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, and PATH.sha256 beside it; an older file of that name is replaced as a whole."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checksum, unfinished = checksum_path(path), path.with_name(path.name + ".tmp")
+    safetensors.numpy.save_file(state_dict, unfinished, metadata)
+    digest = sha256(unfinished)
+    checksum.unlink(missing_ok=True)  # first: a kill in between must not leave a new file beside an old checksum
+    os.replace(unfinished, path)
+    checksum.write_text(f"{digest}  {path.name}\n")
+
+
+def load_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns (state_dict, metadata) of a safetensors file.
+
+    Raises:
+      CheckpointError: no such file, not a safetensors file, or a content other than PATH.sha256 says (where it exists).
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}; python -m vivi_jax.export writes one from a run")
+    checksum = checksum_path(path)
+    if checksum.is_file() and checksum.read_text().split()[:1] != [sha256(path)]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {checksum}; export it again")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def checksum_path(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_encoder(path: str) -> tuple[dict, dict]:
+    """Returns (keyword arguments of models.build_encoder, its variables) of a file in torchvision's or timm's names.
+
+    Depth, width, norm and stem follow from the entries, also in a file that was not written here. A missing or all-zero
+    classifier is left out. Input statistics come from the metadata; without them they are the library's own.
+
+    Raises:
+      CheckpointError: as load_safetensors and torch_names.from_torch; no depth has these blocks; or a BatchNorm ResNet
+        v2 whose max-pool is padded otherwise.
+    """
+    state, metadata = load_safetensors(path)
+    naming = TIMM if "stem.conv.weight" in state else TORCHVISION
+    stem = state.get("stem.conv.weight" if naming is TIMM else "conv1.weight")
+    if stem is None:
+        raise CheckpointError(
+            f"{path} has no entry conv1.weight or stem.conv.weight: it is not a ResNet in torchvision's or timm's names"
+        )
+    mean, std = (INCEPTION_MEAN, INCEPTION_STD) if naming is TIMM else (IMAGENET_MEAN, IMAGENET_STD)
+    classifier = state.get(f"{naming.classifier}.weight", np.zeros((0, 0)))
+    config = {
+        "name": "resnet",
+        "width": stem.shape[0] / 64,
+        "stem": "imagenet" if stem.shape[-1] == 7 else "small",
+        "num_classes": len(classifier) if classifier.any() else None,
+        "input_mean": json.loads(metadata.get("input_mean", json.dumps(mean))),
+        "input_std": json.loads(metadata.get("input_std", json.dumps(std))),
+    }
+    try:
+        config["depth"] = depth_of(naming, state)
+        if naming is TIMM:
+            config |= _v2_kind("norm.running_mean" in state, metadata)
+        return config, from_torch(naming, build_encoder(**config), state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
+    if batch_norm and metadata.get("max_pool_padding") != "zeros":
+        raise CheckpointError(
+            "its max-pool is padded with -inf, as that of timm's resnetv2_50, and the encoder's here "
+            "with zeros: only files written here, or built with stem_type='fixed' and with the "
+            "metadata max_pool_padding=zeros, can be read"
+        )
+    return {"version": 2, "norm": "batch" if batch_norm else "group", "weight_standardization": not batch_norm}
+
+
+def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
+    """Writes the encoder's safetensors file in torchvision's names; returns the metadata it carries."""
+    plain = encoder.width == 1 and encoder.stem == "imagenet" and encoder.depth != 200
+    loads = f"torchvision.models.resnet{encoder.depth}" if plain else "no model of torchvision as it is"
+    classes = "" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"
+    return _export(
+        TORCHVISION,
+        encoder,
+        variables,
+        path,
+        {
+            "loads_strictly_into": loads + classes,
+            "classifier": "none: fc is all zeros" if encoder.num_classes is None else "fc",
+        },
+    )
+
+
+def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
+    """Writes the encoder's safetensors file in timm's names; returns the metadata it carries."""
+    return _export(
+        TIMM,
+        encoder,
+        variables,
+        path,
+        {
+            "loads_strictly_into": timm_model(encoder),
+            "classifier": "none" if encoder.num_classes is None else "head.fc",
+            "max_pool_padding": "zeros",
+        },
+    )
+
+
+def timm_model(encoder: ResNet) -> str:
+    """The call of timm that makes the model of this encoder."""
+    model = TIMM_MODELS[encoder.norm].get((encoder.depth, encoder.width))
+    if model is None or encoder.stem != "imagenet":
+        return "no model of timm as it is"
+    stem = ", stem_type='fixed'" if encoder.norm == "batch" else ""  # BiT's have it
+    return f"timm.create_model({model!r}, num_classes={encoder.num_classes or 0}{stem})"
+
+
+def _export(naming: Naming, encoder: ResNet, variables: dict, path: str, metadata: dict[str, str]) -> dict[str, str]:
+    metadata = {
+        "format": "pt",
+        **metadata,
+        "width": str(encoder.width),
+        "stem": encoder.stem,
+        "input_mean": json.dumps(encoder.input_mean),
+        "input_std": json.dumps(encoder.input_std),
+    }
+    save_safetensors(path, to_torch(naming, encoder, variables), metadata)
+    return metadata
+
+
+EXPORTERS = {"torchvision": export_torchvision, "timm": export_timm}
