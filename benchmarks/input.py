@@ -28,8 +28,9 @@ import cv2
 import numpy as np
 
 from benchmarks import results, tables
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
+from vivi_jax.errors import DataError
 
 SEED, VIEWS, SECONDS, SIZE, MIN_AREA = 0, 3, 2.56, 224, 0.4
 BATCH = 8

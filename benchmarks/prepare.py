@@ -26,7 +26,7 @@ from input_pipeline.preparation import beam as prepare_beam
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation import local as prepare
 from input_pipeline.preparation import plan as preparation
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 SECONDS, VIDEOS, ROUNDS = (4, 16), 3, 3  # lengths of the rendered videos, how many of each, repetitions
 ROWS = 20_000  # inputs of the measurement of memory

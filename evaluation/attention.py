@@ -19,10 +19,10 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from input_pipeline.store import META, DataError, FrameStore
+from input_pipeline.store import META, FrameStore
 from vivi_jax import checkpoint
 from vivi_jax.build import build
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 PAIR_SECONDS = 0.76  # between the two frames of a clip: the median of VITO's training pairs (VITO §4.2)

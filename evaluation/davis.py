@@ -22,9 +22,8 @@ from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis.evaluate import choose_protocol, evaluate, markdown, score, summary
 from evaluation.protocols.davis.propagate import PROTOCOLS
 from evaluation.transfer import claim, write
-from input_pipeline.store import DataError
 from vivi_jax import checkpoint
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,9 +27,8 @@ from sklearn.preprocessing import StandardScaler
 
 from evaluation import encoders
 from input_pipeline import images
-from input_pipeline.store import DataError
 from vivi_jax import checkpoint
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 
 def cached_features(

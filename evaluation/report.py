@@ -25,9 +25,8 @@ from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
 from input_pipeline import images
-from input_pipeline.store import DataError
 from vivi_jax import checkpoint
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av")
 # One chart each: title, and the names in metrics.jsonl with their labels.

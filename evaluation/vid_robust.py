@@ -21,8 +21,7 @@ from scipy import stats
 
 from evaluation import encoders
 from input_pipeline import images
-from input_pipeline.store import DataError
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 VID_CLASSES, IMAGENET_CLASSES = 30, 1000
 WINDOW = 10  # frames: the farthest neighbours in pmsets.json

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 _OURS = re.compile(r"(?:DataError|Unreadable): (.*?)(?: \[while running '.*)?$", re.MULTILINE)
 

@@ -24,7 +24,7 @@ from input_pipeline.curation import rule as curation
 from input_pipeline.curation.local import DEFAULT, curate
 from input_pipeline.curation.rule import Rule
 from input_pipeline.preparation.flags import parse_known_flags
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 def main(argv: list[str]) -> None:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from input_pipeline.store import META, DataError, FrameStore
+from input_pipeline.store import META, FrameStore
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}

@@ -21,7 +21,7 @@ from absl import app, flags
 from input_pipeline import store
 from input_pipeline.preparation import flags as shared_flags
 from input_pipeline.preparation.local import prepare, summary
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 def main(argv: list[str]) -> None:

@@ -12,7 +12,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 
-from input_pipeline.store import DataError, write_file
+from input_pipeline.store import write_file
+from vivi_jax.errors import DataError
 
 
 def is_remote(path: str) -> bool:

@@ -19,6 +19,8 @@ from collections.abc import Iterable
 import numpy as np
 from array_record.python import array_record_module
 
+from vivi_jax.errors import DataError
+
 FORMAT_VERSION = 1
 INDEX, META, LEDGER, PARTIAL = "index.npz", "meta.json", "ledger.jsonl", ".partial"
 # JPEG does not compress further, and a group of one record is what makes a single read cheap.
@@ -26,10 +28,6 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 32 * 1024
 _MAX_OPEN_SHARDS = 256  # one file handle each; the usual limit of a process is 1024
-
-
-class DataError(ValueError):
-    """Input data is missing, unprepared, damaged or unusable; the message is one line that says what to do."""
 
 
 class FrameStore:

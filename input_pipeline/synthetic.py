@@ -20,7 +20,7 @@ import argparse
 import sys
 
 from input_pipeline.rendered.shapes import FPS, SHAPES, write_videos
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> None:

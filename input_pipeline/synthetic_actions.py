@@ -15,7 +15,7 @@ import sys
 
 from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.rendered.actions import ACTIONS, write_actions
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,11 +27,10 @@ from evaluation.protocols.action.classifier import (
     optimizer,
 )
 from evaluation.transfer import with_pretrained
-from input_pipeline.store import DataError
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import build
 from vivi_jax.checkpoint import Checkpoints
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.train_step import create
 
 CLASSES = ("Archery", "Bowling")

@@ -15,10 +15,10 @@ from configs import vito
 from evaluation import attention
 from input_pipeline.preparation.local import Settings, prepare
 from input_pipeline.rendered import shapes as synthetic
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from vivi_jax import checkpoint
 from vivi_jax.build import build
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.train_step import create
 
 

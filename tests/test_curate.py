@@ -17,7 +17,7 @@ from input_pipeline.curation import rule as curation
 from input_pipeline.curation.rule import Rule
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLOURS = {"ruby": (200, 40, 40), "jade": (40, 190, 60), "sapphire": (40, 60, 210)}

@@ -17,7 +17,7 @@ from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
 from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 from vivi_jax.export import resnet as export
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder

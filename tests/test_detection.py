@@ -22,9 +22,8 @@ from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection import targets as detection_targets
 from evaluation.protocols.detection.method import Detector
 from evaluation.transfer import with_pretrained
-from input_pipeline.store import DataError
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models import build_encoder
 from vivi_jax.planning import hlo
 from vivi_jax.train import compile_step

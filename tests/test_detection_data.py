@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 GREEN, RED = (0, 255, 0), (255, 0, 0)
 CATEGORIES = [{"id": 9, "name": "nine"}, {"id": 4, "name": "four"}]  # not in order

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import resnet as export
-from vivi_jax.export import torch_names
+from vivi_jax.export import safetensors_files, torch_names
 from vivi_jax.export.torch_names import TIMM, TORCHVISION
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
@@ -104,13 +104,13 @@ def test_a_flipped_bit_a_cut_file_and_a_missing_file_are_noticed(tmp_path):
         flipped[position] ^= 1 << rng.integers(8)
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match="damaged: its SHA-256"):
-            export.load_safetensors(path)
+            safetensors_files.load_safetensors(path)
     path.write_bytes(good[:-100])
     pathlib.Path(f"{path}.sha256").unlink()
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        export.load_safetensors(path)
+        safetensors_files.load_safetensors(path)
     with pytest.raises(CheckpointError, match="no file"):
-        export.load_safetensors(tmp_path / "b.safetensors")
+        safetensors_files.load_safetensors(tmp_path / "b.safetensors")
 
 
 def test_files_from_elsewhere_are_read_or_refused_with_the_reason(tmp_path):

@@ -12,7 +12,7 @@ from frame_stores import jpeg, write_store
 from PIL import Image
 
 from input_pipeline import images
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 def png(rgb: np.ndarray) -> bytes:

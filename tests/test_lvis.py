@@ -8,7 +8,7 @@ import pytest
 from evaluation.protocols.detection import lvis_ap
 from evaluation.protocols.detection.data import read_annotations
 from evaluation.protocols.detection.scores import check_truth
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from test_resume import SMALL, logged_steps
 
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered.shapes import write_videos
-from vivi_jax import checkpoint
+from vivi_jax import checkpoint, files
 from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
 
@@ -212,7 +212,7 @@ def test_a_peer_that_never_comes_ends_the_wait_with_one_line(store, tmp_path, ra
 
 def test_a_difference_has_its_dotted_key_and_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
-    assert processes.config_diff(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
+    assert files.config_diff(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
 
 
 def test_processes_that_cannot_meet_are_an_error_and_one_alone_is_none(monkeypatch):

@@ -14,9 +14,10 @@ import pytest
 from frame_stores import jpeg, write_store
 
 from input_pipeline import images
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import decode, sampling
 from input_pipeline.streams import views as pipeline
+from vivi_jax.errors import DataError
 
 SIZE = 32
 # (frames, fps, height, width) of the videos; the third is shorter than 2.56 s

@@ -24,6 +24,7 @@ from input_pipeline import store
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation import local as prepare
 from input_pipeline.preparation import plan as preparation
+from vivi_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SMALL = prepare.Settings(videos_per_shard=3)
@@ -214,9 +215,9 @@ def test_complete_store_is_left_alone(videos, reference):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
     assert not prepare.prepare(str(videos), str(reference), SMALL)
     assert {path: path.stat().st_mtime_ns for path in reference.iterdir()} == before
-    with pytest.raises(store.DataError, match="was begun with fps=25.0, this run has fps=12.0"):
+    with pytest.raises(DataError, match="was begun with fps=25.0, this run has fps=12.0"):
         prepare.prepare(str(videos), str(reference), prepare.Settings(videos_per_shard=3, fps=12.0))
-    with pytest.raises(store.DataError, match="was begun with labels=, this run has labels="):
+    with pytest.raises(DataError, match="was begun with labels=, this run has labels="):
         prepare.prepare(str(videos), str(reference), SMALL, labels="folder")
 
 
@@ -240,13 +241,13 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
     (source / "a.mp4").unlink()
     write_video(source / "b.mp4", numbered(9))
     write_video(source / "d.mp4", numbered(5))
-    with pytest.raises(store.DataError, match=r"1 new, 1 gone, 1 of another size \(such as d.mp4\)"):
+    with pytest.raises(DataError, match=r"1 new, 1 gone, 1 of another size \(such as d.mp4\)"):
         prepare.prepare(str(source), str(out), SMALL)
 
 
 def test_foreign_directory_is_not_written_to(videos, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(store.DataError, match="neither empty nor a frame store"):
+    with pytest.raises(DataError, match="neither empty nor a frame store"):
         prepare.prepare(str(videos), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -255,7 +256,7 @@ def test_two_at_once(videos, tmp_path):
     (tmp_path / store.PARTIAL).mkdir()
     with open(tmp_path / store.PARTIAL / "lock", "w") as lock:  # as the other preparation holds it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(store.DataError, match="another preparation is writing"):
+        with pytest.raises(DataError, match="another preparation is writing"):
             prepare.prepare(str(videos), str(tmp_path))
 
 
@@ -370,7 +371,7 @@ def test_labels_by_folder(videos):
     ],
 )
 def test_bad_labels(videos, tmp_path, text, message):
-    with pytest.raises(store.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         labelled(videos, tmp_path, text)
 
 

@@ -15,7 +15,7 @@ from input_pipeline import remote_files as files
 from input_pipeline import store
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation import local as prepare
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 from fake_bucket import ShelfFileSystem

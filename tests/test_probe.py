@@ -12,8 +12,7 @@ from PIL import Image
 
 from evaluation import encoders, probe
 from input_pipeline import images
-from input_pipeline.store import DataError
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.export import resnet as export
 from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder

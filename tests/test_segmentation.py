@@ -24,9 +24,8 @@ from evaluation.protocols.segmentation import evaluate as segmentation
 from evaluation.protocols.segmentation import report as segmentation_report
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet
 from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
-from input_pipeline.store import DataError
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 from vivi_jax.train import compile_step

@@ -11,10 +11,11 @@ import scipy.stats
 from frame_stores import jpeg, write_store
 
 from input_pipeline import images
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams import views as pipeline
 from input_pipeline.streams.shots import image_frames, shot_frames
+from vivi_jax.errors import DataError
 
 SIZE = 16
 # (frames per second, lengths of the shots in frames)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import store
+from vivi_jax.errors import DataError
 
 FRAMES = [5, 3, 0, 4]  # of four inputs; the third one is refused
 
@@ -107,12 +108,12 @@ def test_threads_share_one_store(tmp_path):
 
 
 def test_unusable_directories_are_named_with_the_command(tmp_path):
-    with pytest.raises(store.DataError, match="no such directory.*python -m input_pipeline.prepare"):
+    with pytest.raises(DataError, match="no such directory.*python -m input_pipeline.prepare"):
         store.FrameStore(tmp_path / "none")
-    with pytest.raises(store.DataError, match="not a frame store.*python -m input_pipeline.prepare"):
+    with pytest.raises(DataError, match="not a frame store.*python -m input_pipeline.prepare"):
         store.FrameStore(tmp_path)
     (tmp_path / store.PARTIAL).mkdir()
-    with pytest.raises(store.DataError, match="not finished.*python -m input_pipeline.prepare"):
+    with pytest.raises(DataError, match="not finished.*python -m input_pipeline.prepare"):
         store.FrameStore(tmp_path)
 
 
@@ -121,17 +122,17 @@ def test_damage_is_found(tmp_path):
     shard = tmp_path / store.shard_name(0, 2)
     good = shard.read_bytes()
     shard.write_bytes(good[:-1])
-    with pytest.raises(store.DataError, match="bytes"):
+    with pytest.raises(DataError, match="bytes"):
         store.FrameStore(tmp_path)
     flipped = bytearray(good)
     flipped[good.index(b"video 0 frame 3") + 100] ^= 1  # one bit inside a frame
     shard.write_bytes(bytes(flipped))
     s = store.FrameStore(tmp_path)
     assert s.read(np.array([2]))[0] == frame(0, 2)
-    with pytest.raises(store.DataError, match="record 3 is damaged"):
+    with pytest.raises(DataError, match="record 3 is damaged"):
         s.read(np.array([3]))
     shard.unlink()
-    with pytest.raises(store.DataError, match="missing"):
+    with pytest.raises(DataError, match="missing"):
         store.FrameStore(tmp_path)
 
 
@@ -139,5 +140,5 @@ def test_damage_is_found(tmp_path):
 def test_damaged_index_is_one_clear_error(tmp_path, name):
     write(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
-    with pytest.raises(store.DataError, match=f"cannot read .*{name}"):
+    with pytest.raises(DataError, match=f"cannot read .*{name}"):
         store.FrameStore(tmp_path)

@@ -15,8 +15,9 @@ import sklearn.neighbors
 
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered import shapes as synthetic
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams.shots import shot_frames
+from vivi_jax.errors import DataError
 
 SHAPES = list(synthetic.SHAPES)
 

@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from input_pipeline.preparation.local import Settings, prepare
 from input_pipeline.rendered import actions as synthetic_actions
 from input_pipeline.rendered import shapes as synthetic
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
+from vivi_jax.errors import DataError
 
 ACTIONS = list(synthetic_actions.ACTIONS)
 SIZE, FRAMES, CLIPS = 32, 30, 500

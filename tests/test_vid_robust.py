@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from evaluation import vid_robust
-from input_pipeline.store import DataError
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.export import resnet as export
 from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder

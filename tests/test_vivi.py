@@ -12,11 +12,10 @@ import pytest
 from test_train_step import TinyEncoder, assert_states_close
 
 from configs import vivi
-from input_pipeline.store import DataError
 from vivi_jax import main, optim
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.methods.vivi import Vivi, rotations
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor

@@ -28,8 +28,7 @@ from evaluation.protocols.vtab import sweep as vtab
 from evaluation.protocols.vtab import tasks as vtab_tasks
 from evaluation.protocols.vtab.sweep import Setting
 from evaluation.protocols.vtab.tasks import TASKS
-from input_pipeline.store import DataError
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.resnet import Conv, make_norm
 
 

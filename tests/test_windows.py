@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from frame_stores import jpeg, write_store
 
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling, windows
+from vivi_jax.errors import DataError
 
 SIZE = 16
 T = 6

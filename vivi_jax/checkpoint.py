@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from vivi_jax import files
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError
 
@@ -133,14 +134,12 @@ def newest_good_step(directory: pathlib.Path) -> int | None:
 
 def write_manifest(directory: pathlib.Path) -> None:
     """Writes MANIFEST.json: {relative path: {"bytes", "sha256"}} of every file in the folder."""
-    files = {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    entries = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    unfinished = directory / (MANIFEST + ".tmp")
-    unfinished.write_text(json.dumps(files, indent=1))
-    unfinished.rename(directory / MANIFEST)
+    files.write_json(directory / MANIFEST, entries)
 
 
 def verify(directory: pathlib.Path) -> str | None:
@@ -149,23 +148,18 @@ def verify(directory: pathlib.Path) -> str | None:
     if not manifest.exists():
         return "it was not finished (no manifest)"
     try:
-        files = json.loads(manifest.read_text())
-        for name, expected in files.items():
+        entries = json.loads(manifest.read_text())
+        for name, expected in entries.items():
             path = directory / name
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-            if sha256(path) != expected["sha256"]:
+            if files.sha256(path) != expected["sha256"]:
                 return f"the content of {name} has changed (SHA-256 differs)"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     return None
-
-
-def sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def state_sha256(state) -> str:

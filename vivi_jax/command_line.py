@@ -8,9 +8,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from input_pipeline.store import DataError
 from vivi_jax.distributed import preemption, processes
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.train import NotFinite
 
 

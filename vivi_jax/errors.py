@@ -12,6 +12,10 @@ class ConfigError(ValueError):
     """A configuration value that cannot work: unknown name, impossible value, unsupported combination."""
 
 
+class DataError(ValueError):
+    """Data that cannot be used: not there, damaged, too few, or values that no data could meet."""
+
+
 class CheckpointError(ValueError):
     """Stored weights that are missing, damaged, or do not fit the model they are loaded into."""
 

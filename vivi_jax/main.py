@@ -1,7 +1,8 @@
 """Trains: `python -m vivi_jax.main --config=configs/vito.py --config.data.path=STORE --workdir=RUN`.
 
 From the config to the experiment, from the experiment to train(). The only file that joins the core, the input
-pipeline and the evaluation. Started again with the same --workdir, a run goes on where it was; a finished one does nothing.
+pipeline and the evaluation. Started again with the same --workdir, a run goes on where it was; a finished one
+does nothing.
 
 On many hosts: the same command on each of them (docs/scale.md).
 """
@@ -23,14 +24,14 @@ from ml_collections import config_flags
 
 from evaluation import probe
 from input_pipeline import images
-from input_pipeline.store import META, DataError, FrameStore
+from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import shots as shot_frames
 from input_pipeline.streams import views as pipeline
 from input_pipeline.streams import windows
-from vivi_jax import checkpoint, command_line
+from vivi_jax import checkpoint, command_line, files
 from vivi_jax.build import Experiment, build, call_with_config
 from vivi_jax.distributed import processes
-from vivi_jax.errors import ConfigError, lookup
+from vivi_jax.errors import ConfigError, DataError, lookup
 from vivi_jax.train import Evaluator, train
 
 _LOG = logging.getLogger("vivi_jax.main")
@@ -110,9 +111,9 @@ def data_identity(path: str) -> str:
     if not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
     digest = hashlib.sha256()
-    for folder, folders, files in os.walk(path):
+    for folder, folders, names in os.walk(path):
         folders.sort()
-        digest.update(f"{os.path.relpath(folder, path)} {sorted(files)}".encode())
+        digest.update(f"{os.path.relpath(folder, path)} {sorted(names)}".encode())
         if META in files:
             digest.update(pathlib.Path(folder, META).read_bytes())
     return digest.hexdigest()[:12]
@@ -222,25 +223,7 @@ def claim_workdir(workdir: str, config) -> None:
 
     `config.run` and `config.hosts` may change between starts: they say how often to log and save, not what to compute.
     """
-    path = pathlib.Path(workdir, "config.json")
-    new = json.loads(config.to_json())
-    if path.exists():
-        old = checkpoint.load_config(workdir)
-        differences = [
-            f"{key}: {was!r} there, {now!r} here"
-            for key, was, now in processes.config_diff(old, new)
-            if not key.startswith(("run.", "hosts."))
-        ]
-        if differences:
-            raise ConfigError(
-                f"{workdir} was started with another config ({'; '.join(differences)}); use another "
-                "--workdir, or the values it was started with"
-            )
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        unfinished.write_text(json.dumps(new, indent=1) + "\n")
-        unfinished.rename(path)
+    files.claim(pathlib.Path(workdir, "config.json"), json.loads(config.to_json()), free=("run.", "hosts."))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import time
 
 import jax
 
+from vivi_jax import files
+
 
 class MetricWriter:
     """Writes scalars of one run. Only process 0 writes; on the others every call does nothing.
@@ -48,9 +50,7 @@ def _truncate(path: pathlib.Path, last_step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > last_step:
             break
         kept.append(line)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept))
-    unfinished.rename(path)
+    files.write_text(path, "".join(kept))
 
 
 class Progress:

@@ -13,7 +13,7 @@ from input_pipeline import remote_files as files
 from input_pipeline.curation import rule as curation
 from input_pipeline.curation.rule import Line
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 

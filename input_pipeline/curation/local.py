@@ -12,7 +12,7 @@ from input_pipeline.curation import rule as curation
 from input_pipeline.curation.rule import Line, Rule
 from input_pipeline.preparation import local as prepare
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 DEFAULT = Rule()
 

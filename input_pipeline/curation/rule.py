@@ -26,7 +26,7 @@ import numpy as np
 from input_pipeline import remote_files as files
 from input_pipeline.preparation import plan as preparation
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 DECISIONS, KEPT, REPORT = "decisions.jsonl", "kept.csv", "report.json"
 ROWS_PER_CHUNK = 64

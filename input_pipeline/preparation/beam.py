@@ -18,7 +18,7 @@ from input_pipeline.preparation import local as prepare
 from input_pipeline.preparation import plan as preparation
 from input_pipeline.preparation.plan import Settings
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _READS_AT_A_TIME = 32

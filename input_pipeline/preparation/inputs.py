@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from input_pipeline import remote_files as files
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 class Input(NamedTuple):

@@ -18,7 +18,7 @@ from input_pipeline.preparation import inputs
 from input_pipeline.preparation import plan as preparation
 from input_pipeline.preparation.plan import Plan, Settings
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 DEFAULT = Settings()
 

@@ -25,7 +25,7 @@ from input_pipeline import remote_files as files
 from input_pipeline import store
 from input_pipeline.preparation import inputs, shots
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True)

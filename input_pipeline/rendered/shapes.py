@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from input_pipeline.preparation.shots import MIN_SHOT_FRAMES, distance, histogram, peak_rule
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 FPS = 25
 COLOUR_PACE = 0.25  # of the drift of colours in videos of several shots

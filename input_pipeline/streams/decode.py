@@ -19,7 +19,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 # Accelerators belong to JAX: TensorFlow would reserve their memory at its first operation.
 tf.config.set_visible_devices([], "GPU")

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from input_pipeline.images import LabelledImages
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams import views as pipeline
 from input_pipeline.streams.decode import Example, decode_jpeg, decoded
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 SAMPLERS = ("consecutive", "single")

@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from input_pipeline.images import LabelledImages
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Example, decode_any, decode_jpeg, decoded, image_height_width
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline.store import DataError, FrameStore
+from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams import views as pipeline
 from input_pipeline.streams.decode import Example, decode_jpeg, decoded
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 AMDIM_ASPECT = (0.7, 1.4)  # width / height of crops in AMDIM's code, on which VDIM builds; VDIM gives no magnitudes

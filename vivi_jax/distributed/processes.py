@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from vivi_jax import files
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 
@@ -133,7 +134,7 @@ def run_on_all(prepare: Callable[[], tuple[Any, dict]]) -> Any:
     first = everyone[0]
     for i, other in enumerate(everyone):
         different = [
-            f"{key}: {was!r} there, {now!r} here" for key, was, now in config_diff(first["facts"], other["facts"])
+            f"{key}: {was!r} there, {now!r} here" for key, was, now in files.config_diff(first["facts"], other["facts"])
         ]
         if different:
             more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
@@ -194,15 +195,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def config_diff(old: dict, new: dict, prefix: str = "") -> list[tuple[str, object, object]]:
-    """(dotted key, old value, new value) wherever two nested dicts differ; None where a key is absent."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += config_diff(was, now, f"{prefix}{key}.")
-        elif was != now:
-            found.append((f"{prefix}{key}", was, now))
-    return found

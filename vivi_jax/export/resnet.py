@@ -1,15 +1,11 @@
 """A ResNet's safetensors file in torchvision's or timm's names: written from an encoder, and read back."""
 
-import hashlib
 import json
-import os
-import pathlib
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from vivi_jax.errors import CheckpointError
+from vivi_jax.export.safetensors_files import load_safetensors, save_safetensors
 from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
@@ -23,47 +19,6 @@ TIMM_MODELS = {
         for depth, width in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4))
     },
 }
-
-
-# ---- Files ----------------------------------------------------------------------------------------------------------
-def save_safetensors(path: str, state_dict: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file, and PATH.sha256 beside it; an older file of that name is replaced as a whole."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checksum, unfinished = checksum_path(path), path.with_name(path.name + ".tmp")
-    safetensors.numpy.save_file(state_dict, unfinished, metadata)
-    digest = sha256(unfinished)
-    checksum.unlink(missing_ok=True)  # first: a kill in between must not leave a new file beside an old checksum
-    os.replace(unfinished, path)
-    checksum.write_text(f"{digest}  {path.name}\n")
-
-
-def load_safetensors(path: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Returns (state_dict, metadata) of a safetensors file.
-
-    Raises:
-      CheckpointError: no such file, not a safetensors file, or a content other than PATH.sha256 says (where it exists).
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no file {path}; python -m vivi_jax.export writes one from a run")
-    checksum = checksum_path(path)
-    if checksum.is_file() and checksum.read_text().split()[:1] != [sha256(path)]:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {checksum}; export it again")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from None
-
-
-def checksum_path(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_encoder(path: str) -> tuple[dict, dict]:

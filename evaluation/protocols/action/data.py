@@ -18,7 +18,8 @@ import numpy as np
 
 from evaluation.protocols.action import tfds_videos as actions_tfds
 from input_pipeline.preparation import local as prepare
-from input_pipeline.store import LEDGER, META, DataError, FrameStore
+from input_pipeline.store import LEDGER, META, FrameStore
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _HELD_OUT = 5

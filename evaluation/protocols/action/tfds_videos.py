@@ -7,7 +7,7 @@ import pathlib
 import av
 import numpy as np
 
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 NAME = "ucf101"
 FRAMES_PER_SECOND = 25  # of UCF-101's files (Soomro et al. 2012, section 3); TFDS does not keep it

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluation.protocols.segmentation.data import in_parallel
 from evaluation.protocols.segmentation.report import palette
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger("evaluation.davis")
 RESOLUTION = "480p"

@@ -17,7 +17,7 @@ from evaluation.protocols.davis.metrics import overall, score_sequence
 from evaluation.protocols.davis.propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, Propagator, Protocol
 from evaluation.protocols.segmentation.report import palette
 from evaluation.transfer import write
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger("evaluation.davis")
 VIDEO_FPS = 24  # DAVIS' frames

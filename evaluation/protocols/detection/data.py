@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
-from input_pipeline.store import DataError
 from input_pipeline.streams import sampling
 from input_pipeline.streams.views import example_number
+from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger("evaluation.detection")
 PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract

@@ -133,7 +133,7 @@ def detect(config, detector: Detector, state: TrainState, dataset: DetectionSet)
     return rows
 
 
-# ---- Method, schedule, batches -----------------------------------------------------------------------------------------
+# ---- Method, schedule, batches ---------------------------------------------------------------------------------------
 
 
 def load_pretrained(source: str, config) -> tuple[nn.Module, dict]:

@@ -14,7 +14,7 @@ import collections
 
 import numpy as np
 
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 MAX_DETECTIONS = 300
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -11,8 +11,7 @@ import numpy as np
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection.data import DetectionSet, Placement
 from evaluation.protocols.detection.lvis_ap import lvis_ap
-from input_pipeline.store import DataError
-from vivi_jax.errors import ConfigError, lookup
+from vivi_jax.errors import ConfigError, DataError, lookup
 
 # What pycocotools summarises, in its order.
 COCO_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "ARs", "ARm", "ARl")

@@ -16,8 +16,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from input_pipeline.store import DataError
 from input_pipeline.streams import sampling
+from vivi_jax.errors import DataError
 
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
 IGNORE = 255  # class of pixels that neither train nor count

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 
 from evaluation.protocols.vtab.tasks import Task
 from input_pipeline import images
-from input_pipeline.store import DataError
+from vivi_jax.errors import DataError
 
 DAMAGED_SHOWN = 5
 FOLDER_VAL = 5  # one training image in five, where a class folder has no val/

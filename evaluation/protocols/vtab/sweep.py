@@ -20,9 +20,8 @@ from evaluation.protocols.vtab import finetune
 from evaluation.protocols.vtab import report as vtab_report
 from evaluation.protocols.vtab.data import Examples
 from evaluation.protocols.vtab.tasks import Task
-from input_pipeline.store import DataError
 from vivi_jax import checkpoint
-from vivi_jax.errors import ConfigError, lookup
+from vivi_jax.errors import ConfigError, DataError, lookup
 from vivi_jax.models import build_encoder
 
 _LOG = logging.getLogger("evaluation.vtab")

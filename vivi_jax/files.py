@@ -1,0 +1,110 @@
+"""Files of all packages: written whole, hashed, and claimed for one purpose.
+
+Writes are atomic: readers see a complete file or none, even if a writer is killed or several write at once.
+Imports neither JAX nor TensorFlow.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from vivi_jax.errors import ConfigError
+
+Path = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def atomic(path: Path, *, unfinished: Path | None = None) -> Iterator[pathlib.Path]:
+    """Yields where to write; the file is moved to `path` when the block ends, and removed if the block raises.
+
+    Args:
+      path: the file, in a folder that exists.
+      unfinished: where it is written, on the same disk; by default a hidden name beside it, of this writer alone.
+    """
+    path = pathlib.Path(path)
+    unfinished = pathlib.Path(unfinished or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave an empty file under the name
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes, *, unfinished: Path | None = None) -> None:
+    """Writes a file whole."""
+    with atomic(path, unfinished=unfinished) as file:
+        file.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a JSON file whole, ending with a newline."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def config_diff(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted key, old value, new value) wherever two nested dicts differ; None where a key is absent.
+
+    >>> config_diff({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    [('a.b', 1, 3)]
+    """
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += config_diff(was, now, f"{prefix}{key}.")
+        elif was != now:
+            found.append((f"{prefix}{key}", was, now))
+    return found
+
+
+def claim(path: Path, identity: dict, *, free: tuple[str, ...] = (), option: str = "--workdir") -> None:
+    """Writes what a folder is for into `path`, a file in it; refuses a folder that was begun for something else.
+
+    Args:
+      path: a JSON file; its folder is made.
+      identity: JSON values.
+      free: beginnings of dotted keys that may change from start to start.
+      option: the command line's option that names the folder, for the message.
+
+    Raises:
+      ConfigError: the differences, with both values.
+    """
+    path = pathlib.Path(path)
+    identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+        return
+    try:
+        there = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); use another {option}") from None
+    different = [
+        f"{key}: {was!r} there, {now!r} here"
+        for key, was, now in config_diff(there, identity)
+        if not key.startswith(free or ("\0",))
+    ]
+    if different:
+        raise ConfigError(
+            f"{path.parent} was begun with other values ({'; '.join(different)}); use another {option}, or the values "
+            "it was begun with"
+        )
