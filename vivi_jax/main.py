@@ -114,7 +114,7 @@ def data_identity(path: str) -> str:
     for folder, folders, names in os.walk(path):
         folders.sort()
         digest.update(f"{os.path.relpath(folder, path)} {sorted(names)}".encode())
-        if META in files:
+        if META in names:
             digest.update(pathlib.Path(folder, META).read_bytes())
     return digest.hexdigest()[:12]
 
