@@ -1,13 +1,19 @@
-"""Every config loads and builds; misspelt keys, values and variants are refused with the nearest valid name."""
+"""Every config loads and builds; misspelt keys, values and variants are refused with the nearest valid name.
 
+Every expanded config is also kept as text in testdata/configs, so that a changed number shows in a diff;
+`UPDATE_GOLDEN=1 pytest tests/test_configs.py` writes these files anew.
+"""
+
+import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from configs import common, vito
+from configs import action, common, detection, vito, vivi
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
@@ -15,6 +21,48 @@ from vivi_jax.train_step import create
 
 DATA_VARIANTS = ["images", "moclr,images", "sampler=fixed_delay", "sampler=uniform_chunks", "crop=0.08", "clip=1.28"]
 MODEL_VARIANTS = ["", "moclr", "views=3", "scales=2,pooling=average", "scales=1,pooling=attention"]
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "testdata" / "configs"
+GOLDEN_ARGUMENTS = {
+    "action": action.VARIANTS,
+    "detection": detection.VARIANTS,
+    "segmentation": ("voc", "ade20k"),
+    "vdim": ("", "data=kinetics600"),
+    "vito": ("", "moclr"),
+    "vivi": ("", *vivi.PAPER.values()),
+    "vtab": ("",),
+}
+GOLDEN_TEXTS = {
+    "-".join([module, *filter(None, argument.replace("=", "").split(","))]): (module, argument)
+    for module, arguments in GOLDEN_ARGUMENTS.items()
+    for argument in arguments
+}
+
+
+def as_text(section: dict, prefix: str = "") -> str:
+    """Nested dict -> a line `dotted.key = repr(value)` for each of its values, sorted by key."""
+    return "".join(
+        as_text(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key} = {value!r}\n"
+        for key, value in sorted(section.items())
+    )
+
+
+@pytest.mark.parametrize("name", GOLDEN_TEXTS)
+def test_the_expanded_config_is_the_text_on_record(name):
+    module, argument = GOLDEN_TEXTS[name]
+    text = as_text(importlib.import_module(f"configs.{module}").get_config(argument).to_dict())
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert text == file.read_text(), "if the change is meant: UPDATE_GOLDEN=1 pytest tests/test_configs.py"
+
+
+def test_every_config_file_has_a_text_on_record_and_every_text_a_config():
+    modules = {file.stem for file in (ROOT / "configs").glob("*.py")} - {"__init__", "common"}
+    assert modules == set(GOLDEN_ARGUMENTS)
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == set(GOLDEN_TEXTS)
 
 
 @pytest.mark.parametrize("variant", DATA_VARIANTS + MODEL_VARIANTS)
