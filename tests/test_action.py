@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from video_files import numbered, write_video
 
 from configs import action as action_config
 from configs import vdim
@@ -27,6 +26,7 @@ from evaluation.protocols.action.classifier import (
     optimizer,
 )
 from evaluation.transfer import with_pretrained
+from helpers.video_files import numbered, write_video
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import build
 from vivi_jax.checkpoint import Checkpoints

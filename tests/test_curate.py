@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import write_video
 
+from helpers.video_files import write_video
 from input_pipeline.curation import local as curate
 from input_pipeline.curation import rule as curation
 from input_pipeline.curation.rule import Rule
@@ -88,8 +88,8 @@ def library(tmp_path_factory):
 def classifier(tmp_path_factory):
     """A ResNet whose classifier was fitted to the colours: random features, ridge regression."""
     import jax  # here, as all that loads a network: the tests without one are quick
-    from test_export import random_variables
 
+    from test_export import random_variables
     from vivi_jax.export import resnet as export
     from vivi_jax.models.resnet import ResNet
 
@@ -240,11 +240,11 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     assert curate.curate(**options, out=str(tmp_path / "three"), workers=3)
     assert curate.curate(**options, out=str(tmp_path / "beam"), beam_options=["--runner=DirectRunner"])
     assert contents(tmp_path / "local") == contents(tmp_path / "three") == contents(tmp_path / "beam")
-    from fake_bucket import ShelfFileSystem
+    from helpers.fake_bucket import FakeBucket
 
     fake_bucket = tmp_path / "fake_bucket"
     fake_bucket.mkdir()
-    monkeypatch.setattr(ShelfFileSystem, "root", fake_bucket, raising=False)
+    monkeypatch.setattr(FakeBucket, "root", fake_bucket, raising=False)
     for path in (*library.iterdir(), pathlib.Path(classifier)):
         shutil.copy(path, fake_bucket / f"b%in%{path.name}")
     assert curate.curate(

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import make_run
 
 from configs import detection as detection_config
 from evaluation.protocols.detection import data as detection_data
@@ -22,6 +21,7 @@ from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection import targets as detection_targets
 from evaluation.protocols.detection.method import Detector
 from evaluation.transfer import with_pretrained
+from test_attention import make_run
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models import build_encoder

@@ -8,9 +8,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from frame_stores import jpeg, write_store
 from PIL import Image
 
+from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images
 from vivi_jax.errors import DataError
 

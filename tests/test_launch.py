@@ -17,9 +17,9 @@ import time
 import pytest
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install -e '.[development]'")
-import launch_schemas  # noqa: E402
 import yaml  # noqa: E402
 
+from helpers import launch_schemas  # noqa: E402
 from vivi_jax.distributed import preemption  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

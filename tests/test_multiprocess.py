@@ -12,10 +12,10 @@ import time
 
 import numpy as np
 import pytest
-from test_resume import SMALL, logged_steps
 
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered.shapes import write_videos
+from test_resume import SMALL, logged_steps
 from vivi_jax import checkpoint, files
 from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
@@ -53,7 +53,7 @@ def start(
             environment = {
                 **os.environ,
                 "TF_CPP_MIN_LOG_LEVEL": "3",
-                "PYTHONPATH": os.getcwd(),
+                "PYTHONPATH": os.path.dirname(__file__),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
             }
             if count > 1:
@@ -95,7 +95,7 @@ def runs(store, tmp_path_factory) -> dict[str, pathlib.Path]:
     root = tmp_path_factory.mktemp("runs")
     for name, (count, devices) in LAYOUTS.items():
         (root / name).mkdir()
-        hosts = start(count, devices, root / name, ["tests/host.py", str(store), str(root / name)])
+        hosts = start(count, devices, root / name, ["-m", "helpers.host", str(store), str(root / name)])
         for rank, host in enumerate(hosts):
             assert host.wait(timeout=1500) == 0, output(root / name, rank)
     return {name: root / name for name in LAYOUTS}
@@ -136,7 +136,7 @@ def test_one_host_saves_what_all_hosts_have(runs):
 @pytest.mark.slow
 def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_examples_and_losses(store, tmp_path):
     def command(folder: str) -> list[str]:
-        return ["tests/host.py", str(store), str(tmp_path / folder), "vito", "150"]
+        return ["-m", "helpers.host", str(store), str(tmp_path / folder), "vito", "150"]
 
     (host,) = start(1, 8, tmp_path / "8", command("8"))
     deadline = time.monotonic() + 900
@@ -169,7 +169,7 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_ex
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_run_goes_on(store, tmp_path):
-    command = ["tests/host.py", str(store), str(tmp_path), "vito", "150"]
+    command = ["-m", "helpers.host", str(store), str(tmp_path), "vito", "150"]
     workdir, log = tmp_path / "vito", tmp_path / "a"
     hosts = start(2, 1, log, command)
     deadline = time.monotonic() + 900

@@ -11,8 +11,8 @@ import time
 import cv2
 import numpy as np
 import pytest
-from frame_stores import jpeg, write_store
 
+from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import decode, sampling

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import numbered, scenes, write_video
 
+from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import store
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation import local as prepare

@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from video_files import numbered, scenes, write_video
 
+from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import remote_files as files
 from input_pipeline import store
 from input_pipeline.preparation import inputs
@@ -18,8 +18,7 @@ from input_pipeline.preparation import local as prepare
 from vivi_jax.errors import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
-from fake_bucket import ShelfFileSystem
-
+from helpers.fake_bucket import FakeBucket
 from input_pipeline import beam_runner
 from input_pipeline.preparation import beam as prepare_beam
 
@@ -61,8 +60,8 @@ def fake_bucket(videos, tmp_path, monkeypatch):
     for path in videos.rglob("*"):
         if path.is_file():
             shutil.copy(path, root / ("b%in%" + str(path.relative_to(videos)).replace("/", "%")))
-    monkeypatch.setattr(ShelfFileSystem, "root", root, raising=False)
-    monkeypatch.setattr(ShelfFileSystem, "forbidden", ())
+    monkeypatch.setattr(FakeBucket, "root", root, raising=False)
+    monkeypatch.setattr(FakeBucket, "forbidden", ())
     return root
 
 
@@ -205,7 +204,7 @@ def test_find_in_a_bucket(fake_bucket, videos):
 )
 def test_a_bucket_without_permission(fake_bucket, monkeypatch, forbidden, message):
     """The last: writing is refused to the workers only, so the line comes through Beam."""
-    monkeypatch.setattr(ShelfFileSystem, "forbidden", (forbidden,))
+    monkeypatch.setattr(FakeBucket, "forbidden", (forbidden,))
     with pytest.raises(DataError, match="give the account this runs as the right to list, read and write there") as e:
         prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
     assert str(e.value).startswith(message) and "\n" not in str(e.value) and "while running" not in str(e.value)
@@ -213,7 +212,7 @@ def test_a_bucket_without_permission(fake_bucket, monkeypatch, forbidden, messag
 
 @pytest.mark.slow
 def test_a_video_that_may_not_be_read_is_refused(fake_bucket, reference, monkeypatch):
-    monkeypatch.setattr(ShelfFileSystem, "forbidden", ("fake_bucket://b/in/cats/b.mkv",))
+    monkeypatch.setattr(FakeBucket, "forbidden", ("fake_bucket://b/in/cats/b.mkv",))
     prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
     rows = {row["input"]: row for row in map(json.loads, files.read("fake_bucket://b/out/ledger.jsonl").splitlines())}
     assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith(

@@ -10,9 +10,9 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from test_attention import make_run, make_store
 
 from evaluation import report
+from test_attention import make_run, make_store
 from vivi_jax.errors import CheckpointError
 from vivi_jax.metrics import MetricWriter
 

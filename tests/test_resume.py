@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from video_files import write_video
 
+from helpers.video_files import write_video
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from frame_stores import jpeg, write_store
 
+from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling

@@ -13,9 +13,9 @@ import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
-from video_files import write_video
 
 from configs import vdim
+from helpers.video_files import write_video
 from input_pipeline.preparation import local as prepare
 from vivi_jax import losses, optim, train_step
 from vivi_jax.build import build

@@ -14,8 +14,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-from video_files import loop_video, number, numbered, scenes, write_video
 
+from helpers.video_files import loop_video, number, numbered, scenes, write_video
 from input_pipeline.preparation import video
 from input_pipeline.preparation.sandbox import Sandbox
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from test_train_step import TinyEncoder, assert_states_close
 
 from configs import vivi
+from test_train_step import TinyEncoder, assert_states_close
 from vivi_jax import main, optim
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding

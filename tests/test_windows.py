@@ -5,8 +5,8 @@ import logging
 
 import numpy as np
 import pytest
-from frame_stores import jpeg, write_store
 
+from helpers.frame_stores import jpeg, write_store
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling, windows
 from vivi_jax.errors import DataError

@@ -6,7 +6,7 @@ import pathlib
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
 
 
-class ShelfFileSystem(FileSystem):
+class FakeBucket(FileSystem):
     """Objects by name in one flat folder, and those it says no to. Beam finds the class by its scheme."""
 
     root: pathlib.Path

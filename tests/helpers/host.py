@@ -1,7 +1,7 @@
 """One host of a run for test_multiprocess.py: trains tiny VITO, VIVI and VDIM, one after the other, as main does.
 
-python tests/host.py STORE WORKDIR              20 steps of each
-python tests/host.py STORE WORKDIR vito 100     so many steps of one
+python -m helpers.host STORE WORKDIR              20 steps of each
+python -m helpers.host STORE WORKDIR vito 100     so many steps of one
 """
 
 import hashlib
