@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import subprocess
-import sys
 
 import av
 import jax
@@ -26,6 +24,7 @@ from evaluation.protocols.action.classifier import (
     optimizer,
 )
 from evaluation.transfer import with_pretrained
+from helpers.commands import assert_one_line_error, run_module
 from helpers.video_files import numbered, write_video
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import build
@@ -388,14 +387,7 @@ def test_every_config_builds_its_network_at_full_size():
 
 
 def run(*arguments, config="configs/action.py:demo") -> subprocess.CompletedProcess:
-    environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(
-        [sys.executable, "-m", "evaluation.action", f"--config={config}", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
+    return run_module("evaluation.action", f"--config={config}", *arguments)
 
 
 @pytest.mark.slow
@@ -406,9 +398,8 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path):
         (["--checkpoint=none", "--data=x", f"--workdir={tmp_path / 'w'}", "--config.data.vews=2"], "vews"),
     ):
         result = run(*arguments)
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert result.returncode == 1 and len(errors) == 1 and message in errors[0], result.stderr
-        assert "Traceback" not in result.stderr and not (tmp_path / "w").exists()
+        assert_one_line_error(result, message)
+        assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import io
 import json
-import pathlib
 
 import cv2
 import jax
@@ -11,47 +10,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import vito
 from evaluation import attention
-from input_pipeline.preparation.local import Settings, prepare
-from input_pipeline.rendered import shapes as synthetic
+from helpers.runs import make_run, make_store
 from input_pipeline.store import FrameStore
 from vivi_jax import checkpoint
 from vivi_jax.build import build
 from vivi_jax.errors import ConfigError, DataError
-from vivi_jax.train_step import create
-
-
-def make_run(directory: pathlib.Path, variant: str, **data) -> pathlib.Path:
-    """A run directory as training leaves it, at step 7, of a network of a few channels with random weights."""
-    config = vito.get_config(variant)
-    config.encoder.width = 0.0625
-    config.data.update(dict(image_size=32) | data)
-    experiment = build(config)
-    shapes = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
-    rng = np.random.default_rng(0)
-    state = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.asarray(
-            np.ones(x.shape) if "var" in jax.tree_util.keystr(path) else rng.normal(0, 0.2, x.shape), x.dtype
-        ),
-        shapes,
-    )
-    checkpoints = checkpoint.Checkpoints(str(directory), keep=1)
-    checkpoints.save(7, state)
-    checkpoints.close()
-    (directory / "config.json").write_text(config.to_json())
-    return directory
-
-
-def make_store(directory: pathlib.Path) -> pathlib.Path:
-    """Frame stores train/ (6 videos) and test/ (2) of two classes, from rendered videos."""
-    videos = directory / "videos"
-    synthetic.write_videos(videos, videos=8, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
-    for split in ("train", "test"):
-        prepare(
-            str(videos / split), str(directory / "store" / split), Settings(short_side=32), labels="folder", workers=1
-        )
-    return directory / "store"
 
 
 @pytest.fixture(scope="module")

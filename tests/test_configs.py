@@ -7,13 +7,13 @@ Every expanded config is also kept as text in testdata/configs, so that a change
 import importlib
 import os
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from configs import action, common, detection, vito, vivi
+from helpers.commands import assert_one_line_error, run_module
+from helpers.networks import count
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
@@ -90,10 +90,6 @@ def test_the_papers_config_has_the_papers_sizes():
     assert count(state.params["projector"]) == 3072 * 4096 + 4096 + 2 * 4096 + 4096 * 256
 
 
-def count(tree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 @pytest.mark.slow
 def test_the_papers_step_compiles_for_eight_devices():
     config = vito.get_config()
@@ -166,14 +162,5 @@ def test_impossible_values_are_refused():
     ],
 )
 def test_the_command_line_answers_mistakes_with_one_line(tmp_path, flags, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "vivi_jax.main", f"--workdir={tmp_path / 'run'}", *flags],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-    )
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert result.returncode == 1 and len(errors) == 1 and message in errors[0], result.stderr
-    assert "Traceback" not in result.stderr
+    assert_one_line_error(run_module("vivi_jax.main", f"--workdir={tmp_path / 'run'}", *flags), message)
     assert not (tmp_path / "run").exists()

@@ -4,13 +4,14 @@ import json
 import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.commands import run_module, start_module
+from helpers.folders import contents
 from helpers.video_files import write_video
 from input_pipeline.curation import local as curate
 from input_pipeline.curation import rule as curation
@@ -19,7 +20,6 @@ from input_pipeline.preparation import inputs
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 COLOURS = {"ruby": (200, 40, 40), "jade": (40, 190, 60), "sapphire": (40, 60, 210)}
 RULE = Rule(short_side=36, image_size=32)
 FPS = 10
@@ -89,7 +89,7 @@ def classifier(tmp_path_factory):
     """A ResNet whose classifier was fitted to the colours: random features, ridge regression."""
     import jax  # here, as all that loads a network: the tests without one are quick
 
-    from test_export import random_variables
+    from helpers.networks import random_variables
     from vivi_jax.export import resnet as export
     from vivi_jax.models.resnet import ResNet
 
@@ -123,10 +123,6 @@ def outcomes(decisions):
     return [row["class"] if row["status"] == "kept" else row["reason"].split(":")[0] for row in decisions]
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
-
-
 def flags(library, classifier, out):
     return [
         f"--manifest={library / 'manifest.csv'}",
@@ -136,16 +132,6 @@ def flags(library, classifier, out):
         "--short_side=36",
         "--image_size=32",
     ]
-
-
-def run_cli(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "input_pipeline.curate", *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
 
 
 def test_exactly_those_that_satisfy_the_rule(library):
@@ -299,9 +285,9 @@ def test_the_command_line(library, classifier, tmp_path):
     from vivi_jax.export import resnet as export
 
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "input_pipeline.curate", *flags(library, classifier, out)],
-        cwd=ROOT,
+    process = start_module(
+        "input_pipeline.curate",
+        *flags(library, classifier, out),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -309,7 +295,7 @@ def test_the_command_line(library, classifier, tmp_path):
         time.sleep(0.01)
     process.kill()
     process.wait()
-    run = run_cli(*flags(library, classifier, out))
+    run = run_module("input_pipeline.curate", *flags(library, classifier, out))
     assert run.returncode == 0, run.stderr
     for line in ("12 lines", "3 kept", "2 dropped: the video does not open or decode"):
         assert line in run.stdout

@@ -1,11 +1,8 @@
 """FCOS* and RetinaNet as methods, and the protocol: losses, full sizes, learning by heart, kills, one-line mistakes."""
 
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,7 +18,8 @@ from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection import targets as detection_targets
 from evaluation.protocols.detection.method import Detector
 from evaluation.transfer import with_pretrained
-from test_attention import make_run
+from helpers.commands import assert_one_line_error, run_module, start_module
+from helpers.runs import make_run
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models import build_encoder
@@ -312,8 +310,6 @@ def plain_coco(sample_data, tmp_path_factory) -> pathlib.Path:
 
 def command(variant: str, data: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
     return [
-        sys.executable,
-        "-m",
         "evaluation.detection",
         f"--config=configs/detection.py:{variant},demo",
         "--checkpoint=none",
@@ -334,7 +330,6 @@ BY_HEART = (
     "--config.schedule.boundaries=(70.0,90.0)",
     "--config.run.log_every=5",
 )
-ENVIRONMENT = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def check_run(directory: pathlib.Path, data: pathlib.Path) -> None:
@@ -356,13 +351,13 @@ def test_fcos_learns_by_heart_also_when_killed(plain_coco, tmp_path):
     )
     saved = tmp_path / "w" / "seed_0" / "checkpoints" / "20" / "MANIFEST.json"
     with open(tmp_path / "log", "w") as log:  # a file: a full pipe would stop the run
-        process = subprocess.Popen(arguments, stderr=log, env=ENVIRONMENT)
+        process = start_module(*arguments, stderr=log)
         while not saved.exists():  # checkpoints are written beside the steps
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
+    done = run_module(*arguments, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "going on from step" in done.stderr
     check_run(tmp_path / "w", plain_coco)
@@ -378,7 +373,7 @@ def test_retinanet_learns_by_heart(plain_coco, tmp_path):
         "--config.schedule.lr=2e-2",
         "--config.method.options.cells_per_side=2.0",
     )  # anchors from 16 px, as the image is small
-    done = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT, timeout=900)
+    done = run_module(*arguments, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     check_run(tmp_path / "w", plain_coco)
 
@@ -389,11 +384,8 @@ def test_a_missing_image_is_one_line_before_anything_is_written(plain_coco, tmp_
     (tmp_path / "images").mkdir()
     for name in PLAIN:
         (tmp_path / "images" / f"{int(name):012}.jpg").symlink_to(plain_coco / "images" / f"{int(name):012}.jpg")
-    done = subprocess.run(
-        command("coco", tmp_path, tmp_path / "w"), capture_output=True, text=True, env=ENVIRONMENT, timeout=300
-    )
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: 1 of the 7 images of")
-    assert "Traceback" not in done.stderr and not (tmp_path / "w").exists()
+    assert_one_line_error(run_module(*command("coco", tmp_path, tmp_path / "w")), "1 of the 7 images of")
+    assert not (tmp_path / "w").exists()
 
 
 def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, tmp_path):

@@ -3,13 +3,14 @@
 import functools
 import pathlib
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from helpers.commands import assert_one_line_error, run_module
+from helpers.networks import random_variables
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import resnet as export
 from vivi_jax.export import safetensors_files, torch_names
@@ -20,20 +21,6 @@ from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
 TINY = dict(depth=18, width=0.125)
 BIT = dict(version=2, norm="group", weight_standardization=True)
 V2 = dict(version=2, norm="batch")
-
-
-def random_variables(encoder: ResNet) -> dict:
-    """Random parameters and BatchNorm statistics that keep activations around 1, drawn with NumPy."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name, shape = path[-1].key, leaf.shape
-        if name == "kernel":
-            return rng.normal(0, np.sqrt(1 / np.prod(shape[:-1])), shape)
-        return rng.uniform(0.5, 1.5, shape) if name in ("scale", "var") else rng.normal(0, 0.1, shape)
-
-    shapes = torch_names.abstract_variables(encoder)
-    return jax.tree.map(np.float32, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 def test_a_resnet_50_has_torchvisions_320_entries_and_an_fc_of_zeros():
@@ -211,10 +198,9 @@ def test_v2_features_equal_pytorchs(options, size):
 
 
 def test_the_command_ends_with_one_line_on_a_run_that_is_not_there(tmp_path):
-    command = [sys.executable, "-m", "vivi_jax.export", f"--workdir={tmp_path}/no", f"--out={tmp_path}/a"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode != 0 and result.stdout == ""
-    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    result = run_module("vivi_jax.export", f"--workdir={tmp_path}/no", f"--out={tmp_path}/a")
+    assert_one_line_error(result, f"{tmp_path}/no")
+    assert result.stdout == "" and result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from helpers.runs import logged_steps, small_vito
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered.shapes import write_videos
-from test_resume import SMALL, logged_steps
 from vivi_jax import checkpoint, files
 from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
@@ -76,14 +76,7 @@ def output(log: pathlib.Path, rank: int) -> str:
 
 
 def vito(store, workdir) -> list[str]:
-    return [
-        "-m",
-        "vivi_jax.main",
-        "--config=configs/vito.py:demo,views=2",
-        f"--workdir={workdir}",
-        f"--config.data.path={store}",
-        *SMALL,
-    ]
+    return ["-m", "vivi_jax.main", *small_vito(store, workdir)]
 
 
 # --- the same run on 1, 2 and 4 hosts --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import plan as plans
+from helpers.commands import run_module
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.planning import chips, hlo
@@ -147,13 +148,7 @@ def test_the_compiler_has_the_devices_we_count():
 
 
 def run_plan(topology: str, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "vivi_jax.plan", f"--topology={topology}", *TINY, *flags],
-        text=True,
-        capture_output=True,
-        timeout=300,
-        env={**os.environ, "XLA_FLAGS": ""},
-    )
+    return run_module("vivi_jax.plan", f"--topology={topology}", *TINY, *flags)
 
 
 @pytest.mark.slow

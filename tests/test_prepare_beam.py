@@ -1,15 +1,16 @@
 """Preparing with Beam: the same bytes as the local command, also from buckets and through kills; clear words."""
 
+import functools
 import json
-import pathlib
 import random
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
+from helpers.commands import assert_one_line_error, run_module, start_module
+from helpers.folders import contents
 from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import remote_files as files
 from input_pipeline import store
@@ -22,7 +23,7 @@ from helpers.fake_bucket import FakeBucket
 from input_pipeline import beam_runner
 from input_pipeline.preparation import beam as prepare_beam
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+run_prepare = functools.partial(run_module, "input_pipeline.prepare_beam")
 SMALL = prepare.Settings(videos_per_shard=3)
 DIRECT = ["--runner=DirectRunner"]
 
@@ -63,22 +64,6 @@ def fake_bucket(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(FakeBucket, "root", root, raising=False)
     monkeypatch.setattr(FakeBucket, "forbidden", ())
     return root
-
-
-def contents(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in pathlib.Path(folder).rglob("*") if path.is_file()
-    }
-
-
-def run_cli(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "input_pipeline.prepare_beam", *map(str, flags)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=120,
-    )
 
 
 def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
@@ -125,17 +110,12 @@ def test_goes_on_where_either_command_was(videos, reference, tmp_path, monkeypat
 @pytest.mark.slow
 def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
     out = tmp_path / "store"
-    command = [
-        sys.executable,
-        "-m",
-        "input_pipeline.prepare_beam",
-        f"--videos={videos}",
-        f"--out={out}",
-        "--videos_per_shard=3",
-    ]
+    flags = f"--videos={videos}", f"--out={out}", "--videos_per_shard=3"
     rng, kills = random.Random(0), 0
     while True:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start_module(
+            "input_pipeline.prepare_beam", *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         until = len(list((out / store.PARTIAL).glob("rows-*"))) + 1
         while process.poll() is None and len(list((out / store.PARTIAL).glob("rows-*"))) < until:
             time.sleep(0.002)
@@ -154,15 +134,15 @@ def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
 def test_command_line(videos, reference, tmp_path):
     """Two worker processes; then what is wrong, in one line."""
     flags = f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3"
-    run = run_cli(*flags, "--direct_num_workers=2", "--direct_running_mode=multi_processing")
+    run = run_prepare(*flags, "--direct_num_workers=2", "--direct_running_mode=multi_processing")
     assert run.returncode == 0, run.stderr
     for line in ("7 inputs", "4 ok", "1 refused: empty file"):
         assert line in run.stdout
     assert contents(tmp_path / "store") == reference
-    run = run_cli(*flags, "--rnner=DirectRunner")
-    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: unknown option --rnner")
-    run = run_cli(f"--videos={tmp_path / 'none'}", f"--out={tmp_path / 'other'}")
-    assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("error: no such directory")
+    run = run_prepare(*flags, "--rnner=DirectRunner")
+    assert_one_line_error(run, "unknown option --rnner")
+    run = run_prepare(f"--videos={tmp_path / 'none'}", f"--out={tmp_path / 'other'}")
+    assert_one_line_error(run, "no such directory")
 
 
 @pytest.mark.slow

@@ -7,25 +7,15 @@ import jax
 import numpy as np
 import pytest
 import scipy.optimize
-from flax import linen as nn
 from PIL import Image
 
 from evaluation import encoders, probe
+from helpers.networks import TinyEncoder
 from input_pipeline import images
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.export import resnet as export
 from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder
-from vivi_jax.models.resnet import Conv, make_norm
-
-
-class TinyEncoder(nn.Module):
-    """A convolution with BatchNorm: what extract_features may rely on, and quick to compile."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x = nn.relu(make_norm("batch", name="norm")(Conv(12, 3, stride=2, name="conv")(images), train))
-        return x.mean((1, 2)), {"stage1": x}
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,17 @@
 """The whole path on real videos: prepared, trained on, looked at."""
 
 import json
-import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
+from helpers.commands import run_module
 from input_pipeline.store import FrameStore
 
 
 def run(module: str, *arguments) -> None:
-    environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    result = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=500,
-    )
+    result = run_module(module, *arguments, timeout=500)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evaluation import report
-from test_attention import make_run, make_store
+from helpers.runs import make_run, make_store
 from vivi_jax.errors import CheckpointError
 from vivi_jax.metrics import MetricWriter
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers.networks import count, random_variables
 from vivi_jax.errors import ConfigError
 from vivi_jax.models import build_encoder
 from vivi_jax.models.resnet import BatchNorm, Block, Conv, ResNet, conv_init, make_norm, max_pool, standardize_kernel
@@ -24,18 +25,8 @@ def abstract(encoder: ResNet, size: int = 224, train: bool = False):
     return variables, jax.eval_shape(functools.partial(encoder.apply, train=train), variables, images)
 
 
-def random_variables(encoder) -> dict:
-    """Variables drawn with NumPy: in tests of small networks, compiling JAX's generator would take longest."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: np.float32(rng.normal(1, 0.1, leaf.shape)), abstract(encoder)[0])
-
-
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def count(tree) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("depth", PARAMETERS)

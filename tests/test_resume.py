@@ -1,34 +1,21 @@
 """Real runs in real processes: killed, terminated, resumed; the end must be that of a straight run, bit for bit."""
 
 import json
-import os
 import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
+from helpers.commands import start_module
+from helpers.runs import STEPS, logged_steps, small_vito
 from helpers.video_files import write_video
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
-
-STEPS, CHECKPOINT_EVERY = 120, 7
-SMALL = [
-    "--config.batch_size=8",
-    "--config.data.image_size=32",
-    "--config.encoder.width=0.125",
-    "--config.method.projector_hidden=16",
-    "--config.method.attention_hidden=8",
-    "--config.run.log_every=1",
-    f"--config.run.checkpoint_every={CHECKPOINT_EVERY}",
-    "--config.schedule.examples_per_epoch=8",
-    f"--config.schedule.epochs={STEPS}.0",
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,32 +31,14 @@ def store(tmp_path_factory) -> pathlib.Path:
 
 
 def start(workdir, store, *flags: str) -> subprocess.Popen:
-    # One device, whatever the tests use; the log goes to a file so that a full pipe never stops the run.
-    environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [
-        sys.executable,
-        "-m",
-        "vivi_jax.main",
-        "--config=configs/vito.py:demo,views=2",
-        f"--workdir={workdir}",
-        f"--config.data.path={store}",
-        *SMALL,
-        *flags,
-    ]
-    with open(f"{workdir}.log", "a") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    with open(f"{workdir}.log", "a") as log:  # a file, so that a full pipe never stops the run
+        return start_module("vivi_jax.main", *small_vito(store, workdir), *flags, stdout=log, stderr=log)
 
 
 def finish(workdir, store) -> dict:
     """Runs to the end; returns summary.json."""
     assert start(workdir, store).wait(timeout=300) == 0, pathlib.Path(f"{workdir}.log").read_text()
     return json.loads((workdir / "summary.json").read_text())
-
-
-def logged_steps(workdir) -> list[int]:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
 def wait_for_a_new_step(process, workdir) -> None:
@@ -152,10 +121,7 @@ def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_
     prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
 
     def start_vivi(name: str) -> subprocess.Popen:
-        command = [
-            sys.executable,
-            "-m",
-            "vivi_jax.main",
+        flags = [
             "--config=configs/vivi.py:ex2,co=100,demo",
             f"--workdir={tmp_path / name}",
             f"--config.data.path={tmp_path / 'store'}",
@@ -171,9 +137,7 @@ def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_
             "--config.schedule.total_steps=60",
         ]
         with open(tmp_path / f"{name}.log", "a") as log:
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, env={**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-            )
+            return start_module("vivi_jax.main", *flags, stdout=log, stderr=log)
 
     summaries = []
     for name, kills in (("straight", 0), ("killed", 2)):

@@ -2,12 +2,10 @@
 
 import functools
 import json
-import os
 import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -24,6 +22,7 @@ from evaluation.protocols.segmentation import evaluate as segmentation
 from evaluation.protocols.segmentation import report as segmentation_report
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet
 from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
+from helpers.commands import start_module
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.resnet import ResNet
@@ -395,14 +394,8 @@ def small_voc(sample_data, tmp_path_factory) -> pathlib.Path:
 
 
 def start(*arguments, config="configs/segmentation.py:voc,demo") -> subprocess.Popen:
-    """The program on one device."""
-    environment = {**os.environ, "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "evaluation.segmentation", f"--config={config}", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
+    return start_module(
+        "evaluation.segmentation", f"--config={config}", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 

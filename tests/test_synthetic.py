@@ -1,10 +1,5 @@
 """Rendered scenes: real video files, the same for a seed, whose class is the shape of the object and nothing else."""
 
-import hashlib
-import pathlib
-import subprocess
-import sys
-
 import av
 import cv2
 import numpy as np
@@ -13,6 +8,8 @@ import scipy.stats
 import sklearn.linear_model
 import sklearn.neighbors
 
+from helpers.commands import run_module
+from helpers.folders import digests
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.store import FrameStore
@@ -26,13 +23,6 @@ def decode(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return stream, np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
-
-
-def digests(folder):
-    return {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(pathlib.Path(folder).rglob("*.mp4"))
-    }
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +76,9 @@ def test_files_depend_on_the_seed_and_not_on_the_workers(videos, tmp_path):
     settings = dict(videos=20, size=64, seconds=1.0, classes=("ring", "star", "heart"), workers=1)
     synthetic.write_videos(tmp_path / "same", seed=3, **settings)
     synthetic.write_videos(tmp_path / "other", seed=4, **settings)
-    expected = digests(videos)
-    assert digests(tmp_path / "same") == expected
-    assert not set(digests(tmp_path / "other").values()) & set(expected.values())
+    expected = digests(videos, ".mp4")
+    assert digests(tmp_path / "same", ".mp4") == expected
+    assert not set(digests(tmp_path / "other", ".mp4").values()) & set(expected.values())
     assert len(set(expected.values())) == 20  # nor do two videos of one seed show the same scene
 
 
@@ -99,12 +89,12 @@ def test_rendering_goes_on_after_an_interruption(videos, tmp_path):
     lost.rename(lost.with_name(f".{lost.name}.partial"))  # what a kill leaves behind
     before = kept.stat().st_mtime_ns
     synthetic.write_videos(tmp_path, videos=20, **settings)
-    assert digests(tmp_path) == digests(videos)
+    assert digests(tmp_path, ".mp4") == digests(videos, ".mp4")
     assert kept.stat().st_mtime_ns == before
     assert not list(tmp_path.rglob("*.partial"))
     with pytest.raises(DataError, match="other settings"):
         synthetic.write_videos(tmp_path, videos=24, **settings)
-    assert digests(tmp_path) == digests(videos)
+    assert digests(tmp_path, ".mp4") == digests(videos, ".mp4")
 
 
 def test_scene_does_not_depend_on_the_shape():
@@ -264,11 +254,7 @@ def test_impossible_settings_are_named_and_nothing_is_written(tmp_path, change, 
 
 def test_command_line_refuses_a_foreign_folder_in_one_line(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    done = subprocess.run(
-        [sys.executable, "-m", "input_pipeline.synthetic", f"--out={tmp_path}", "--videos=40"],
-        capture_output=True,
-        text=True,
-    )
+    done = run_module("input_pipeline.synthetic", f"--out={tmp_path}", "--videos=40")
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path} exists and is no folder of rendered videos; choose another --out\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]

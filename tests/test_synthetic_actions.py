@@ -2,8 +2,6 @@
 
 import hashlib
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ import sklearn.neighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.commands import run_module
 from input_pipeline.preparation.local import Settings, prepare
 from input_pipeline.rendered import actions as synthetic_actions
 from input_pipeline.rendered import shapes as synthetic
@@ -143,17 +142,8 @@ def test_files_are_real_videos_that_can_be_prepared_and_do_not_depend_on_workers
 
 
 def test_the_command_line_refuses_unknown_actions_in_one_line(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "input_pipeline.synthetic_actions",
-            f"--out={tmp_path / 'x'}",
-            "--videos=40",
-            "--classes=still,roll",
-        ],
-        capture_output=True,
-        text=True,
+    done = run_module(
+        "input_pipeline.synthetic_actions", f"--out={tmp_path / 'x'}", "--videos=40", "--classes=still,roll"
     )
     assert done.returncode == 1 and not (tmp_path / "x").exists()
     assert done.stderr.startswith("error: classes must be two or more different ones of left_right") and (

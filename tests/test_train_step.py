@@ -7,32 +7,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from flax import linen as nn
 
+from helpers.networks import TinyEncoder
 from vivi_jax import optim
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vito import Vito
-from vivi_jax.models.resnet import Conv, make_norm
 from vivi_jax.train_step import create, example_keys, make_train_step
 
 BATCH, VIEWS, SIZE, TOTAL_STEPS = 16, 2, 16, 100
-
-
-class TinyEncoder(nn.Module):
-    """Two convolutions with the norms of the real encoder: all that these properties hang on, and quick to compile."""
-
-    norm: str
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        stages = {}
-        x = images
-        for i in (3, 4):
-            x = Conv(8, 3, stride=2, name=f"conv{i}")(x)
-            x = stages[f"stage{i}"] = nn.relu(make_norm(self.norm, name=f"norm{i}")(x, train))
-        return x.mean((1, 2)), stages
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import pytest
 from flax import linen as nn
 
 from configs import vdim
+from helpers.networks import count
 from helpers.video_files import write_video
 from input_pipeline.preparation import local as prepare
 from vivi_jax import losses, optim, train_step
@@ -30,10 +31,6 @@ from vivi_jax.models.vdim_encoder import TABLES, UNIT_INIT, ConvBlock, ResBlock,
 PAPER_INPUT, SMALL_INPUT = (1, 32, 128, 128, 3), (1, 8, 48, 48, 3)
 BATCH, FRAMES, SIZE = 8, 2, 8
 DIM = 128  # so that each of GroupNorm's 32 groups has four channels: of one or two it would leave nothing but signs
-
-
-def count(tree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def variables(module, shape):

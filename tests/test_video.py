@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from helpers.commands import children
 from helpers.video_files import loop_video, number, numbered, scenes, write_video
 from input_pipeline.preparation import video
 from input_pipeline.preparation.sandbox import Sandbox
@@ -372,10 +373,6 @@ def test_a_limit_refuses_the_file_and_not_the_next_one(long_video, tmp_path, lim
         short = write_video(tmp_path / "v.mp4", numbered(3))
         assert sandbox.decode(str(short), str(tmp_path / "spool"), **SETTINGS)["status"] == "ok"
     sandbox.close()
-
-
-def children(pid):
-    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_crash_of_the_decoder_refuses_one_file(long_video, tmp_path):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs import vivi
-from test_train_step import TinyEncoder, assert_states_close
+from helpers.networks import TinyEncoder
+from test_train_step import assert_states_close
 from vivi_jax import main, optim
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding

@@ -3,12 +3,10 @@
 import csv
 import functools
 import json
-import os
 import pathlib
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import cv2
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from flax import linen as nn
 from tensorflow_datasets.testing import mocking
 
 from configs import vtab as vtab_config
@@ -28,8 +25,9 @@ from evaluation.protocols.vtab import sweep as vtab
 from evaluation.protocols.vtab import tasks as vtab_tasks
 from evaluation.protocols.vtab.sweep import Setting
 from evaluation.protocols.vtab.tasks import TASKS
+from helpers.commands import assert_one_line_error, run_module, start_module
+from helpers.networks import TinyEncoder
 from vivi_jax.errors import ConfigError, DataError
-from vivi_jax.models.resnet import Conv, make_norm
 
 
 # ---- Labels ---------------------------------------------------------------------------------------------------------
@@ -314,15 +312,6 @@ def test_the_tables_say_what_they_cover(tmp_path):
 
 
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
-class TinyEncoder(nn.Module):
-    """A convolution with BatchNorm: quick to compile, once per number of classes."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x = nn.relu(make_norm("batch", name="norm")(Conv(12, 3, stride=2, name="conv")(images), train))
-        return x.mean((1, 2)), {"stage1": x}
-
-
 @pytest.fixture(scope="module")
 def tiny():
     encoder = TinyEncoder()
@@ -374,8 +363,6 @@ def folders(sample_data, tmp_path):
 def command(folders, workdir, *more):
     config = pathlib.Path(vtab_config.__file__)
     return [
-        sys.executable,
-        "-m",
         "evaluation.vtab",
         f"--config={config}:demo",
         "--config.image_size=16",
@@ -404,25 +391,22 @@ def table(workdir):
 
 @pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_changes_no_number(folders, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    out = subprocess.run(command(folders, straight), capture_output=True, text=True, env=environment)
+    out = run_module(*command(folders, straight))
     assert out.returncode == 0, out.stderr
     expected = accuracies(straight)
     assert len(expected) == 2 * (4 + 2) and len(set(expected.values())) > 1
     assert "2 of 19 tasks" in out.stdout and "split sizes not checked" in out.stdout
     assert out.stderr.count("left out: ") == 5
     for stop_after in (3, 9):  # in the trials, in the final runs
-        process = subprocess.Popen(
-            command(folders, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = start_module(*command(folders, killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(accuracies(killed)) < stop_after and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
         there = {name: (killed / name).stat().st_mtime_ns for name in accuracies(killed)}
         assert stop_after <= len(there) < len(expected)
-    out = subprocess.run(command(folders, killed), capture_output=True, text=True, env=environment)
+    out = run_module(*command(folders, killed))
     assert out.returncode == 0, out.stderr
     assert accuracies(killed) == expected and table(killed) == table(straight)
     assert {name: (killed / name).stat().st_mtime_ns for name in there} == there  # nothing finished was done again
@@ -476,7 +460,5 @@ def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, f
     "flag, message", [("--checkpoint=/no/run", "no /no/run/config.json"), ("--config.stepz=(1,)", "stepz")]
 )
 def test_mistakes_on_the_command_line_are_one_line(flag, message, folders, tmp_path):
-    out = subprocess.run(command(folders, tmp_path / "w", flag), capture_output=True, text=True)
-    errors = [line for line in out.stderr.splitlines() if line.startswith("error: ")]
-    assert out.returncode == 1 and len(errors) == 1 and message in errors[0], out.stderr
-    assert "Traceback" not in out.stderr and not (tmp_path / "w").exists()
+    assert_one_line_error(run_module(*command(folders, tmp_path / "w", flag)), message)
+    assert not (tmp_path / "w").exists()
