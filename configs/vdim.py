@@ -96,6 +96,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             b2=0.999,
         )
     )
+    config.ema = ml_collections.ConfigDict(dict(name="none"))  # there is no target network
     config.schedule = ml_collections.ConfigDict(
         dict(
             name="piecewise",  # constant: VDIM §4

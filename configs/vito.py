@@ -63,9 +63,10 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             projector_hidden=4096,  # BYOL's code; the paper says "two-layer MLP"
             projector_out=256,  # BYOL's code
             temperature=0.1,  # VITO §3.1
-            ema_base=0.99,  # BYOL's preset for 300 epochs, whose other values VITO A.2 gives
         )
     )
+    # Of the target network. BYOL's preset for 300 epochs, whose other values VITO A.2 gives.
+    config.ema = ml_collections.ConfigDict(dict(name="cosine", base=0.99))
     config.data = ml_collections.ConfigDict(
         dict(
             source="video",  # or "images"
@@ -104,6 +105,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     if variant["images"] == "yes":
         config.data.source = "images"
         config.data.min_crop_area = 0.08  # VITO A.1, for ImageNet
+        for key in ("sampler", "clip_seconds", "delay_seconds"):  # of videos
+            del config.data[key]
     if variant["demo"] == "yes":
         demo(config)
         if "views=" not in argument:
@@ -126,7 +129,8 @@ def demo(config: ml_collections.ConfigDict) -> None:
     """
     config.batch_size = 64
     config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
-    config.method.update(dict(attention_hidden=64, projector_hidden=256, projector_out=64, ema_base=0.8))
+    config.method.update(dict(attention_hidden=64, projector_hidden=256, projector_out=64))
+    config.ema.base = 0.8
     config.data.image_size = 64
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
     config.schedule.update(dict(base_lr=0.032, epochs=30.0, warmup_epochs=2.0, examples_per_epoch=640))

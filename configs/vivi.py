@@ -105,24 +105,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         )
     )
     config.method = ml_collections.ConfigDict(method_section(model, co, aa))
-    config.data = ml_collections.ConfigDict(
-        dict(
-            source="shots",
-            unlabelled=model["unlabelled"],  # "videos", "images" or "none"
-            path="",  # of the unlabelled data: a folder that input_pipeline.prepare wrote, or images
-            shots=model["shots"],  # K, VIVI §4
-            frames=model["frames"],  # M, VIVI §4
-            frame_rate=1.0,  # Hz, VIVI §4
-            sampler=model.get("sampler", "consecutive"),  # VIVI §4
-            image_size=224,  # code of [33] and [68]
-            min_crop_area=0.08,  # [58], which VIVI §4 names; the code of [68] has 0.05
-            labelled_path="",  # class folders, a prepared store with labels, or a TFDS name
-            labelled_batch_size={"no": 0, "10": 256, "100": 2048}[
-                co
-            ],  # not in the paper; 10 %: that of [68] at 100k steps
-            labelled_fraction={"no": 1.0, "10": 0.1, "100": 1.0}[co],  # VIVI §4
-        )
-    )
+    config.data = ml_collections.ConfigDict(data_section(model, co))
     config.optimizer = ml_collections.ConfigDict(
         dict(
             name="sgd",  # VIVI §4
@@ -130,6 +113,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             momentum=0.9,  # VIVI §4
         )
     )
+    config.ema = ml_collections.ConfigDict(dict(name="none"))  # there is no target network
     config.schedule = ml_collections.ConfigDict(schedule(co))
     config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
@@ -142,6 +126,35 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     if variant["demo"] == "yes":
         demo(config)
     return config
+
+
+def data_section(model: dict, co: str) -> dict:
+    """Only what the chosen streams read, as every other key would be an error."""
+    data = dict(
+        source="shots",
+        unlabelled=model["unlabelled"],  # "videos", "images" or "none"
+        path="",  # of the unlabelled data: a folder that input_pipeline.prepare wrote, or images
+        image_size=224,  # code of [33] and [68]
+        min_crop_area=0.08,  # [58], which VIVI §4 names; the code of [68] has 0.05
+        labelled_batch_size=0,
+    )
+    if model["unlabelled"] != "none":
+        data |= dict(
+            shots=model["shots"],  # K, VIVI §4
+            frames=model["frames"],  # M, VIVI §4
+        )
+    if model["unlabelled"] == "videos":
+        data |= dict(
+            frame_rate=1.0,  # Hz, VIVI §4
+            sampler=model.get("sampler", "consecutive"),  # VIVI §4
+        )
+    if co != "no":
+        data |= dict(
+            labelled_path="",  # class folders, a prepared store with labels, or a TFDS name
+            labelled_batch_size={"10": 256, "100": 2048}[co],  # not in the paper; 10 %: that of [68] at 100k steps
+            labelled_fraction={"10": 0.1, "100": 1.0}[co],  # VIVI §4
+        )
+    return data
 
 
 def method_section(model: dict, co: str, aa: bool) -> dict:
@@ -226,15 +239,12 @@ def demo(config: ml_collections.ConfigDict) -> None:
             grey_prob=0.2,
         )
     )
-    config.data.update(
-        dict(
-            image_size=48,
-            frames=(config.data.frames + 1) // 2,
-            frame_rate=2.0,
-            min_crop_area=0.4,
-            labelled_batch_size=min(config.data.labelled_batch_size, 32),
-        )
-    )
+    data = config.data
+    data.update(dict(image_size=48, min_crop_area=0.4, labelled_batch_size=min(data.labelled_batch_size, 32)))
+    if "frames" in data:
+        data.frames = (data.frames + 1) // 2
+    if "frame_rate" in data:
+        data.frame_rate = 2.0
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
     config.schedule = ml_collections.ConfigDict(
         dict(name="piecewise", lr=0.002, total_steps=250, warmup_steps=20, boundaries=(170, 220), factor=0.1)

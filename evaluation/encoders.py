@@ -18,6 +18,7 @@ from vivi_jax.distributed import sharding
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export import resnet as export
 from vivi_jax.models import build_encoder
+from vivi_jax.models.base import Encoder
 
 EXPORT_IMAGE_SIZE = 224  # an export does not say what size it was trained at; a run does
 
@@ -29,7 +30,7 @@ class LoadedEncoder(NamedTuple):
     image_size: pixels of a side, as trained.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     variables: dict
     image_size: int
 
@@ -97,7 +98,7 @@ def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
       CheckpointError: nothing there, it does not verify, or it has no classifier.
     """
     encoder, variables, _ = load_encoder(weights)
-    if getattr(encoder, "num_classes", None) is None:
+    if encoder.classes is None:
         raise CheckpointError(
             f"{weights} has no classifier: give a ResNet with one, such as torchvision's resnet50 of "
             "ImageNet saved as safetensors"
@@ -114,4 +115,4 @@ def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
         padded = np.concatenate([images_NxHxWx3, np.zeros((missing, *images_NxHxWx3.shape[1:]), np.uint8)])
         return np.asarray(predict(padded))[: len(images_NxHxWx3)]
 
-    return FrameClassifier(top1, encoder.num_classes, checkpoint.state_sha256(variables))
+    return FrameClassifier(top1, encoder.classes, checkpoint.state_sha256(variables))

@@ -151,7 +151,7 @@ def predict(
       ConfigError: an encoder without a classifier of 1000 classes.
       DataError: frames that are missing or do not decode.
     """
-    classes = getattr(encoder, "num_classes", None)
+    classes = encoder.classes
     if classes != IMAGENET_CLASSES:
         raise ConfigError(
             f"the encoder has {'no classifier' if classes is None else f'{classes} classes'}; "

@@ -25,6 +25,7 @@ from evaluation.protocols.action.classifier import (
 )
 from evaluation.transfer import with_pretrained
 from helpers.commands import assert_one_line_error, run_module
+from helpers.networks import PlainEncoder
 from helpers.video_files import numbered, write_video
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import build
@@ -201,12 +202,8 @@ def test_train_and_test_must_have_the_same_classes(ucf, tmp_path):
 # ---- Network --------------------------------------------------------------------------------------------------------
 
 
-class MeanColour(nn.Module):
+class MeanColour(PlainEncoder):
     """An encoder whose features are known: the mean of each channel, and as clip encoder of the clip's first frame."""
-
-    norm: str = "batch"
-    dtype: str = "float32"
-    input_mean: tuple = (0.0, 0.0, 0.0)
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -299,7 +296,7 @@ def test_views_of_a_clip_have_colours_of_their_own():
     logits, _, _ = method.embed(identity, {}, {}, {"clips": clips, "label": np.zeros(40, np.int32)}, keys)
     dropped = (np.asarray(logits).reshape(40, 2, 3) == 0).argmax(axis=-1)
     assert (dropped[:, 0] != dropped[:, 1]).sum() > 15  # two in three
-    loss, metrics = method.loss(jnp.zeros((40, 6)), {"label": np.zeros(40, np.int32)})
+    loss, _, metrics = method.loss(jnp.zeros((40, 6)), {"label": np.zeros(40, np.int32)}, {}, 0)
     assert loss == pytest.approx(np.log(6)) and metrics["train_top1"] == 1
 
 

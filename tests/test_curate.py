@@ -234,10 +234,10 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     for path in (*library.iterdir(), pathlib.Path(classifier)):
         shutil.copy(path, fake_bucket / f"b%in%{path.name}")
     assert curate.curate(
-        "fake_bucket://b/in/manifest.csv",
-        "fake_bucket://b/in/classes.csv",
-        "fake_bucket://b/in/resnet.safetensors",
-        "fake_bucket://b/out",
+        "shelf://b/in/manifest.csv",
+        "shelf://b/in/classes.csv",
+        "shelf://b/in/resnet.safetensors",
+        "shelf://b/out",
         rule=RULE,
         beam_options=["--runner=DirectRunner"],
     )
@@ -245,7 +245,7 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     missing = b"unreadable: No such file or directory"
     assert in_bucket.keys() == contents(tmp_path / "local").keys()
     assert in_bucket["report.json"] == contents(tmp_path / "local")["report.json"]
-    assert in_bucket["decisions.jsonl"].count(b"unreadable: cannot read fake_bucket://b/in/missing.mp4") == 1
+    assert in_bucket["decisions.jsonl"].count(b"unreadable: cannot read shelf://b/in/missing.mp4") == 1
     assert contents(tmp_path / "local")["decisions.jsonl"].count(missing) == 1  # the only line that differs
     assert set(contents(tmp_path / "local")) == {
         "decisions.jsonl",

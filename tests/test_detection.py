@@ -78,7 +78,7 @@ def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, varian
     outputs = make_outputs(detector)
 
     def loss(outputs, batch):
-        value, metrics = detector.loss(outputs, batch)
+        value, _, metrics = detector.loss(outputs, batch, {}, 0)
         return value, metrics
 
     results = []
@@ -215,7 +215,7 @@ def test_a_runs_encoder_goes_under_the_detector(tmp_path):
     encoder, pretrained = detection.load_pretrained(str(make_run(tmp_path, "demo")), config)
     assert (encoder.width, encoder.dtype, encoder.num_classes) == (0.0625, "float32", None)
     detector = detection.make_detector(config, encoder, 3)
-    params, state, _ = jax.eval_shape(lambda: detector.init(jax.random.key(0), detector.batch_spec(1)))
+    params, state, *_ = jax.eval_shape(lambda: detector.init(jax.random.key(0), detector.batch_spec(1, None)))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
     params, state = with_pretrained(*zeros, pretrained)
     for tree, loaded in ((params, pretrained["params"]), (state["batch_stats"], pretrained["batch_stats"])):

@@ -16,7 +16,8 @@ from vivi_jax.export import resnet as export
 from vivi_jax.export import safetensors_files, torch_names
 from vivi_jax.export.torch_names import TIMM, TORCHVISION
 from vivi_jax.models import build_encoder
-from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
+from vivi_jax.models.resnet import ResNet
 
 TINY = dict(depth=18, width=0.125)
 BIT = dict(version=2, norm="group", weight_standardization=True)

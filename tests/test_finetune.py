@@ -8,16 +8,20 @@ from flax import linen as nn
 
 from evaluation.protocols.vtab import finetune
 from vivi_jax.errors import ConfigError
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import BatchNorm
 
 B, S, CLASSES = 16, 4, 3
 
 
-class Flat(nn.Module):
+class Flat(Encoder):
     """The channel means, through one dense layer and BatchNorm: small enough to be written out in NumPy."""
 
     num_classes: int | None = None
     bn_groups: int = 2
+
+    def for_transfer(self):
+        return self.clone(num_classes=None, bn_groups=1)
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import vito
-from vivi_jax import build, optim
+from vivi_jax import optim
+from vivi_jax.config import without_name
 from vivi_jax.errors import ConfigError
 
 
@@ -53,14 +54,14 @@ def test_masks_follow_names_and_refuse_unknown_ones():
 
 def test_the_papers_run_has_its_numbers():
     config = vito.get_config()
-    schedule, total = optim.cosine(4096, **build.rest(config.schedule))
+    schedule, total = optim.cosine(4096, **without_name(config.schedule))
     warmup = 3127
     assert total == 93835
     np.testing.assert_allclose([schedule(0), schedule(warmup), schedule(total)], [0, 4.8, 0], atol=1e-6)
     assert schedule(warmup - 1) < schedule(warmup) > schedule(warmup + 100)
     np.testing.assert_allclose(schedule(warmup + (total - warmup) / 2), 2.4, rtol=1e-3)
     np.testing.assert_allclose(
-        [optim.ema_decay(step, base=0.99, total_steps=total) for step in (0, total / 2, total)],
+        [optim.ema_cosine(total, base=0.99)(step) for step in (0, total / 2, total)],
         [0.99, 0.995, 1.0],
         rtol=1e-6,
     )

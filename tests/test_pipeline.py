@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from helpers.frame_stores import jpeg, write_store
+from helpers.streams import run_stream
 from input_pipeline import images
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import decode, sampling
-from input_pipeline.streams import views as pipeline
-from vivi_jax.errors import DataError
+from input_pipeline.streams.views import clip_views, image_views
+from vivi_jax.errors import ConfigError, DataError
 
 SIZE = 32
 # (frames, fps, height, width) of the videos; the third is shorter than 2.56 s
@@ -52,7 +53,6 @@ def store(tmp_path_factory) -> FrameStore:
 
 def views(store, **changes):
     options = dict(
-        start_step=0,
         seed=3,
         batch_size=2,
         views=3,
@@ -63,7 +63,7 @@ def views(store, **changes):
         min_crop_area=0.4,
         num_steps=5,
     )
-    return pipeline.clip_views(store, **options | changes)
+    return run_stream(clip_views, store, **options | changes)
 
 
 def collect(batches) -> np.ndarray:
@@ -124,13 +124,13 @@ def test_single_takes_all_views_from_one_frame_and_uses_short_videos_too(store):
 def test_starting_at_a_step_equals_running_up_to_it(store):
     run = collect(views(store, num_steps=7))
     for start in (1, 4, 6):
-        np.testing.assert_array_equal(collect(views(store, start_step=start, num_steps=7 - start)), run[start:])
-    endless = itertools.islice(views(store, start_step=2, num_steps=None), 3)
+        np.testing.assert_array_equal(collect(views(store, first_step=start, num_steps=7 - start)), run[start:])
+    endless = itertools.islice(views(store, first_step=2, num_steps=None), 3)
     np.testing.assert_array_equal(collect(endless), run[2:5])
 
 
 def test_starting_far_out_costs_nothing(store):
-    assert len(collect(views(store, start_step=10**12, num_steps=1))) == 1  # 10^12 steps of any work would not end
+    assert len(collect(views(store, first_step=10**12, num_steps=1))) == 1  # 10^12 steps of any work would not end
 
 
 @pytest.mark.parametrize("processes,threads", [(2, 1), (4, 3)])
@@ -146,7 +146,7 @@ def test_shares_of_processes_join_to_the_batch_of_one(store, processes, threads)
 
 def test_shares_of_processes_resume_too(store):
     run = collect(views(store, batch_size=4, num_steps=3))
-    share = collect(views(store, batch_size=4, start_step=2, num_steps=1, process_index=1, process_count=2))
+    share = collect(views(store, batch_size=4, first_step=2, num_steps=1, process_index=1, process_count=2))
     np.testing.assert_array_equal(share[0], run[2, 2:])
 
 
@@ -200,7 +200,10 @@ def test_short_videos_are_counted_in_one_line(store, caplog):
     [
         (dict(batch_size=6), "4 usable videos in .*, fewer than a batch of 6: lower batch_size or prepare more videos"),
         (dict(clip_seconds=60), "all 5 videos of .* are shorter than clip_seconds=60 .*: lower clip_seconds"),
-        (dict(sampler="marginl"), "no sampler 'marginl', did you mean 'marginal'"),
+        (dict(sampler="marginl"), "sampler='marginl' is unknown; did you mean 'marginal'"),
+        (dict(clip_seconds=-5), "clip_seconds=-5: it is a length, above 0"),
+        (dict(sampler="single", clip_seconds=-5), "clip_seconds=-5: it is a length, above 0"),
+        (dict(sampler="single", delay_seconds=-1), "delay_seconds=-1: it is a time, 0 or more"),
         (
             dict(sampler="fixed_delay", delay_seconds=2),
             "3 views by 'fixed_delay' need 101 frames, .* has 64: raise clip",
@@ -212,7 +215,7 @@ def test_short_videos_are_counted_in_one_line(store, caplog):
     ],
 )
 def test_impossible_requests_are_refused_before_the_first_batch(store, changes, message):
-    with pytest.raises(DataError, match=message) as e:
+    with pytest.raises((ConfigError, DataError), match=message) as e:
         views(store, **changes)
     assert "\n" not in str(e.value)
 
@@ -236,7 +239,7 @@ def test_resizing_uses_the_stated_kernel_and_rounds():
 
     edge = np.zeros((8, 8, 3), np.uint8)
     edge[:, 4:] = 200
-    row = decode.resize_and_flip([edge], [False], 16)[0, 5, :, 0]
+    row = decode.finish([edge], [False], [0], 16)[0, 5, :, 0]
     bright = [sum(kernel(abs((c + 0.5) / 2 - 0.5 - x)) for x in range(4, 9)) * 200 for c in range(4, 12)]
     np.testing.assert_array_equal(row[4:12], np.clip(np.rint(bright), 0, 255))
 
@@ -254,7 +257,7 @@ def write_images(directory: pathlib.Path) -> pathlib.Path:
 def test_image_views_are_crops_of_one_image(tmp_path):
     labelled = images.load_folder(write_images(tmp_path / "images"))
     options = dict(seed=5, batch_size=3, views=2, image_size=SIZE, min_crop_area=0.08)
-    run = collect(pipeline.image_views(labelled, **options, num_steps=4))
+    run = collect(run_stream(image_views, labelled, **options, num_steps=4))
     assert run.shape == (4, 3, 2, SIZE, SIZE, 3)
     for i, example in enumerate(run.reshape(-1, 2, SIZE, SIZE, 3)):
         image = sampling.epoch_order(5, i // 6, 6)[i % 6]
@@ -272,7 +275,7 @@ def test_image_views_are_crops_of_one_image(tmp_path):
         )
         for view, box, flip in zip(example, plan.boxes, plan.flips, strict=True):
             assert np.abs(view - cut(picture(k % 5, 2 * k, 60 + k, 90), box, flip)).mean() < 1.5
-    resumed = pipeline.image_views(labelled, 2, **options, num_steps=2)
+    resumed = run_stream(image_views, labelled, first_step=2, **options, num_steps=2)
     np.testing.assert_array_equal(collect(resumed), run[2:])
 
 
@@ -281,7 +284,8 @@ def test_a_damaged_image_is_named(tmp_path):
     (folder / "odd" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     with pytest.raises(DataError, match=r"odd/5\.png is damaged and does not decode"):
         collect(
-            pipeline.image_views(
+            run_stream(
+                image_views,
                 images.load_folder(folder),
                 seed=0,
                 batch_size=6,
@@ -292,8 +296,8 @@ def test_a_damaged_image_is_named(tmp_path):
             )
         )
     with pytest.raises(DataError, match="6 images in .*, fewer than a batch of 8"):
-        pipeline.image_views(
-            images.load_folder(folder), seed=0, batch_size=8, views=2, image_size=SIZE, min_crop_area=0.08
+        run_stream(
+            image_views, images.load_folder(folder), seed=0, batch_size=8, views=2, image_size=SIZE, min_crop_area=0.08
         )
 
 
@@ -301,13 +305,14 @@ def test_a_damaged_image_is_named(tmp_path):
 def test_a_process_that_stops_in_the_middle_exits_cleanly(store):
     program = f"""
 import time
-from input_pipeline import pipeline
 from input_pipeline.store import FrameStore
+from input_pipeline.streams.order import Order
+from input_pipeline.streams.views import clip_views
 store = FrameStore({store.directory!r})
 read = store.read
 store.read = lambda records: (time.sleep(0.2), read(records))[1]  # so that threads are at work when the program ends
-batches = pipeline.clip_views(store, seed=0, batch_size=4, views=3, sampler="marginal", clip_seconds=2.56,
-                              delay_seconds=0, image_size=64, min_crop_area=0.4, threads=4)
+batches = clip_views(store, Order(0, 4), views=3, sampler="marginal", clip_seconds=2.56,
+                     delay_seconds=0, image_size=64, min_crop_area=0.4)(threads=4)
 next(batches)
 print("one batch", flush=True)
 """

@@ -55,7 +55,7 @@ def reference(videos, tmp_path_factory):
 
 @pytest.fixture
 def fake_bucket(videos, tmp_path, monkeypatch):
-    """A bucket fake_bucket://b with the videos below fake_bucket://b/in."""
+    """A bucket shelf://b with the videos below shelf://b/in."""
     root = tmp_path / "fake_bucket"
     root.mkdir()
     for path in videos.rglob("*"):
@@ -80,13 +80,11 @@ def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
 
 @pytest.mark.slow
 def test_same_bytes_from_a_bucket_to_a_bucket(fake_bucket, reference):
-    assert prepare_beam.prepare_with_beam("fake_bucket://b/in/", "fake_bucket://b/out", DIRECT, SMALL)
+    assert prepare_beam.prepare_with_beam("shelf://b/in/", "shelf://b/out", DIRECT, SMALL)
     made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in fake_bucket.glob("b%out%*")}
     assert made == reference  # nothing more: no work in progress is left
-    assert not prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
-    assert "4 ok" in prepare.summary("fake_bucket://b/out") and "1 refused: empty file" in prepare.summary(
-        "fake_bucket://b/out"
-    )
+    assert not prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+    assert "4 ok" in prepare.summary("shelf://b/out") and "1 refused: empty file" in prepare.summary("shelf://b/out")
 
 
 @pytest.mark.slow
@@ -160,44 +158,40 @@ def test_labelled_only(videos, tmp_path):
 
 
 def test_find_in_a_bucket(fake_bucket, videos):
-    def names(pattern, out="fake_bucket://b/out"):
+    def names(pattern, out="shelf://b/out"):
         return [file.name for file in inputs.find(pattern, out)]
 
-    assert names("fake_bucket://b/in") == [file.name for file in inputs.find(str(videos), "")]
+    assert names("shelf://b/in") == [file.name for file in inputs.find(str(videos), "")]
     for pattern in ("**/*", "*.mp4", "*/a.mp4", "**/*.mp4", "c*", "[!d]*/*", "?ogs"):
         expected = [file.name for file in inputs.find(f"{videos}/{pattern}", "")]
-        assert names(f"fake_bucket://b/in/{pattern}") == expected, pattern
-    assert "cats/a.mp4" not in names("fake_bucket://b/in", "fake_bucket://b/in/cats")
-    with pytest.raises(DataError, match="no files in fake_bucket://b/none"):
-        names("fake_bucket://b/none")
+        assert names(f"shelf://b/in/{pattern}") == expected, pattern
+    assert "cats/a.mp4" not in names("shelf://b/in", "shelf://b/in/cats")
+    with pytest.raises(DataError, match="no files in shelf://b/none"):
+        names("shelf://b/none")
 
 
 @pytest.mark.parametrize(
     "forbidden, message",
     [
-        ("fake_bucket://b/in", "cannot list fake_bucket://b/in: 403"),
-        ("fake_bucket://b/out", "cannot look for fake_bucket://b/out/meta.json: 403"),
-        pytest.param(
-            "fake_bucket://b/out/frames", "cannot write fake_bucket://b/out/frames-0000", marks=pytest.mark.slow
-        ),
+        ("shelf://b/in", "cannot list shelf://b/in: 403"),
+        ("shelf://b/out", "cannot look for shelf://b/out/meta.json: 403"),
+        pytest.param("shelf://b/out/frames", "cannot write shelf://b/out/frames-0000", marks=pytest.mark.slow),
     ],
 )
 def test_a_bucket_without_permission(fake_bucket, monkeypatch, forbidden, message):
     """The last: writing is refused to the workers only, so the line comes through Beam."""
     monkeypatch.setattr(FakeBucket, "forbidden", (forbidden,))
     with pytest.raises(DataError, match="give the account this runs as the right to list, read and write there") as e:
-        prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
+        prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
     assert str(e.value).startswith(message) and "\n" not in str(e.value) and "while running" not in str(e.value)
 
 
 @pytest.mark.slow
 def test_a_video_that_may_not_be_read_is_refused(fake_bucket, reference, monkeypatch):
-    monkeypatch.setattr(FakeBucket, "forbidden", ("fake_bucket://b/in/cats/b.mkv",))
-    prepare_beam.prepare_with_beam("fake_bucket://b/in", "fake_bucket://b/out", DIRECT, SMALL)
-    rows = {row["input"]: row for row in map(json.loads, files.read("fake_bucket://b/out/ledger.jsonl").splitlines())}
-    assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith(
-        "unreadable: cannot read fake_bucket://b/in/cats/b.mkv"
-    )
+    monkeypatch.setattr(FakeBucket, "forbidden", ("shelf://b/in/cats/b.mkv",))
+    prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
+    rows = {row["input"]: row for row in map(json.loads, files.read("shelf://b/out/ledger.jsonl").splitlines())}
+    assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith("unreadable: cannot read shelf://b/in/cats/b.mkv")
     assert sum(row["status"] == "ok" for row in rows.values()) == 3
 
 

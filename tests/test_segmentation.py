@@ -274,10 +274,11 @@ def test_the_loss_is_the_mean_over_labelled_pixels():
         total += np.log(np.exp(at).sum()) - at[mask[b, y, x]]
         count += 1
     batch = {"mask": mask.astype(np.uint8)}
-    loss, metrics = Segmenter.loss(np.float32(logits), batch)
+    method = Segmenter(None)
+    loss, _, metrics = method.loss(np.float32(logits), batch, {}, 0)
     assert float(loss) == pytest.approx(total / count, rel=1e-5)
     assert float(metrics["labelled"]) == pytest.approx(count / mask.size)
-    nothing, _ = Segmenter.loss(np.float32(logits), {"mask": np.full((2, 9, 13), IGNORE, np.uint8)})
+    nothing, *_ = method.loss(np.float32(logits), {"mask": np.full((2, 9, 13), IGNORE, np.uint8)}, {}, 0)
     assert float(nothing) == 0
 
 
@@ -339,7 +340,7 @@ def test_every_kind_of_encoder_has_a_map():
         (ResNet(depth=18, version=2, norm="group", stem="small"), "stage4", (1, 33, 33, 3)),
         (VdimEncoder(table="small", frames=8), "global", (1, 3, 3, 3)),
     ):
-        encoder, layer = dense.dense_encoder(encoder, "last", output_stride=8, dilate=True)
+        encoder, layer = dense.dense_encoder(encoder, 0, output_stride=8, dilate=True)
         net = FCN(encoder, layer, num_classes=3, channels=8, dilation=2)
         out, _ = jax.eval_shape(lambda x, net=net: net.init_with_output(jax.random.key(0), x, train=True), image)
         assert layer == name and out.shape == shape

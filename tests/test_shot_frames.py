@@ -10,12 +10,13 @@ import pytest
 import scipy.stats
 
 from helpers.frame_stores import jpeg, write_store
+from helpers.streams import run_stream
 from input_pipeline import images
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
-from input_pipeline.streams import views as pipeline
 from input_pipeline.streams.shots import image_frames, shot_frames
-from vivi_jax.errors import DataError
+from input_pipeline.streams.views import labelled_images
+from vivi_jax.errors import ConfigError, DataError
 
 SIZE = 16
 # (frames per second, lengths of the shots in frames)
@@ -45,7 +46,6 @@ def store(tmp_path_factory) -> FrameStore:
 
 def stream(store, **changes):
     options = dict(
-        start_step=0,
         seed=7,
         batch_size=2,
         shots=2,
@@ -56,7 +56,7 @@ def stream(store, **changes):
         min_crop_area=0.08,
         num_steps=10,
     )
-    return shot_frames(store, **options | changes)
+    return run_stream(shot_frames, store, **options | changes)
 
 
 def collect(batches) -> np.ndarray:
@@ -132,9 +132,9 @@ def test_every_frame_has_its_own_crop_and_flip(store):
 
 def test_starting_at_a_step_and_shares_of_processes(store):
     run = collect(stream(store, num_steps=5))
-    np.testing.assert_array_equal(collect(stream(store, start_step=3, num_steps=2)), run[3:])
+    np.testing.assert_array_equal(collect(stream(store, first_step=3, num_steps=2)), run[3:])
     shares = [
-        collect(stream(store, start_step=1, num_steps=2, process_index=p, process_count=2, threads=p + 1))
+        collect(stream(store, first_step=1, num_steps=2, process_index=p, process_count=2, threads=p + 1))
         for p in range(2)
     ]
     np.testing.assert_array_equal(np.concatenate(shares, axis=1), run[1:3])
@@ -196,18 +196,19 @@ def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(sampler="singel"), "no sampler 'singel', did you mean 'single'"),
+        (dict(sampler="singel"), "sampler='singel' is unknown; did you mean 'single'"),
         (dict(sampler="single"), "sampler 'single' takes one frame of a video, so shots must be 1, not 2"),
         (dict(sampler="single", shots=1, batch_size=7), "6 videos in .*, fewer than a batch of 7"),
         (dict(frames=0), "frames=0"),
         (dict(shots=0), "shots=0"),
         (dict(frame_rate=0), "frame_rate=0"),
+        (dict(sampler="single", shots=1, frame_rate=-1), "frame_rate=-1"),
         (dict(batch_size=3, process_count=2), "does not divide among 2 processes"),
         (dict(min_crop_area=2), "min_crop"),
     ],
 )
 def test_impossible_requests_are_refused_before_the_first_batch(store, changes, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((ConfigError, DataError), match=message):
         stream(store, **changes)
 
 
@@ -227,8 +228,8 @@ def labelled(tmp_path_factory) -> images.LabelledImages:
 
 
 def label_stream(labelled, **changes):
-    options = dict(start_step=0, seed=7, batch_size=4, fraction=1.0, image_size=SIZE, min_crop_area=0.08, num_steps=10)
-    return pipeline.labelled_images(labelled, **options | changes)
+    options = dict(seed=7, batch_size=4, fraction=1.0, image_size=SIZE, min_crop_area=0.08, num_steps=10)
+    return run_stream(labelled_images, labelled, **options | changes)
 
 
 def epoch(labelled, fraction: float, count: int, **changes) -> list[tuple[int, int]]:
@@ -260,9 +261,9 @@ def test_a_fraction_is_balanced_nested_and_chosen_by_the_seed(labelled):
 
 def test_labelled_stream_resumes_and_is_shared(labelled):
     run = list(label_stream(labelled, num_steps=4, fraction=0.3))
-    late = list(label_stream(labelled, start_step=2, num_steps=2, fraction=0.3))
+    late = list(label_stream(labelled, first_step=2, num_steps=2, fraction=0.3))
     shares = [
-        list(label_stream(labelled, start_step=2, num_steps=2, fraction=0.3, process_index=p, process_count=2))
+        list(label_stream(labelled, first_step=2, num_steps=2, fraction=0.3, process_index=p, process_count=2))
         for p in range(2)
     ]
     for name in ("image", "label"):
@@ -310,7 +311,10 @@ def test_labels_outside_the_classes_are_refused(labelled, wrong):
 
 
 def test_still_images_take_the_form_of_shots(labelled):
-    [batch] = image_frames(labelled, seed=7, batch_size=3, frames=4, image_size=SIZE, min_crop_area=0.08, num_steps=1)
+    options = dict(seed=7, batch_size=3, frames=4, image_size=SIZE, min_crop_area=0.08, num_steps=1)
+    [batch] = run_stream(image_frames, labelled, shots=1, **options)
     assert batch["shots"].shape == (3, 1, 4, SIZE, SIZE, 3)
     video, frame = shown(batch["shots"])
     assert (video == video[..., :1]).all() and (frame == frame[..., :1]).all()
+    with pytest.raises(DataError, match="an image is one shot, so shots must be 1, not 2"):
+        run_stream(image_frames, labelled, shots=2, **options)

@@ -13,6 +13,7 @@ from helpers.folders import digests
 from input_pipeline.preparation import local as prepare
 from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.store import FrameStore
+from input_pipeline.streams.order import Order
 from input_pipeline.streams.shots import shot_frames
 from vivi_jax.errors import DataError
 
@@ -194,16 +195,14 @@ def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(t
         np.testing.assert_array_equal(store.shots(v)[:, 0], [0, *cuts])
     [batch] = shot_frames(
         store,
-        seed=0,
-        batch_size=16,
+        Order(0, 16),
         shots=4,
         frames=8,
         frame_rate=5,
         sampler="consecutive",
         image_size=16,
         min_crop_area=0.3,
-        num_steps=1,
-    )
+    )(num_steps=1)
     assert batch["shots"].shape == (16, 4, 8, 16, 16, 3) and not caplog.records
 
 

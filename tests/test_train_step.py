@@ -22,18 +22,18 @@ BATCH, VIEWS, SIZE, TOTAL_STEPS = 16, 2, 16, 100
 def tiny(norm: str, micro_batches: int = 1):
     """(method, optimizer, jitted train_step) of a two-scale VITO; one compilation of each serves all tests."""
     method = Vito(
-        TinyEncoder(norm),
+        TinyEncoder(norm=norm),
         stages=("stage3", "stage4"),
         pooling="attention",
         attention_hidden=8,
         projector_hidden=16,
         projector_out=8,
         temperature=0.1,
-        ema_base=0.99,
     )
     schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup_epochs=0, examples_per_epoch=256)
     optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
-    step = make_train_step(method, optimizer, schedule, seed=0, total_steps=TOTAL_STEPS, micro_batches=micro_batches)
+    ema = optim.ema_cosine(TOTAL_STEPS, base=0.99)
+    step = make_train_step(method, optimizer, schedule, ema, seed=0, micro_batches=micro_batches)
     return method, optimizer, jax.jit(step)
 
 
@@ -89,7 +89,7 @@ def test_the_target_is_the_moving_average_and_starts_elsewhere():
     kernel, target_kernel = (tree["projector"]["dense2"]["kernel"] for tree in (before.params, before.target["params"]))
     assert np.abs(kernel - target_kernel).max() > 0.01
     after, metrics = one_step("group")
-    decay = optim.ema_decay(0, base=0.99, total_steps=TOTAL_STEPS)
+    decay = optim.ema_cosine(TOTAL_STEPS, base=0.99)(0)
     np.testing.assert_allclose(metrics["ema_decay"], decay)
     jax.tree.map(
         lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
@@ -109,7 +109,7 @@ def test_online_and_target_keep_their_own_statistics():
 
 def test_projections_have_norm_one_over_root_temperature():
     method, state = tiny("batch")[0], initial_state("batch")
-    z, _ = method.project(state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
+    z, _ = method.project(method.network, state.params, state.model_state, jnp.asarray(batch()["views"][:, 0]) / 255)
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1 / np.sqrt(0.1), rtol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_projections_of_zero_have_a_loss_and_gradients():
     def loss(params):
         keys = example_keys(0, 0, batch())
         embeddings, _, _ = method.embed(params, state.model_state, state.target, batch(), keys)
-        return method.loss(embeddings, batch())[0]
+        return method.loss(embeddings, batch(), {}, 0)[0]
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, VIEWS * (VIEWS - 1) * np.log(BATCH), rtol=1e-6)

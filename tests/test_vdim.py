@@ -15,7 +15,7 @@ import pytest
 from flax import linen as nn
 
 from configs import vdim
-from helpers.networks import count
+from helpers.networks import PlainEncoder, count
 from helpers.video_files import write_video
 from input_pipeline.preparation import local as prepare
 from vivi_jax import losses, optim, train_step
@@ -204,11 +204,8 @@ def test_one_device_equals_eight():
 
 
 # ---- Method and step ------------------------------------------------------------------------------------------------
-class TinyEncoder(nn.Module):
+class TinyClipEncoder(PlainEncoder):
     """Two layers of locations and a norm at the output: all that these properties hang on, and quick to compile."""
-
-    norm: str
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x, *, train):
@@ -220,7 +217,12 @@ class TinyEncoder(nn.Module):
 
 def tiny(norm: str, micro_batches: int = 1, difference: bool = True):
     method = Vdim(
-        TinyEncoder(norm), layers=("local2", "global"), embed_dim=DIM, color="none", clip_score=20.0, score_penalty=0.05
+        TinyClipEncoder(norm=norm),
+        layers=("local2", "global"),
+        embed_dim=DIM,
+        color="none",
+        clip_score=20.0,
+        score_penalty=0.05,
     )
     schedule, _ = optim.piecewise(8, lr=1e-2, total_steps=9, warmup_steps=0, boundaries=(), factor=1.0)
     optimizer = optim.sgd(schedule, weight_decay=0.0, momentum=0.9)

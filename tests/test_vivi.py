@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import cv2
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -13,10 +12,10 @@ import pytest
 from configs import vivi
 from helpers.networks import TinyEncoder
 from test_train_step import assert_states_close
-from vivi_jax import main, optim
+from vivi_jax import optim
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.errors import ConfigError
 from vivi_jax.methods.vivi import Vivi, rotations
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
@@ -47,7 +46,7 @@ DATA = ml_collections.ConfigDict(
 
 def method(norm: str = "group", **losses) -> Vivi:
     return Vivi(
-        TinyEncoder(norm), **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="none"), **losses}
+        TinyEncoder(norm=norm), **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="none"), **losses}
     )
 
 
@@ -115,10 +114,10 @@ def test_the_total_is_the_weighted_sum():
     @jax.jit
     def loss_and_metrics():
         keys = {name: jax.random.split(jax.random.key(1), len(x)) for name, x in batch().items()}
-        embeddings, _, _ = vivi_method.embed(*vivi_method.init(jax.random.key(0), batch()), batch(), keys)
-        return vivi_method.loss(embeddings, batch())
+        embeddings, _, _ = vivi_method.embed(*vivi_method.init(jax.random.key(0), batch())[:3], batch(), keys)
+        return vivi_method.loss(embeddings, batch(), {}, 0)
 
-    loss, metrics = loss_and_metrics()
+    loss, _, metrics = loss_and_metrics()
     np.testing.assert_allclose(
         loss, metrics["shot_loss"] + 0.5 * metrics["video_loss"] + 2.0 * metrics["labelled_loss"], rtol=1e-6
     )
@@ -138,11 +137,11 @@ def test_a_head_of_zeros_is_at_chance(losses, head, chance):
 
     @jax.jit
     def metrics_of_zeros():
-        params, state, target = vivi_method.init(jax.random.key(0), videos)
+        params, state, target, _ = vivi_method.init(jax.random.key(0), videos)
         params = params | {head: jax.tree.map(jnp.zeros_like, params[head])}
         keys = {"shots": jax.random.split(jax.random.key(1), VIDEOS)}
         embeddings, _, _ = vivi_method.embed(params, state, target, videos, keys)
-        return vivi_method.loss(embeddings, videos)[1], embeddings
+        return vivi_method.loss(embeddings, videos, {}, 0)[2], embeddings
 
     metrics, embeddings = metrics_of_zeros()
     np.testing.assert_allclose([metrics[name] for name in chance], list(chance.values()), rtol=1e-5)
@@ -194,25 +193,6 @@ def test_losses_without_their_data_and_data_without_losses_are_refused():
         method(shot_loss="tripel")
     with pytest.raises(ConfigError, match="needs two shots"):
         ShotPredictor().init(jax.random.key(0), jnp.zeros((2, 1, 3)))
-
-
-def test_streams_come_together_and_end_together():
-    batches = list(main.together([iter([{"shots": 1}, {"shots": 2}]), iter([{"image": 3, "label": 4}] * 2)]))
-    assert batches == [{"shots": 1, "image": 3, "label": 4}, {"shots": 2, "image": 3, "label": 4}]
-    with pytest.raises(DataError, match="has ended before the other"):
-        list(main.together([iter([{"shots": 1}]), iter([{"image": 3}] * 2)]))
-
-
-def test_labelled_images_of_another_number_of_classes_are_refused(tmp_path):
-    for i, name in enumerate(["a", "b"] * 10):
-        (tmp_path / name).mkdir(exist_ok=True)
-        cv2.imwrite(str(tmp_path / name / f"{i}.png"), np.zeros((8, 8, 3), np.uint8))
-    config = vivi.get_config("sup,co=100,demo")
-    with pytest.raises(ConfigError, match="labelled_path is empty"):
-        main.shot_batches(config)
-    config.data.labelled_path = str(tmp_path)
-    with pytest.raises(ConfigError, match="has 2 classes and not 10: set --config.method.num_classes=2"):
-        main.shot_batches(config)
 
 
 # ---- The config -----------------------------------------------------------------------------------------------------

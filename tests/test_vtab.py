@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.testing import mocking
 
 from configs import vtab as vtab_config
+from evaluation import vtab as vtab_command
 from evaluation.protocols.vtab import data as vtab_data
 from evaluation.protocols.vtab import published as vtab_published
 from evaluation.protocols.vtab import report as vtab_report
@@ -452,7 +453,7 @@ def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, f
         vtab.evaluate(tiny_config(), *tiny, **(arguments | changes))
     assert not (tmp_path / "w").exists()
     with pytest.raises(ConfigError, match="--shard=2/2: must be i/n"):
-        vtab.parse_shard("2/2")
+        vtab_command.parse_shard("2/2")
 
 
 @pytest.mark.slow

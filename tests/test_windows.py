@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers.frame_stores import jpeg, write_store
+from helpers.streams import run_stream
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling, windows
 from vivi_jax.errors import DataError
@@ -38,7 +39,7 @@ def store(tmp_path_factory) -> FrameStore:
     return write_store(tmp_path_factory.mktemp("data") / "store", rows, frames, ("c0", "c1"))
 
 
-def clip_pairs(store, start_step=0, **changes):
+def clip_pairs(store, **changes):
     options = dict(
         seed=3,
         batch_size=4,
@@ -52,7 +53,7 @@ def clip_pairs(store, start_step=0, **changes):
         rotate=False,
         num_steps=4,
     )
-    return windows.clip_pairs(store, start_step, **options | changes)
+    return run_stream(windows.clip_pairs, store, **options | changes)
 
 
 def collect(batches) -> dict[str, np.ndarray]:
@@ -93,7 +94,7 @@ def test_one_crop_and_flip_per_view_and_another_for_the_other_view(store):
 def test_plans_cover_all_starts_and_keep_the_area_of_crops():
     offsets = [np.arange(4), 2 + 2 * np.arange(4)]  # a window of 9 frames
     plans = [
-        windows.plan_clips(
+        sampling.plan_clips(
             sampling.example_rng(0, i),
             offsets,
             num_frames=12,
@@ -115,7 +116,9 @@ def test_plans_cover_all_starts_and_keep_the_area_of_crops():
     aspect = boxes[..., 3] / boxes[..., 2]
     assert 0.68 < aspect.min() < 0.75 and 1.33 < aspect.max() < 1.43
     assert 0.2 < np.mean([plan.flips for plan in plans]) < 0.3
-    turns = np.bincount(np.ravel([plan.turns for plan in plans]))
+    turns_of = np.stack([plan.turns for plan in plans])
+    assert (turns_of[:, :4] == turns_of[:, :1]).all() and (turns_of[:, 4:] == turns_of[:, 4:5]).all()
+    turns = np.bincount(turns_of[:, [0, 4]].ravel())
     assert len(turns) == 4 and turns.min() > 330  # 400 each
 
 
@@ -132,7 +135,9 @@ def test_rotation_turns_whole_views_and_changes_nothing_else(store):
 @pytest.mark.parametrize("rotate", [False, True])
 def test_resume_and_shares_of_processes_give_the_same_bytes(store, rotate):
     run = collect(clip_pairs(store, rotate=rotate, flip_prob=0.5))
-    resumed = collect(itertools.islice(clip_pairs(store, 2, rotate=rotate, flip_prob=0.5, num_steps=None), 2))
+    resumed = collect(
+        itertools.islice(clip_pairs(store, first_step=2, rotate=rotate, flip_prob=0.5, num_steps=None), 2)
+    )
     shares = [
         collect(clip_pairs(store, rotate=rotate, flip_prob=0.5, process_index=p, process_count=2, threads=p + 1))
         for p in range(2)
@@ -191,7 +196,7 @@ def labelled(store, videos=(0, 2, 3), **changes):
         flip_prob=0.0,
         num_steps=6,
     )
-    return windows.labelled_clips(store, np.array(videos), np.array([0, 1, 2]), **options | changes)
+    return run_stream(windows.labelled_clips, store, np.array(videos), np.array([0, 1, 2]), **options | changes)
 
 
 def test_labelled_clips_are_adjacent_views_with_the_label_of_their_video(store):
@@ -202,24 +207,7 @@ def test_labelled_clips_are_adjacent_views_with_the_label_of_their_video(store):
     assert batches["label"].ravel().tolist() == [sampling.pick(1, i, 3) for i in range(12)]
     crops = batches["clips"].reshape(12, 2, 4, SIZE, SIZE, 3)[:, :, 0, ..., :2].astype(int)
     assert (np.abs(crops[:, 0] - crops[:, 1]).mean(axis=(1, 2, 3)) > 1).all()  # a crop of its own per view
-    resumed = collect(
-        windows.labelled_clips(
-            store,
-            np.array([0, 2, 3]),
-            np.array([0, 1, 2]),
-            4,
-            seed=1,
-            batch_size=2,
-            views=2,
-            frames=4,
-            fps=None,
-            image_size=SIZE,
-            min_crop_area=0.3,
-            aspect=(0.7, 1.4),
-            flip_prob=0.0,
-            num_steps=2,
-        )
-    )
+    resumed = collect(labelled(store, first_step=4, num_steps=2))
     for name in batches:
         np.testing.assert_array_equal(resumed[name], batches[name][4:])
 

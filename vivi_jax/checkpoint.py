@@ -226,5 +226,9 @@ def load_encoder(workdir: str) -> tuple[dict, dict]:
 
 
 def encoder_variables(params: dict, model_state: dict) -> dict:
-    """The image encoder's part of a method's parameters and statistics, ready for `encoder.apply`."""
-    return {"params": params["encoder"], **{name: tree["encoder"] for name, tree in model_state.items()}}
+    """The image encoder's part of a method's parameters and statistics, ready for `encoder.apply`.
+
+    A collection without an "encoder" is of the heads alone.
+    """
+    of_encoder = {name: tree["encoder"] for name, tree in model_state.items() if "encoder" in tree}
+    return {"params": params["encoder"], **of_encoder}

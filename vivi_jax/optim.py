@@ -6,19 +6,26 @@ import optax
 
 from vivi_jax.errors import ConfigError
 
-# Which parameters weight decay and the LARS trust ratio apply to, by leaf name. BYOL's code, whose details VITO A.2
-# adopts, excludes biases and all normalisation parameters. A name that is not here is an error, never a guess.
-DECAYED = {"kernel": True, "bias": False, "scale": False}
+# Which parameters with two axes or more get weight decay and the LARS trust ratio, by leaf name. Those with one axis
+# (biases, normalisation, tokens) get neither: BYOL's code, whose details VITO A.2 adopts, excludes them. A name that is
+# not here is an error, never a guess.
+DECAYED = {"kernel": True, "patch_kernel": False}
 
 
-def decay_mask(params) -> dict:
-    """Tree of bools with the structure of `params`: True where weight decay and the trust ratio apply."""
+def decay_mask(params: dict) -> dict:
+    """Tree of bools with the structure of `params`: True where weight decay and the trust ratio apply.
+
+    Raises:
+      ConfigError: a parameter with two axes or more whose name has no rule.
+    """
 
     def decayed(path, leaf) -> bool:
         name = path[-1].key
+        if leaf.ndim <= 1:
+            return False
         if name not in DECAYED:
-            raise ValueError(
-                f"parameter {jax.tree_util.keystr(path)}: no rule for leaves named {name!r}; add it to "
+            raise ConfigError(
+                f"parameter {jax.tree_util.keystr(path)}: no rule for weight decay of leaves named {name!r}; add it to "
                 "vivi_jax.optim.DECAYED"
             )
         return DECAYED[name]
@@ -73,9 +80,23 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
 SCHEDULES = {"cosine": cosine, "piecewise": piecewise}
 
 
-def ema_decay(step: jax.Array, *, base: float, total_steps: int) -> jax.Array:
-    """Decay of the target's moving average: `base` at step 0, 1 at the end, along a cosine (BYOL)."""
-    return 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
+def ema_cosine(total_steps: int, *, base: float) -> optax.Schedule:
+    """Decay of the target's moving average by step: `base` at step 0, 1 at the end, along a cosine (BYOL)."""
+    return lambda step: 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
+
+
+def ema_constant(total_steps: int, *, decay: float) -> optax.Schedule:
+    """The same decay at all steps (MoCo)."""
+    del total_steps
+    return lambda step: jnp.float32(decay)
+
+
+def no_ema(total_steps: int) -> None:
+    """For methods without a target network."""
+    del total_steps
+
+
+EMA_SCHEDULES = {"cosine": ema_cosine, "constant": ema_constant, "none": no_ema}
 
 
 def lars(

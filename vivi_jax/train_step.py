@@ -1,24 +1,20 @@
 """The training state and the one step that every method shares: pure functions of arrays.
 
-A method (vivi_jax/methods) gives two functions. `embed` takes examples to embeddings, each example by itself apart from
-batch normalisation; `loss` takes the embeddings of the whole global batch to a scalar. That cut is what lets a batch of
-any size run on one device: see `micro_batched_gradients`.
+What a method is: methods/base.py.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from vivi_jax import optim
 from vivi_jax.distributed import sharding
-
-Tree = Any
-Batch = dict[str, jax.Array]
+from vivi_jax.errors import ConfigError
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, Method, Metrics, Tree
 
 
 @flax.struct.dataclass
@@ -28,42 +24,63 @@ class TrainState:
     step: jax.Array  # int32[], steps done
     params: Tree  # float32, the online network
     model_state: Tree  # BatchNorm's running statistics, or {}
-    target: Tree  # {} or {"params", "model_state"}: the moving average of the online network
+    target: Tree  # {} or {"params", "model_state"}: parts of the online network, their moving average
     opt_state: Tree
+    loss_state: Tree  # what the loss keeps from step to step, or {}
 
 
-def create(method, optimizer: optax.GradientTransformation, batch: Batch, seed: int) -> TrainState:
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def create(method: Method, optimizer: optax.GradientTransformation, batch: Batch | BatchSpec, seed: int) -> TrainState:
     """The state at step 0. Only the shapes of `batch` matter."""
-    params, model_state, target = method.init(jax.random.key(seed), batch)
-    return TrainState(jnp.zeros((), jnp.int32), params, model_state, target, optimizer.init(params))
+    start = method.init(jax.random.key(seed), batch)
+    return TrainState(
+        jnp.zeros((), jnp.int32),
+        start.params,
+        start.model_state,
+        start.target,
+        optimizer.init(start.params),
+        start.loss_state,
+    )
 
 
 def make_train_step(
-    method,
+    method: Method,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
+    ema: optax.Schedule | None,
     *,
     seed: int,
-    total_steps: int,
     micro_batches: int,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated."""
+) -> TrainStep:
+    """Returns train_step(state, batch) -> (state, metrics), to be jitted with the state donated.
+
+    Args:
+      schedule: learning rate by step; for the metrics, the optimizer has its own.
+      ema: decay of the target's moving average by step; None for methods without a target network.
+    """
     gradients = plain_gradients if micro_batches == 1 else micro_batched_gradients(micro_batches)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if bool(state.target) != (ema is not None):
+            raise ConfigError(f"config.ema: the method has {'a' if state.target else 'no'} target network to average")
         keys = example_keys(seed, state.step, batch)
-        grads, model_state, target, metrics = gradients(method, sharding.replicate_params(state), batch, keys)
+        grads, model_state, target, loss_state, metrics = gradients(
+            method, sharding.replicate_params(state), batch, keys
+        )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        if target:  # xi <- (1 - lambda_xi) xi + lambda_xi theta (VITO Eq. 2)
-            decay = optim.ema_decay(state.step, base=method.ema_base, total_steps=total_steps)
-            target |= {"params": optax.incremental_update(params, state.target["params"], 1 - decay)}
+        if ema is not None:  # xi <- (1 - lambda_xi) xi + lambda_xi theta (VITO Eq. 2), of the parts the target has
+            decay = ema(state.step)
+            online = {part: params[part] for part in target["params"]}
+            target = target | {"params": optax.incremental_update(online, state.target["params"], 1 - decay)}
             metrics["ema_decay"] = decay
 
         metrics["learning_rate"] = schedule(state.step)
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, params, model_state, target, opt_state), metrics
+        return TrainState(state.step + 1, params, model_state, target, opt_state, loss_state), metrics
 
     return train_step
 
@@ -77,19 +94,29 @@ def example_keys(seed: int, step: jax.Array, batch: Batch) -> dict[str, jax.Arra
     }
 
 
-def plain_gradients(method, state: TrainState, batch: Batch, keys: Batch) -> tuple[Tree, Tree, Tree, dict]:
-    """Returns (gradients, new model_state, new target, metrics) of the method's loss on the batch."""
+class Gradients(NamedTuple):
+    """Of the loss on one batch, and what else the method has changed."""
+
+    grads: Tree  # of params
+    model_state: Tree
+    target: Tree
+    loss_state: Tree
+    metrics: Metrics
+
+
+def plain_gradients(method: Method, state: TrainState, batch: Batch, keys: Keys) -> Gradients:
+    """The gradient of the method's loss on the batch."""
 
     def loss_fn(params):
         embeddings, model_state, target = method.embed(params, state.model_state, state.target, batch, keys)
-        loss, metrics = method.loss(embeddings, batch)
-        return loss, (model_state, target, {"loss": loss, **metrics})
+        loss, loss_state, metrics = method.loss(embeddings, batch, state.loss_state, state.step)
+        return loss, (model_state, target, loss_state, {"loss": loss, **metrics})
 
-    grads, (model_state, target, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-    return grads, model_state, target, metrics
+    grads, changed = jax.grad(loss_fn, has_aux=True)(state.params)
+    return Gradients(grads, *changed)
 
 
-def micro_batched_gradients(micro_batches: int):
+def micro_batched_gradients(micro_batches: int) -> Callable[[Method, TrainState, Batch, Keys], Gradients]:
     """`plain_gradients` in the memory of one micro-batch, by caching embeddings (Gao et al. 2021, "GradCache").
 
     Pass 1 embeds micro-batch after micro-batch without keeping activations; the loss and its gradient with respect to
@@ -105,7 +132,7 @@ def micro_batched_gradients(micro_batches: int):
     def merge(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
-    def gradients(method, state: TrainState, batch: Batch, keys: Batch):
+    def gradients(method: Method, state: TrainState, batch: Batch, keys: Keys) -> Gradients:
         micro = jax.tree.map(split, (batch, keys))
 
         def embed(carry, examples):
@@ -113,9 +140,12 @@ def micro_batched_gradients(micro_batches: int):
             return carry, embeddings
 
         (model_state, target), embeddings = jax.lax.scan(embed, [state.model_state, state.target], micro)
-        (loss, metrics), cotangents = jax.value_and_grad(method.loss, has_aux=True)(
-            jax.tree.map(merge, embeddings), batch
-        )
+
+        def loss_fn(embeddings):
+            loss, loss_state, metrics = method.loss(embeddings, batch, state.loss_state, state.step)
+            return loss, (loss_state, {"loss": loss, **metrics})
+
+        cotangents, (loss_state, metrics) = jax.grad(loss_fn, has_aux=True)(jax.tree.map(merge, embeddings))
 
         def accumulate(grads, examples_and_cotangents):
             examples, cotangents = examples_and_cotangents
@@ -126,6 +156,6 @@ def micro_batched_gradients(micro_batches: int):
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         grads, _ = jax.lax.scan(accumulate, zeros, (micro, jax.tree.map(split, cotangents)))
-        return grads, model_state, target, {"loss": loss, **metrics}
+        return Gradients(grads, model_state, target, loss_state, metrics)
 
     return gradients

@@ -1,34 +1,19 @@
-"""What the dense evaluations share: an encoder as a maker of feature maps, and bilinear interpolation as products."""
+"""Shared by the dense protocols: an encoder that makes finer feature maps, and bilinear interpolation as products."""
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+
+from vivi_jax.models.base import Encoder
 
 EXACT = jax.lax.Precision.HIGHEST  # TPUs would round the factors of these products to bfloat16
-# The last feature map and the one before it, by name, of each kind of encoder in models.ENCODERS.
-RESNET_LAYERS = {"last": "stage4", "middle": "stage3"}
-VDIM_LAYERS = {"last": "global", "middle": "local2"}
 
 
-def dense_encoder(encoder: nn.Module, which: str, *, output_stride: int, dilate: bool) -> tuple[nn.Module, str]:
-    """Returns (the encoder with finer feature maps, name of the map to take): "last", or "middle", the one before it.
+def dense_encoder(encoder: Encoder, depth: int, *, output_stride: int, dilate: bool) -> tuple[Encoder, str]:
+    """Returns (the encoder with finer feature maps, name of the map to take): 0, the last one, or 1, that before it.
 
-    The weights stay as they are. Without its strides a ResNet's maps have 1/16 or 1/8 of the image's sides; VDIM's
-    encoder has no such form, and gives the maps it has. A classifier is left out; BatchNorm takes its statistics from
-    the whole batch.
+    Without its strides a ResNet's maps have 1/16 or 1/8 of the image's sides. Other weights stay as they are.
     """
-    changes = {
-        name: value
-        for name, value in (
-            ("num_classes", None),
-            ("bn_groups", 1),
-            ("output_stride", output_stride),
-            ("dilate", dilate),
-        )
-        if hasattr(encoder, name)
-    }
-    layers = RESNET_LAYERS if hasattr(encoder, "output_stride") else VDIM_LAYERS
-    return encoder.clone(**changes), layers[which]
+    return encoder.for_transfer().for_dense(output_stride, dilate), encoder.feature_maps()[depth]
 
 
 def as_map(features: jax.Array) -> jax.Array:

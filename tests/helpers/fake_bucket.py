@@ -1,4 +1,4 @@
-"""A bucket for tests, as one of Apache Beam's file systems: fake_bucket://BUCKET/NAME."""
+"""A bucket for tests, as one of Apache Beam's file systems: shelf://BUCKET/NAME."""
 
 import os
 import pathlib
@@ -14,18 +14,18 @@ class FakeBucket(FileSystem):
 
     @classmethod
     def scheme(cls):
-        return "fake_bucket"
+        return "shelf"
 
     def _file(self, path):
         if path.startswith(self.forbidden):
             denied = PermissionError(f"403 the caller does not have storage.objects access to {path}")
             raise BeamIOError("operation failed", {path: denied})
-        return self.root / path.removeprefix("fake_bucket://").replace("/", "%")
+        return self.root / path.removeprefix("shelf://").replace("/", "%")
 
     def _list(self, prefix):
         self._file(prefix)
         for file in sorted(self.root.iterdir()):
-            yield FileMetadata("fake_bucket://" + file.name.replace("%", "/"), file.stat().st_size)
+            yield FileMetadata("shelf://" + file.name.replace("%", "/"), file.stat().st_size)
 
     def has_dirs(self):
         return False

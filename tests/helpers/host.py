@@ -16,6 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import vdim, vito, vivi
+from helpers.networks import PlainEncoder
 from vivi_jax import command_line, main
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
@@ -25,11 +26,8 @@ from vivi_jax.models.resnet import Conv, make_norm
 BATCH, SIZE = 8, 32
 
 
-class Tiny(nn.Module):
+class Tiny(PlainEncoder):
     """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
-
-    norm: str
-    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -74,7 +72,7 @@ def systems(store: str, steps: int) -> dict[str, ConfigDict]:
 
 def order(config) -> dict[str, str]:
     """{"step array row": hash} of this process's rows of the first global batches, wherever they lie."""
-    feed, hashes = Prefetcher(main.SOURCES[config.data.source](config)(0), sharding.make_mesh()), {}
+    feed, hashes = Prefetcher(main.open_data(config)(0), sharding.make_mesh()), {}
     for step, batch in zip(range(3), feed, strict=False):
         for name, array in batch.items():
             for shard in array.addressable_shards:

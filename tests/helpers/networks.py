@@ -7,14 +7,29 @@ import numpy as np
 from flax import linen as nn
 
 from vivi_jax.export import torch_names
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import Conv, ResNet, make_norm
 
 
-class TinyEncoder(nn.Module):
-    """Two convolutions with the norms of the real encoder, for images."""
+class PlainEncoder(Encoder):
+    """The contract of an encoder without classifier or dense form, for encoders of tests."""
 
     norm: str = "batch"
-    dtype: str = "float32"
+
+    @property
+    def head_norm(self):
+        return self.norm
+
+    @property
+    def classes(self):
+        return None
+
+    def for_transfer(self):
+        return self
+
+
+class TinyEncoder(PlainEncoder):
+    """Two convolutions with the norms of the real encoder, for images."""
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -8,7 +8,8 @@ from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import load_safetensors, save_safetensors
 from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
 from vivi_jax.models import build_encoder
-from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet
+from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
+from vivi_jax.models.resnet import ResNet
 
 INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)  # of timm's resnetv2 models, where a file does not say
 # (depth, width) of the models timm has, for either norm of a v2 ResNet.

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from vivi_jax import losses
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.heads import ResidualMlp, cast_kernels
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
+from vivi_jax.models.base import Encoder, cast_kernels
+from vivi_jax.models.heads import ResidualMlp
 
 Features = dict[str, jax.Array]  # layer -> [B, locations, D]
 
@@ -26,13 +28,14 @@ Features = dict[str, jax.Array]  # layer -> [B, locations, D]
 class VdimNetwork(nn.Module):
     """Psi and the phi_j of Figure 3, left."""
 
-    encoder: nn.Module
+    encoder: Encoder
     layers: tuple[str, ...]
     embed_dim: int
 
     def setup(self):
         self.phi = {
-            name: ResidualMlp(self.embed_dim, norm=self.encoder.norm, dtype=self.encoder.dtype) for name in self.layers
+            name: ResidualMlp(self.embed_dim, norm=self.encoder.head_norm, dtype=self.encoder.dtype)
+            for name in self.layers
         }
 
     def __call__(
@@ -65,7 +68,7 @@ class Vdim:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         layers: tuple[str, ...],
         embed_dim: int,
@@ -80,8 +83,7 @@ class Vdim:
         self.clip_score = clip_score
         self.score_penalty = score_penalty
 
-    @staticmethod
-    def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"view1": uint8[B, T, H, W, 3], "view2": [B, T or 2T, ...]}."""
 
         def view(frames: int) -> jax.ShapeDtypeStruct:
@@ -89,14 +91,14 @@ class Vdim:
 
         return {"view1": view(data.frames), "view2": view(data.frames * (2 if data.difference else 1))}
 
-    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
-        """Returns (params, model_state, {}): there is no target network."""
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
+        """There is no target network."""
         views = (jnp.zeros((1, *batch[name].shape[1:])) for name in ("view1", "view2"))
-        variables = self.network.init(key, *views, train=True)
-        params = variables.pop("params")
-        return params, variables, {}
+        return MethodState(*init_network(self.network, key, *views, train=True))
 
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[dict[str, Features], Tree, Tree]:
         """Features of all locations that enter the loss.
 
         Args:
@@ -117,8 +119,8 @@ class Vdim:
         return {"view1": view1, "view2": view2}, model_state, target
 
     def loss(
-        self, embeddings: dict[str, Features], batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, embeddings: dict[str, Features], batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
         """Eq. 4 on the global batch: each layer of view 1 with the global layer of view 2, and the reverse.
 
         So (global, global) counts twice, as the paper's two sets do. Locations are averaged, not summed as in Eq. 4, so
@@ -135,4 +137,9 @@ class Vdim:
                 total += nce + self.score_penalty * squared_score
                 metrics[f"nce_{pair}"] = nce
         first_location = jax.lax.stop_gradient(view1["global"][:, 0])
-        return total, metrics | losses.collapse_indicators(first_location)
+        return total, loss_state, metrics | losses.collapse_indicators(first_location)
+
+    def traffic(self, embeddings: dict[str, Features], devices: int) -> Traffic:
+        """The global features of both views go to all devices, and their gradients come back."""
+        sent = 2 * sum(view["global"].size for view in embeddings.values())
+        return Traffic(sent, 2, ("encoder", *(f"phi_{layer}" for layer in self.network.layers)))

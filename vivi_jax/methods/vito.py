@@ -19,13 +19,15 @@ import jax.numpy as jnp
 
 from vivi_jax import losses
 from vivi_jax.augment import byol
-from vivi_jax.models.heads import MultiScalePool, Projector, cast_kernels
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
+from vivi_jax.models.base import Encoder, cast_kernels
+from vivi_jax.models.heads import FLOAT32_LAYERS, MultiScalePool, Projector
 
 
 class VitoNetwork(nn.Module):
     """f, a and g of the paper's Figure 2."""
 
-    encoder: nn.Module
+    encoder: Encoder
     pool: nn.Module
     projector: nn.Module
 
@@ -40,7 +42,7 @@ class Vito:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         stages: tuple[str, ...],
         pooling: str,
@@ -48,34 +50,29 @@ class Vito:
         projector_hidden: int,
         projector_out: int,
         temperature: float,
-        ema_base: float,
     ):
         self.network = VitoNetwork(
             encoder,
             MultiScalePool(stages=tuple(stages), pooling=pooling, hidden=attention_hidden, dtype=encoder.dtype),
-            Projector(hidden=projector_hidden, out=projector_out, norm=encoder.norm, dtype=encoder.dtype),
+            Projector(hidden=projector_hidden, out=projector_out, norm=encoder.head_norm, dtype=encoder.dtype),
         )
         self.temperature = temperature
-        self.ema_base = ema_base
+        self.online_network = self.network.clone(encoder=encoder.on_cast_kernels())  # of `embed`'s cast parameters
 
-    @staticmethod
-    def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"views": uint8[B, V, H, W, 3]}."""
         shape = (batch_size, data.views, data.image_size, data.image_size, 3)
         return {"views": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
-    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
-        """Returns (params, model_state, target). Online and target start from different seeds, as in BYOL's code."""
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
+        """Online and target network start from different seeds, as in BYOL's code."""
         images = jnp.zeros((1, *batch["views"].shape[2:]))  # [1, H, W, 3]
-        online, target = (self._init_network(k, images) for k in jax.random.split(key))
-        return *online, {"params": target[0], "model_state": target[1]}
+        online, target = (init_network(self.network, k, images) for k in jax.random.split(key))
+        return MethodState(*online, {"params": target[0], "model_state": target[1]})
 
-    def _init_network(self, key: jax.Array, images: jax.Array) -> tuple[dict, dict]:
-        variables = self.network.init(key, images, train=False)
-        params = variables.pop("params")
-        return params, variables
-
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[dict[str, jax.Array], Tree, Tree]:
         """Projects all views with the online and the target network.
 
         Args:
@@ -87,33 +84,48 @@ class Vito:
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
         """
         views_BxVxHxWx3 = byol.byol_views(batch["views"], keys["views"])
-        params = cast_kernels(params, self.network.encoder.dtype)
+        params = self.cast_kernels(params)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
-            z_BxD, model_state = self.project(params, model_state, views_BxVxHxWx3[:, v])
-            y_BxD, target_state = self.project(target["params"], target_state, views_BxVxHxWx3[:, v])
+            view_BxHxWx3 = views_BxVxHxWx3[:, v]
+            z_BxD, model_state = self.project(self.online_network, params, model_state, view_BxHxWx3)
+            y_BxD, target_state = self.project(self.network, target["params"], target_state, view_BxHxWx3)
             online.append(z_BxD)
             momentum.append(jax.lax.stop_gradient(y_BxD))
         embeddings = {"online": jnp.stack(online, axis=1), "target": jnp.stack(momentum, axis=1)}
         return embeddings, model_state, {**target, "model_state": target_state}
 
-    def project(self, params, model_state, images_BxHxWx3: jax.Array) -> tuple[jax.Array, dict]:
+    def cast_kernels(self, params: Tree) -> Tree:
+        """Kernels in the type that each part computes in, made once for all views."""
+        encoder = self.network.encoder
+        cast = {part: cast_kernels(tree, encoder.dtype, keep=FLOAT32_LAYERS) for part, tree in params.items()}
+        return cast | {"encoder": encoder.cast_kernels(params["encoder"])}
+
+    def project(
+        self, network: VitoNetwork, params: Tree, model_state: Tree, images_BxHxWx3: jax.Array
+    ) -> tuple[jax.Array, Tree]:
         """z = g(pool(f(images))) with norm 1/sqrt(tau), in training mode; and the new BatchNorm statistics."""
-        (z_BxD, _), model_state = self.network.apply(
+        (z_BxD, _), model_state = network.apply(
             {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state)
         )
         return losses.unit_length(z_BxD) / self.temperature**0.5, model_state
 
     def loss(
-        self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, embeddings: dict[str, jax.Array], batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
         """MoCLR's loss on the global batch, and signs of collapse (of the online network's first view)."""
         loss = losses.moclr(embeddings["online"], embeddings["target"])
-        return loss, losses.collapse_indicators(jax.lax.stop_gradient(embeddings["online"][:, 0]))
+        return loss, loss_state, losses.collapse_indicators(jax.lax.stop_gradient(embeddings["online"][:, 0]))
 
-    def attention_masks(self, params, model_state, images_BxHxWx3: jax.Array) -> dict[str, jax.Array]:
+    def attention_masks(self, params: Tree, model_state: Tree, images_BxHxWx3: jax.Array) -> dict[str, jax.Array]:
         """Masks of the online network, stage -> float32[B, h, w] summing to 1; {} with average pooling (Fig. A.1)."""
         if self.network.pool.pooling == "average":
             return {}
         _, masks = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
         return masks
+
+    def traffic(self, embeddings: dict[str, jax.Array], devices: int) -> Traffic:
+        """The keys go to all devices; they are the target network's, so that no gradient comes back."""
+        views = embeddings["target"].shape[1]
+        # Each view forwards through the online and the target network, and backwards through the online one.
+        return Traffic(embeddings["target"].size, 3 * views, ("encoder", "pool", "projector"))

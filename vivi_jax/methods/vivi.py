@@ -21,7 +21,8 @@ from flax import linen as nn
 from vivi_jax import losses
 from vivi_jax.augment import vivi as augment_vivi
 from vivi_jax.errors import ConfigError, lookup
-from vivi_jax.models.heads import cast_kernels
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.video_heads import ShotOrder, ShotPredictor
 
 OPTIONS = {
@@ -34,7 +35,7 @@ OPTIONS = {
 class ViviNetwork(nn.Module):
     """f, p and g of the paper's Figure 1, and what the losses need on top of f. Heads no loss asks for do not exist."""
 
-    encoder: nn.Module
+    encoder: Encoder
     frame_loss: str
     shot_loss: str
     video_loss: str
@@ -100,7 +101,7 @@ class Vivi:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         frame_loss: str,
         shot_loss: str,
@@ -136,18 +137,13 @@ class Vivi:
             order_hidden,
             num_classes,
         )
-        self.standardize = getattr(encoder, "weight_standardization", False)  # by cast_kernels, for both streams
-        self.train_network = (
-            self.network.clone(encoder=encoder.clone(weight_standardization=False))
-            if self.standardize
-            else self.network
-        )
+        self.train_network = self.network.clone(encoder=encoder.on_cast_kernels())  # of `embed`'s cast parameters
         self.triplet_margin, self.triplet_groups = triplet_margin, triplet_groups
         self.lambda_video, self.gamma = lambda_video, gamma
         self.frame_augmentation = dict(color=color, hsv=hsv, grey_prob=grey_prob)
         self.image_augmentation = dict(color=labelled_color, hsv=hsv, grey_prob=0.0)
 
-    def batch_spec(self, batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"shots": uint8[N, K, M, H, W, 3]} if there are videos (or
         images without labels), {"image": uint8[B, H, W, 3], "label": int32[B]} if there are labelled images.
 
@@ -170,15 +166,15 @@ class Vivi:
             raise ConfigError("nothing to train on: set config.data.unlabelled or config.data.labelled_batch_size")
         return spec
 
-    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
-        """Returns (params, model_state, {}); only the shapes of `batch` matter."""
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
+        """There is no target network."""
         frames = jnp.zeros((1, *batch["shots"].shape[1:])) if "shots" in batch else None
         images = jnp.zeros((1, *batch["image"].shape[1:])) if "image" in batch else None
-        variables = self.network.init(key, frames, jnp.zeros(1, bool), images, train=False)
-        params = variables.pop("params")
-        return params, variables, {}
+        return MethodState(*init_network(self.network, key, frames, jnp.zeros(1, bool), images))
 
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[dict[str, jax.Array], Tree, Tree]:
         """Augments, reverses the order of the shots of every other video or so, and applies the network.
 
         Args:
@@ -196,7 +192,7 @@ class Vivi:
             reversed_N = jax.vmap(jax.random.bernoulli)(order_keys)
         if "image" in batch:
             images = augment(batch["image"], keys["image"], **self.image_augmentation)
-        encoder = cast_kernels(params["encoder"], self.network.encoder.dtype, standardize=self.standardize)
+        encoder = self.network.encoder.cast_kernels(params["encoder"])  # once, for both streams
         embeddings, model_state = self.train_network.apply(
             {"params": params | {"encoder": encoder}, **model_state},
             frames,
@@ -208,8 +204,8 @@ class Vivi:
         return embeddings, model_state, target
 
     def loss(
-        self, embeddings: dict[str, jax.Array], batch: dict[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        self, embeddings: dict[str, jax.Array], batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
         """L_S + lambda L_V + gamma L_SUP on the global batch, each of them, and accuracies of the pretext tasks."""
         total, metrics = 0.0, {}
 
@@ -240,7 +236,7 @@ class Vivi:
             add("labelled_loss", self.gamma, losses.cross_entropy(embeddings["class_logits"], batch["label"], "class"))
         if "pooled" in embeddings:
             metrics |= losses.collapse_indicators(jax.lax.stop_gradient(embeddings["pooled"]))
-        return total, metrics
+        return total, loss_state, metrics
 
     def shot_loss(self, exemplars_NxKxMxD: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Of all shots of the batch; the other shots of a video are negatives like any (paper §3.2)."""
@@ -248,6 +244,16 @@ class Vivi:
         if self.network.shot_loss == "batch_hard":
             return losses.batch_hard_triplet(exemplars_SxMxD, groups=self.triplet_groups)
         return losses.semi_hard_triplet(exemplars_SxMxD, margin=self.triplet_margin, groups=self.triplet_groups)
+
+    def traffic(self, embeddings: dict[str, jax.Array], devices: int) -> Traffic:
+        """Of two factors of a matrix of scores the smaller goes to all devices, and its gradient comes back."""
+        sent = 0
+        if "predicted" in embeddings:
+            sent += 2 * min(embeddings["predicted"].size, embeddings["shots"].size)
+        if "exemplars" in embeddings and self.triplet_groups % devices:  # else each group is mined on one device
+            sent += 2 * embeddings["exemplars"].size
+        streams = ("pooled" in embeddings) + ("class_logits" in embeddings)
+        return Traffic(sent, 2 * streams, ("encoder",))
 
 
 def augment(images: jax.Array, keys_N: jax.Array, **options) -> jax.Array:

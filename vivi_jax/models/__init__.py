@@ -1,27 +1,23 @@
-"""Image encoders by name: `build_encoder("resnet", depth=50)`. A new encoder is one file and one line of ENCODERS.
+"""Image encoders by name. An encoder is one file here and one line of ENCODERS; base.py has the contract."""
 
-An encoder is a Flax module with `apply(variables, images, train=bool) -> (pooled, intermediates)`: images float
-[B, H, W, 3] in [0, 1], pooled float32 [B, C], intermediates a dict of named feature maps [B, h, w, c]. "vdim" also
-takes clips [B, T, H, W, 3], and its feature maps have a time axis.
-"""
+from typing import Any
 
-from flax import linen as nn
-
+from vivi_jax.config import call_with_config
 from vivi_jax.errors import lookup
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 
-ENCODERS = {"resnet": ResNet, "vdim": VdimEncoder}
+ENCODERS: dict[str, type[Encoder]] = {"resnet": ResNet, "vdim": VdimEncoder}
 
 
-def build_encoder(name: str, **kwargs) -> nn.Module:
-    """Returns the encoder `name` of ENCODERS built with its own keyword arguments.
+def build_encoder(name: str, **kwargs: Any) -> Encoder:
+    """Returns the encoder `name` of ENCODERS, built with its own keyword arguments.
 
     Lists become tuples, so that arguments read back from config.json build the same (hashable) module.
 
     Raises:
-      ConfigError: no encoder has this name, or a value is impossible for it.
-      TypeError: an argument the encoder does not have.
+      ConfigError: no encoder has this name, an argument it does not have, or a value impossible for it.
     """
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in kwargs.items()}
-    return lookup("config.encoder.name", name, ENCODERS)(**arguments)
+    return call_with_config("encoder", lookup("config.encoder.name", name, ENCODERS), **arguments)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.resnet import make_norm, standardize_kernel
+from vivi_jax.models.resnet import make_norm
 
 POOLINGS = ("attention", "average")
+FLOAT32_LAYERS = ("mlp2",)  # AttentionPool's logits
 
 
 class AttentionPool(nn.Module):
@@ -125,22 +126,3 @@ def near_identity(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float
     """Kernel [C, C'] of U(-0.01, 0.01) with ones on the diagonal (AMDIM)."""
     noise = jax.random.uniform(key, shape, dtype, -0.01, 0.01)
     return jnp.where(jnp.eye(*shape, dtype=bool), 1.0, noise)
-
-
-def cast_kernels(params: dict, dtype: str, *, standardize: bool = False) -> dict:
-    """Kernels as the layers use them, made once for all views or streams: the values are the same.
-
-    Made in each view, the gradient of every kernel would go over the network once per view: sums of converted
-    gradients are not taken before the sum over the devices.
-
-    Args:
-      standardize: kernels of convolutions are standardised first (the network must then not do it again).
-    """
-
-    def convert(path, leaf: jax.Array) -> jax.Array:
-        names = [entry.key for entry in path]
-        if names[-1] != "kernel" or "mlp2" in names:  # AttentionPool's: float32
-            return leaf
-        return (standardize_kernel(leaf) if standardize and leaf.ndim == 4 else leaf).astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(convert, params)

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from vivi_jax.errors import ConfigError
+from vivi_jax.models.base import Encoder, check_choice, check_images
 
 # depth -> (blocks per stage, bottleneck?). He et al. 2015, table 1; 200: He et al. 2016.
 DEPTHS = {
@@ -31,11 +32,9 @@ DEPTHS = {
 NORMS = ("batch", "group")
 STEMS = ("imagenet", "small")
 OUTPUT_STRIDES = (8, 16, 32)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """ResNet image encoder.
 
     Attributes:
@@ -52,8 +51,6 @@ class ResNet(nn.Module):
         the stride. Without, the convolutions stay as they are and see less far (as VFS and CRW do for DAVIS).
       bn_groups: BatchNorm normalises this many equal, consecutive groups of examples separately (VIVI trained with
         statistics per TPU core); 1 = the whole batch.
-      input_mean, input_std: per RGB channel, in [0, 1].
-      dtype: compute type ("float32" or "bfloat16"); parameters and statistics are always float32.
       remat: recompute each block in the backward pass: less memory, about a third more time.
     """
 
@@ -67,9 +64,6 @@ class ResNet(nn.Module):
     output_stride: int = 32
     dilate: bool = True
     bn_groups: int = 1
-    input_mean: tuple[float, float, float] = IMAGENET_MEAN
-    input_std: tuple[float, float, float] = IMAGENET_STD
-    dtype: Any = "float32"
     remat: bool = False
 
     def __post_init__(self):
@@ -80,11 +74,35 @@ class ResNet(nn.Module):
             ("stem", STEMS),
             ("output_stride", OUTPUT_STRIDES),
         ):
-            if getattr(self, field) not in known:
-                raise ConfigError(f"ResNet {field}={getattr(self, field)!r}: must be one of {known}")
+            check_choice("ResNet", field, getattr(self, field), known)
         if round(64 * self.width) < 1:
             raise ConfigError(f"ResNet width={self.width!r}: leaves no channels (64 * width must be at least 1)")
         super().__post_init__()
+
+    @property
+    def head_norm(self) -> str:
+        return self.norm
+
+    @property
+    def classes(self) -> int | None:
+        return self.num_classes
+
+    def feature_maps(self) -> tuple[str, ...]:
+        return ("stage4", "stage3", "stage2", "stage1")
+
+    def for_transfer(self) -> "ResNet":
+        return self.clone(num_classes=None, bn_groups=1)
+
+    def for_dense(self, output_stride: int, dilate: bool) -> "ResNet":
+        return self.clone(output_stride=output_stride, dilate=dilate)
+
+    def cast_kernels(self, params: dict) -> dict:
+        if self.weight_standardization:  # before rounding to `dtype`
+            params = jax.tree.map(lambda leaf: standardize_kernel(leaf) if leaf.ndim == 4 else leaf, params)
+        return super().cast_kernels(params)
+
+    def on_cast_kernels(self) -> "ResNet":
+        return self.clone(weight_standardization=False)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -102,8 +120,7 @@ class ResNet(nn.Module):
         Raises:
           ValueError: images that are not floating point [B, H, W, 3].
         """
-        if images.ndim != 4 or images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images must be float [B, H, W, 3] in [0, 1], got {images.dtype} {images.shape}")
+        check_images(images)
         stage_blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)
         conv = functools.partial(Conv, standardize=self.weight_standardization, dtype=self.dtype)

@@ -14,7 +14,8 @@ from flax import linen as nn
 from jax import lax
 
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.resnet import IMAGENET_MEAN, IMAGENET_STD, NORMS, channelwise, make_norm
+from vivi_jax.models.base import Encoder, check_choice, check_images
+from vivi_jax.models.resnet import NORMS, channelwise, make_norm
 
 
 class ConvRow(NamedTuple):
@@ -84,7 +85,7 @@ def fan_in_uniform(variance: float) -> Callable:
 UNIT_INIT, CONV_BLOCK_INIT = fan_in_uniform(1 / 3), fan_in_uniform(2)
 
 
-class VdimEncoder(nn.Module):
+class VdimEncoder(Encoder):
     """Clip encoder; also takes images, which it repeats in time.
 
     Attributes:
@@ -93,25 +94,37 @@ class VdimEncoder(nn.Module):
       frames: length in time to which single images are repeated; clips have their own.
       norm: "batch" (decay 0.9, eps 1e-5, over the whole global batch) or "group" (32 groups, for which one location
         needs channels enough), on the global layer only: the paper has it "on the output of the encoder", none inside.
-      input_mean, input_std: per channel, taken off the input here. (0, 0, 0) and (1, 1, 1) for normalised Lab.
-      dtype: compute type ("float32" or "bfloat16"); parameters and statistics are always float32.
+      input_mean, input_std: (0, 0, 0) and (1, 1, 1) for normalised Lab.
     """
 
     table: str = "paper"
     width: float = 1
     frames: int = 32
     norm: str = "batch"
-    input_mean: tuple[float, float, float] = IMAGENET_MEAN
-    input_std: tuple[float, float, float] = IMAGENET_STD
-    dtype: Any = "float32"
 
     def __post_init__(self):
         for field, known in (("table", tuple(TABLES)), ("norm", NORMS)):
-            if getattr(self, field) not in known:
-                raise ConfigError(f"VdimEncoder {field}={getattr(self, field)!r}: must be one of {known}")
+            check_choice("VdimEncoder", field, getattr(self, field), known)
         if round(TABLES[self.table][0].channels * self.width) < 1:
             raise ConfigError(f"VdimEncoder width={self.width!r}: leaves no channels in row 1")
         super().__post_init__()
+
+    @property
+    def head_norm(self) -> str:
+        return self.norm
+
+    @property
+    def classes(self) -> int | None:
+        return None
+
+    def feature_maps(self) -> tuple[str, ...]:
+        return ("global", "local2", "local1")
+
+    def for_transfer(self) -> "VdimEncoder":
+        return self
+
+    def for_dense(self, output_stride: int, dilate: bool) -> "VdimEncoder":
+        return self  # its strides are part of what its layers see
 
     @nn.compact
     def __call__(self, clips: jax.Array, *, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -129,8 +142,7 @@ class VdimEncoder(nn.Module):
           ValueError: input of another shape or type.
           ConfigError: clips too short or too small for the table.
         """
-        if clips.ndim not in (4, 5) or clips.shape[-1] != 3 or not jnp.issubdtype(clips.dtype, jnp.floating):
-            raise ValueError(f"clips must be float [B, T, H, W, 3] or [B, H, W, 3], got {clips.dtype} {clips.shape}")
+        check_images(clips, dims=(4, 5))
         if clips.ndim == 4:
             clips = jnp.broadcast_to(clips[:, None], (len(clips), self.frames, *clips.shape[1:]))
         x = ((clips - channelwise(self.input_mean, 5)) / channelwise(self.input_std, 5)).astype(self.dtype)

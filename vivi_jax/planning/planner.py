@@ -8,11 +8,13 @@ import time
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # before JAX, which would ask the metadata server of a TPU VM
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vivi_jax.build import Experiment, build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
+from vivi_jax.methods.base import HasTraffic
 from vivi_jax.metrics import duration
 from vivi_jax.planning import chips, hlo
 from vivi_jax.train import compile_step
@@ -111,62 +113,41 @@ def memory(compiled, chip: chips.Chip) -> dict:
 def minimum_bytes(config, experiment: Experiment, state, devices: int) -> dict[str, int]:
     """What the collectives of a step must at least bring to each device, by purpose.
 
-    gradients: of every parameter once, in the type its layer computes in. batch_norm: two sums a channel, forwards (of
-    the target network too) and backwards, for each time a layer is applied; none if every group of examples is on one
-    device. embeddings: see sent_embeddings; in the type of the product.
+    gradients: of every parameter once, in the type its layer computes in. batch_norm: two sums a channel for each pass
+    through a layer; none if every group of examples is on one device. embeddings: in the type of the product. What
+    crosses is the method's to say (methods.base.Traffic).
+
+    Raises:
+      ConfigError: the method does not say.
     """
     if devices == 1:
         return {"gradients": 0, "batch_norm": 0, "embeddings": 0}
-    width = 2 if config.encoder.dtype == "bfloat16" else 4
-    on_tpu = 2  # a TPU multiplies float32 in bfloat16 by default
-
-    def size(tree, of) -> int:
-        return sum(
-            of(jax.tree_util.keystr(path), leaf) * leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        )
-
-    gradients = size(
-        state.params,
-        lambda path, leaf: (
-            width
-            if leaf.ndim > 1 and any(part in path for part in ("['encoder']", "['pool']", "['projector']", "['phi"))
-            else 4
-        ),
-    )
-    channels = size(state.model_state, lambda path, leaf: 1 if path.endswith("['mean']") else 0)
-    local = config.encoder.get("bn_groups", 1) % devices == 0
-    applications = {
-        "vito": 3 * config.data.get("views", 0),
-        "vdim": 2,
-        "vivi": 2 * sum(name in experiment.batch_spec for name in ("shots", "image")),
-    }
+    method = experiment.method
+    if not isinstance(method, HasTraffic):
+        raise ConfigError(f"config.method.name={config.method.name!r} does not say what it sends between devices")
     embeddings, _, _ = jax.eval_shape(
-        lambda state, batch: experiment.method.embed(
+        lambda state, batch: method.embed(
             state.params, state.model_state, state.target, batch, example_keys(0, state.step, batch)
         ),
         state,
         experiment.batch_spec,
     )
+    traffic = method.traffic(embeddings, devices)
+    width = jnp.dtype(config.encoder.dtype).itemsize
+    on_tpu = 2  # a TPU multiplies float32 in bfloat16 by default
+
+    def bytes_of(part: str, leaf) -> int:
+        return leaf.size * (width if leaf.ndim > 1 and part in traffic.compute_dtype_parts else 4)
+
+    gradients = sum(bytes_of(part, leaf) for part, tree in state.params.items() for leaf in jax.tree.leaves(tree))
+    statistics = jax.tree_util.tree_leaves_with_path(state.model_state)
+    channels = sum(leaf.size for path, leaf in statistics if jax.tree_util.keystr(path).endswith("['mean']"))
+    local = config.encoder.get("bn_groups", 1) % devices == 0
     return {
         "gradients": gradients,
-        "batch_norm": 0 if local else 2 * channels * 4 * applications[config.method.name],
-        "embeddings": on_tpu * sent_embeddings(config, embeddings, devices),
+        "batch_norm": 0 if local else 2 * channels * 4 * traffic.batch_norm_passes,
+        "embeddings": on_tpu * traffic.embeddings,
     }
-
-
-def sent_embeddings(config, embeddings: dict, devices: int) -> int:
-    """How many numbers of the embeddings each device must at least be sent: of two factors the smaller, and back its
-    gradient, if it has one."""
-    if config.method.name == "vito":  # the keys, of the target network: no gradient comes back
-        return embeddings["target"].size
-    if config.method.name == "vdim":
-        return 2 * sum(view["global"].size for view in embeddings.values())
-    sent = 0
-    if "predicted" in embeddings:
-        sent += 2 * min(embeddings["predicted"].size, embeddings["shots"].size)
-    if "exemplars" in embeddings and config.method.triplet_groups % devices:
-        sent += 2 * embeddings["exemplars"].size
-    return sent
 
 
 def times(

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from vivi_jax import optim
 from vivi_jax.augment import vdim as augment_vdim
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.heads import ResidualMlp
 from vivi_jax.models.resnet import make_norm
 
@@ -41,7 +42,7 @@ class ActionNetwork(nn.Module):
         if self.phi_dim:
             _, layers = self.encoder(clips_BxKxTxHxWx3.reshape(-1, frames, *image), train=train)
             phi = ResidualMlp(
-                self.phi_dim, norm=self.encoder.norm, dtype=self.encoder.dtype, name="phi_global"
+                self.phi_dim, norm=self.encoder.head_norm, dtype=self.encoder.dtype, name="phi_global"
             )  # its name in methods/vdim.py
             x = phi(layers["global"], train=train).mean(axis=(1, 2, 3))  # over one location, at the table's size
         else:
@@ -51,7 +52,7 @@ class ActionNetwork(nn.Module):
 
         if self.hidden:  # AMDIM's form
             x = nn.Dense(self.hidden, use_bias=False, name="dense1")(self.drop(x, keys_B, 1, train))
-            x = nn.relu(make_norm(self.encoder.norm, name="norm")(x, train))
+            x = nn.relu(make_norm(self.encoder.head_norm, name="norm")(x, train))
         return nn.Dense(self.num_classes, name="dense2")(self.drop(x, keys_B, 2, train))
 
     def drop(self, x_BxC: jax.Array, keys_B: jax.Array | None, layer: int, train: bool) -> jax.Array:
@@ -72,8 +73,7 @@ class ActionClassifier:
         self.network = network
         self.color = color
 
-    @staticmethod
-    def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"clips": uint8[B, K, T, H, W, 3], "label": int32[B]}."""
         clips = (batch_size, data.views, data.frames, data.image_size, data.image_size, 3)
         return {
@@ -81,14 +81,14 @@ class ActionClassifier:
             "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         }
 
-    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
         """Random parameters; `with_pretrained` then puts those of a checkpoint in their place."""
         clips = jnp.zeros((1, *batch["clips"].shape[1:]))
-        variables = self.network.init(key, clips, jax.random.split(key, 1), train=True)
-        params = variables.pop("params")
-        return params, variables, {}
+        return MethodState(*init_network(self.network, key, clips, jax.random.split(key, 1), train=True))
 
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[jax.Array, Tree, Tree]:
         """Logits float32[B, classes]. Each view of a clip has colours of its own, the same for all its frames."""
         clips, keys_B = batch["clips"], keys["clips"]
         batch_size, views = clips.shape[:2]
@@ -105,10 +105,13 @@ class ActionClassifier:
         )
         return logits, model_state, target
 
-    @staticmethod
-    def loss(logits_BxC: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: jax.Array, batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
+        """Cross-entropy of the logits."""
+        logits_BxC = embeddings
         loss = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, batch["label"]).mean()
-        return loss, {"train_top1": (logits_BxC.argmax(axis=-1) == batch["label"]).mean()}
+        return loss, loss_state, {"train_top1": (logits_BxC.argmax(axis=-1) == batch["label"]).mean()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from evaluation.protocols.action.classifier import (
 from evaluation.protocols.action.data import ActionSplit
 from evaluation.transfer import claim, config_identity, write, write_first_checkpoint
 from input_pipeline.streams import windows
+from input_pipeline.streams.order import Order
 from vivi_jax import checkpoint, optim
 from vivi_jax.build import Experiment, call_with_config
 from vivi_jax.errors import ConfigError
@@ -87,21 +88,15 @@ def run_split(
     method = make_method(config, encoder, len(split.class_names), phi_dim)
     experiment = make_parts(config, method, len(train_part.videos))
 
-    def batches(first_step: int):
-        return call_with_config(
-            "data",
-            windows.labelled_clips,
-            train_part.store,
-            train_part.videos,
-            train_part.labels,
-            first_step,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            **config.data,
-        )
-
+    batches = call_with_config(
+        "data",
+        windows.labelled_clips,
+        train_part.store,
+        train_part.videos,
+        train_part.labels,
+        Order(config.seed, config.batch_size, jax.process_index(), jax.process_count()),
+        **config.data,
+    )
     write_first_checkpoint(experiment, directory, pretrained, seed=config.seed, keep=config.run.keep_checkpoints)
     state = train(
         experiment,
@@ -191,10 +186,10 @@ def load_pretrained(source: str, config) -> tuple[nn.Module, int | None, dict]:
         missing = [part for part in ("encoder", "phi_global") if part not in pretrained["params"]]
         if missing:
             _LOG.warning("%s has no %s: it starts at random", source, " and ".join(missing))
-    changes = {name: value for name, value in (("num_classes", None), ("bn_groups", 1)) if hasattr(encoder, name)}
+    encoder = encoder.for_transfer()
     if config.method.color == "lab":
-        changes |= _RAW_INPUT
-    return encoder.clone(**changes), phi_dim, pretrained
+        encoder = encoder.clone(**_RAW_INPUT)
+    return encoder, phi_dim, pretrained
 
 
 def score(config, method: ActionClassifier, state: TrainState, split: ActionSplit) -> dict:

@@ -18,22 +18,26 @@ from evaluation.protocols.davis.propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, 
 from evaluation.protocols.segmentation.report import palette
 from evaluation.transfer import write
 from vivi_jax.errors import DataError
+from vivi_jax.models.base import Encoder
+from vivi_jax.models.resnet import ResNet
 
 _LOG = logging.getLogger("evaluation.davis")
 VIDEO_FPS = 24  # DAVIS' frames
 
 
-def choose_protocol(name: str, encoder, short_side: int | None) -> Protocol:
+def choose_protocol(name: str, encoder: Encoder, short_side: int | None) -> Protocol:
     """A row of PROTOCOLS; of VFS's, shallow ResNets have a smaller radius. `short_side` overrides the frames' size."""
     protocol = PROTOCOLS[name]
-    if name == "vfs" and getattr(encoder, "depth", 50) < 50:
+    if name == "vfs" and isinstance(encoder, ResNet) and encoder.depth < 50:
         protocol = dataclasses.replace(protocol, radius=VFS_SHALLOW_RADIUS)
     return protocol if short_side is None else dataclasses.replace(protocol, short_side=short_side)
 
 
-def evaluate(encoder, variables: dict, sequences: list[Sequence], protocol: Protocol, out: pathlib.Path) -> dict:
-    """Propagates and scores every sequence that has no result yet; the content of davis.json without its sources."""
-    encoder, layer = dense.dense_encoder(encoder, "middle", output_stride=8, dilate=False)
+def evaluate(
+    encoder: Encoder, variables: dict, sequences: list[Sequence], protocol: Protocol, out: pathlib.Path
+) -> dict:
+    """Propagates and scores every sequence that has no result yet; davis.json without its sources."""
+    encoder, layer = dense.dense_encoder(encoder, 1, output_stride=8, dilate=False)
     results = {}
     for sequence in sequences:
         path = out / "sequences" / f"{sequence.name}.json"

@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
 from input_pipeline.streams import sampling
-from input_pipeline.streams.views import example_number
+from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger("evaluation.detection")
@@ -318,12 +318,10 @@ def train_batches(
             f"scale={scale}, flip_prob={flip_prob}, max_boxes={max_boxes}: sizes need 0 < low <= high, a "
             "chance is in [0, 1], and there must be room for a box"
         )
-    if batch_size % process_count:
-        raise DataError(f"batch_size={batch_size} does not divide among {process_count} processes")
-    rows = batch_size // process_count
+    order = Order(seed, batch_size, process_index, process_count)
 
     def example(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        i = example_number(n, batch_size, process_index, process_count)
+        i = order.example(n)
         return training_example(
             dataset,
             sampling.pick(seed, i, len(dataset)),
@@ -336,7 +334,7 @@ def train_batches(
 
     return (
         dict(zip(("image", "boxes", "classes"), map(np.stack, zip(*examples, strict=True)), strict=True))
-        for examples in _batched(example, first_step * rows, None, rows, threads)
+        for examples in _batched(example, *order.span(first_step, None), order.rows, threads)
     )
 
 
@@ -379,16 +377,16 @@ def scoring_batches(
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in order: {"image": uint8[b, H, W, 3], "index": int32[b]}; the last batch ends with index -1."""
-    rows = batch_size // process_count
+    order = Order(0, batch_size, process_index, process_count)
     steps = -(-len(dataset) // batch_size)
 
     def example(n: int) -> tuple[np.ndarray, int]:
-        i = example_number(n, batch_size, process_index, process_count)
+        i = order.example(n)
         if i >= len(dataset):
             return np.zeros((*image_size, 3), np.uint8), -1
         return render(read_image(dataset, i), letterbox(*dataset.sizes[i], image_size), image_size), i
 
-    for examples in _batched(example, 0, steps * rows, rows, threads):
+    for examples in _batched(example, *order.span(0, steps), order.rows, threads):
         images, index = zip(*examples, strict=True)
         yield {"image": np.stack(images), "index": np.array(index, np.int32)}
 

@@ -146,8 +146,7 @@ def load_pretrained(source: str, config) -> tuple[nn.Module, dict]:
     else:
         encoder, variables, _ = encoders.load_encoder(source)
         pretrained = {name: {"encoder": tree} for name, tree in variables.items()}
-    changes = {name: value for name, value in (("num_classes", None), ("bn_groups", 1)) if hasattr(encoder, name)}
-    return call_with_config("network", encoder.clone, **changes, **config.network), pretrained
+    return call_with_config("network", encoder.for_transfer().clone, **config.network), pretrained
 
 
 def make_detector(config, encoder: nn.Module, num_classes: int) -> Detector:
@@ -175,7 +174,7 @@ def make_parts(config, detector: Detector, seed: int, train_images: int) -> Expe
     step = make_train_step(
         detector, optimizer, rate, seed=seed, total_steps=total_steps, micro_batches=config.micro_batches
     )
-    return Experiment(detector, optimizer, step, detector.batch_spec(config.batch_size), total_steps)
+    return Experiment(detector, optimizer, step, detector.batch_spec(config.batch_size, config.data), total_steps)
 
 
 def schedule(
@@ -247,7 +246,7 @@ def check_sections(config, detector: Detector, train_set: DetectionSet) -> None:
     experiment = make_parts(config, detector, config.seed, len(train_set))
     sharding.check_batch_sizes(experiment.batch_spec, config.micro_batches, mesh)
     make_batches(config, train_set, config.seed, 0)
-    params, model_state, _ = jax.eval_shape(lambda: detector.init(jax.random.key(0), experiment.batch_spec))
+    params, model_state, *_ = jax.eval_shape(lambda: detector.init(jax.random.key(0), experiment.batch_spec))
     batch = {
         "image": jax.ShapeDtypeStruct((rows, *detector.image_size, 3), np.uint8),
         "index": jax.ShapeDtypeStruct((rows,), np.int32),

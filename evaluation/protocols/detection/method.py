@@ -18,6 +18,7 @@ from evaluation.protocols.detection import targets
 from evaluation.protocols.detection.heads import DetectionNetwork, pyramid_levels
 from evaluation.protocols.detection.nms import select
 from vivi_jax.errors import lookup
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 
 
 class Fcos:
@@ -127,7 +128,7 @@ class Detector:
         self.level_sizes = [height * width * self.form.anchors_per_cell for height, width in levels]
         self.anchors = targets.anchors(levels, strides, **self.form.shapes)  # float32[A, 4]
 
-    def batch_spec(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """{"image": uint8[B, H, W, 3], "boxes": float32[B, G, 4], "classes": int32[B, G]}, see detection_targets."""
         return {
             "image": jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), np.uint8),
@@ -135,19 +136,22 @@ class Detector:
             "classes": jax.ShapeDtypeStruct((batch_size, self.max_boxes), np.int32),
         }
 
-    def init(self, key: jax.Array, batch: dict) -> tuple[dict, dict, dict]:
-        variables = self.network.init(key, jnp.zeros((1, *batch["image"].shape[1:])), train=True)
-        params = variables.pop("params")
-        return params, variables, {}
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
+        """Random parameters; `with_pretrained` then puts those of a checkpoint in their place."""
+        return MethodState(*init_network(self.network, key, jnp.zeros((1, *batch["image"].shape[1:])), train=True))
 
-    def embed(self, params, model_state, target, batch: dict, keys: dict):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[dict[str, jax.Array], Tree, Tree]:
         del keys
         outputs, model_state = self.network.apply(
             {"params": params, **model_state}, _unit(batch["image"]), train=True, mutable=list(model_state)
         )
         return outputs, model_state, target
 
-    def loss(self, outputs: dict, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: dict[str, jax.Array], batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
         """Sums over the anchors of the whole batch, divided by the number of those with a box (RetinaNet §3.3)."""
         anchors_1xAx4 = jnp.asarray(self.anchors)[None]
         matched_BxA = jax.vmap(
@@ -162,20 +166,20 @@ class Detector:
         def mean_of_positives(values_BxA: jax.Array) -> jax.Array:
             return jnp.where(positive_BxA, values_BxA, 0).sum() / count
 
-        focal_BxA = focal_loss(outputs["logits"], class_BxA, alpha=self.alpha, gamma=self.gamma)
-        decoded_BxAx4 = self.form.decode(outputs["boxes"], anchors_1xAx4)
+        focal_BxA = focal_loss(embeddings["logits"], class_BxA, alpha=self.alpha, gamma=self.gamma)
+        decoded_BxAx4 = self.form.decode(embeddings["boxes"], anchors_1xAx4)
         # Anchors without a box get a harmless one: what is masked out must not be infinite, or its gradient is NaN.
         boxes_BxAx4 = jnp.where(positive_BxA[..., None], boxes_BxAx4, anchors_1xAx4)
         parts = {
             "class_loss": jnp.where(matched_BxA == targets.IGNORED, 0, focal_BxA).sum() / count,
             "box_loss": mean_of_positives(
-                self.form.box_loss(outputs["boxes"], decoded_BxAx4, boxes_BxAx4, anchors_1xAx4)
+                self.form.box_loss(embeddings["boxes"], decoded_BxAx4, boxes_BxAx4, anchors_1xAx4)
             ),
         }
         if self.form.predict_iou:
             quality_BxA = jax.lax.stop_gradient(targets.iou(decoded_BxAx4, boxes_BxAx4))
-            parts["iou_loss"] = mean_of_positives(optax.sigmoid_binary_cross_entropy(outputs["iou"], quality_BxA))
-        return sum(parts.values()), parts | {"positives_per_image": positive_BxA.sum() / len(positive_BxA)}
+            parts["iou_loss"] = mean_of_positives(optax.sigmoid_binary_cross_entropy(embeddings["iou"], quality_BxA))
+        return sum(parts.values()), loss_state, parts | {"positives_per_image": positive_BxA.sum() / len(positive_BxA)}
 
     def detect(
         self,

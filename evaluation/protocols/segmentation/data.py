@@ -7,6 +7,7 @@ example i is a pure function of (seed, i), as in sampling.py. Nothing here needs
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ import scipy.io
 from PIL import Image
 
 from input_pipeline.streams import sampling
+from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
 
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
@@ -333,12 +335,10 @@ def train_batches(
     Raises:
       DataError: a batch that does not divide over the processes; while iterating, a file that does not decode.
     """
-    if batch_size % process_count:
-        raise DataError(f"a batch of {batch_size} does not divide over {process_count} processes")
-    rows = batch_size // process_count
+    order = Order(seed, batch_size, process_index, process_count)
 
     def example(n: int) -> tuple[np.ndarray, np.ndarray]:
-        i = first_step * batch_size + n // rows * batch_size + process_index * rows + n % rows
+        i = order.example(n)
         image, mask = dataset.read(sampling.pick(seed, i, len(dataset)))
         return augmented(
             image,
@@ -352,7 +352,8 @@ def train_batches(
             fill=fill,
         )
 
-    return _batches(in_parallel(example, iter(range(2**62)), threads, ahead=2 * rows), rows)
+    numbers = itertools.count(order.span(first_step, None)[0])
+    return _batches(in_parallel(example, numbers, threads, ahead=2 * order.rows), order.rows)
 
 
 def _batches(examples: Iterator[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:

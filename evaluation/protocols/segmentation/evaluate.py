@@ -117,7 +117,7 @@ def run_repeat(
 def make_parts(config, encoder: nn.Module, classes: int, train_images: int, *, seed: int) -> Experiment:
     """The parts of a training run, as vivi_jax.build makes them for pretraining."""
     options = dict(config.method)
-    encoder, layer = dense.dense_encoder(encoder, "last", output_stride=options.pop("output_stride"), dilate=True)
+    encoder, layer = dense.dense_encoder(encoder, 0, output_stride=options.pop("output_stride"), dilate=True)
     method = Segmenter(call_with_config("method", FCN, encoder, layer, classes, **options))
     rate, total_steps = call_with_config(
         "schedule", poly, config.batch_size, train_images=train_images, **config.schedule

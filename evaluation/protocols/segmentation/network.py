@@ -12,6 +12,7 @@ from flax import linen as nn
 from evaluation.protocols import interpolation as dense
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet, in_parallel, on_canvas, resized
 from vivi_jax.distributed import sharding
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.resnet import BatchNorm, Conv
 
 CANVAS = 32  # whole images go onto canvases of 32 n + 1 pixels a side: few programs, and 1/8 and 1/16 come out even
@@ -51,19 +52,18 @@ class Segmenter:
     def __init__(self, network: FCN):
         self.network = network
 
-    @staticmethod
-    def batch_spec(batch_size: int, data) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"image": uint8[B, S, S, 3], "mask": uint8[B, S, S]}."""
         size = (batch_size, data.crop_size, data.crop_size)
         return {"image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8), "mask": jax.ShapeDtypeStruct(size, jnp.uint8)}
 
-    def init(self, key: jax.Array, batch: dict[str, jax.Array]) -> tuple[dict, dict, dict]:
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
         """Random parameters; `with_pretrained` then puts those of a checkpoint in their place."""
-        variables = self.network.init(key, jnp.zeros((1, *batch["image"].shape[1:])), train=True)
-        params = variables.pop("params")
-        return params, variables, {}
+        return MethodState(*init_network(self.network, key, jnp.zeros((1, *batch["image"].shape[1:])), train=True))
 
-    def embed(self, params, model_state, target, batch: dict[str, jax.Array], keys: dict[str, jax.Array]):
+    def embed(
+        self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
+    ) -> tuple[jax.Array, Tree, Tree]:
         """Logits float32[B, h, w, classes]."""
         del keys  # size, crop and flip are the host's, and there is nothing else
         logits, model_state = self.network.apply(
@@ -74,11 +74,12 @@ class Segmenter:
         )
         return logits, model_state, target
 
-    @staticmethod
-    def loss(logits_BxhxwxC: jax.Array, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, embeddings: jax.Array, batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
         """Mean cross-entropy over all labelled pixels of the batch, 0 if there are none."""
         mask_BxHxW = batch["mask"].astype(jnp.int32)
-        logits = dense.upsample(logits_BxhxwxC, *mask_BxHxW.shape[1:])
+        logits = dense.upsample(embeddings, *mask_BxHxW.shape[1:])
         labelled = mask_BxHxW != IGNORE
         target = jnp.where(labelled, mask_BxHxW, 0)
         pixel_loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -86,6 +87,7 @@ class Segmenter:
         correct = labelled & (logits.argmax(axis=-1) == target)
         return (
             jnp.where(labelled, pixel_loss, 0).sum() / count,
+            loss_state,
             {"train_accuracy": correct.sum() / count, "labelled": labelled.mean()},
         )
 

@@ -19,12 +19,13 @@ from evaluation import encoders
 from vivi_jax.distributed import sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.errors import ConfigError
+from vivi_jax.models.base import Encoder
 
 
 class Classifier(nn.Module):
     """An encoder and a linear head on its pooled features; called as encoders are, the logits in place of features."""
 
-    encoder: nn.Module
+    encoder: Encoder
     num_classes: int
 
     @nn.compact
@@ -35,18 +36,13 @@ class Classifier(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(pooled), {}
 
 
-def make_classifier(
-    encoder: nn.Module, variables: dict, *, num_classes: int, image_size: int
-) -> tuple[Classifier, dict]:
+def make_classifier(encoder: Encoder, variables: dict, *, num_classes: int, image_size: int) -> tuple[Classifier, dict]:
     """Returns (classifier, its variables): the encoder's weights and statistics, and a head of zeros.
 
     A classifier the encoder may have is left out. BatchNorm takes its statistics from the whole batch, also where
     pretraining took them per group.
     """
-    plain = {
-        name: None if name == "num_classes" else 1 for name in ("num_classes", "bn_groups") if hasattr(encoder, name)
-    }
-    module = Classifier(encoder.clone(**plain), num_classes)
+    module = Classifier(encoder.for_transfer(), num_classes)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda key, x: module.init(key, x, train=False), jax.random.key(0), image)
     wanted = shapes["params"]["encoder"]

@@ -1,0 +1,114 @@
+"""What a method is: the contract between a method and the step, the plan and the evaluations.
+
+A method takes examples to embeddings (`embed`) and embeddings to a loss (`loss`). `embed` holds all that has parameters
+and treats rows separately, BatchNorm apart; `loss` sees the whole global batch. That cut lets a batch of any size run
+on one device (train_step.micro_batched_gradients), and keeps collectives to the embeddings.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from flax import linen as nn
+
+from vivi_jax.models.base import Encoder
+
+Tree = Any  # nested dict of arrays
+Batch = dict[str, jax.Array]  # leading axis = examples; uint8 pixels [B, ..., H, W, 3], int32 labels [B], ...
+BatchSpec = dict[str, jax.ShapeDtypeStruct]
+Keys = dict[str, jax.Array]  # array of the batch -> a random key for each of its rows
+Metrics = dict[str, jax.Array]  # name -> float32 scalar
+
+
+class Network(Protocol):
+    """A method's network. Its image encoder is `encoder`, also in the trees of parameters and statistics."""
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+
+class MethodState(NamedTuple):
+    """All that a method starts from.
+
+    Attributes:
+      params: float32, trained by the optimizer.
+      model_state: other collections of the network, such as BatchNorm's running statistics, {collection: {part: tree}}.
+      target: {} or {"params", "model_state"} of the network whose parameters follow `params` by moving average. It has
+        the parts of `params` that it needs, not always all: a predictor, say, has no average.
+      loss_state: what the loss keeps from step to step over the global batch: queues, centres; or {}.
+    """
+
+    params: Tree
+    model_state: Tree
+    target: Tree = {}
+    loss_state: Tree = {}
+
+
+class Traffic(NamedTuple):
+    """What a step must at least send between devices; for planning.
+
+    Attributes:
+      embeddings: numbers that each device must at least be sent of the embeddings, and of their gradients.
+      batch_norm_passes: how often a step goes through each BatchNorm, forwards or backwards, in all networks.
+      compute_dtype_parts: parts of `params` whose kernels have gradients in the encoder's dtype, not float32.
+    """
+
+    embeddings: int
+    batch_norm_passes: int
+    compute_dtype_parts: tuple[str, ...]
+
+
+class Method(Protocol):
+    """What vivi_jax.train needs, of pretraining and of fine-tuning alike."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def batch_spec(self, batch_size: int, data: Any) -> BatchSpec:
+        """Shapes and dtypes of the global batch, from config.data. Arrays may differ in size: global and local views.
+
+        Raises:
+          ConfigError: values that do not go together.
+        """
+        ...
+
+    def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:
+        """The state at step 0. Only the shapes of `batch` matter."""
+        ...
+
+    def embed(self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys) -> tuple[Tree, Tree, Tree]:
+        """Returns (embeddings, new model_state, new target); of the target only statistics change here."""
+        ...
+
+    def loss(
+        self, embeddings: Tree, batch: Batch, loss_state: Tree, step: jax.Array
+    ) -> tuple[jax.Array, Tree, Metrics]:
+        """Returns (scalar loss, new loss_state, metrics) of the whole global batch at `step` (int32 scalar, from 0)."""
+        ...
+
+
+@runtime_checkable
+class HasAttention(Protocol):
+    """A method whose pooling, or whose encoder, attends to places."""
+
+    def attention_masks(self, params: Tree, model_state: Tree, images_BxHxWx3: jax.Array) -> dict[str, jax.Array]:
+        """Feature map -> mask float32 [B, h, w], >= 0, its sum over space 1; {} if this configuration has none.
+
+        Args:
+          images_BxHxWx3: float32 in [0, 1].
+        """
+        ...
+
+
+@runtime_checkable
+class HasTraffic(Protocol):
+    """A method that `python -m vivi_jax.plan` can tell the least traffic of."""
+
+    def traffic(self, embeddings: Tree, devices: int) -> Traffic:
+        """What a step sends over `devices` devices, from the shapes of its embeddings."""
+        ...
+
+
+def init_network(network: nn.Module, key: jax.Array, *inputs: Any, train: bool = False) -> tuple[Tree, Tree]:
+    """Random (params, model_state) of a network; only the shapes of its inputs matter."""
+    variables = dict(network.init(key, *inputs, train=train))
+    return variables.pop("params"), variables
