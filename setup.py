@@ -1,4 +1,4 @@
-"""Packaging of vivi_jax. Tested versions are pinned in constraints.txt; here stand only the lower bounds."""
+"""Packaging of vivi_jax: lower bounds of what it needs. The versions it was tested with are in constraints.txt."""
 
 import setuptools
 
@@ -9,6 +9,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),
+    package_data={name: ["py.typed"] for name in ("vivi_jax", "input_pipeline", "evaluation")},
     install_requires=[
         "absl-py",
         "array-record>=0.8",
@@ -46,6 +47,7 @@ setuptools.setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "pyright[nodejs]",  # with Node.js in a wheel
             "psutil",
             "scikit-image",
             "jsonschema",
