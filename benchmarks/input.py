@@ -90,21 +90,20 @@ def plans(store: FrameStore) -> Iterator[tuple[int, sampling.ViewPlan]]:
 
 
 def this_pipeline(store: FrameStore, videos: str) -> Iterator[int]:
-    from input_pipeline.streams import views as pipeline
+    from input_pipeline.streams import views
+    from input_pipeline.streams.order import Order
 
     del videos
-    for batch in pipeline.clip_views(
+    for batch in views.clip_views(
         store,
-        seed=SEED,
-        batch_size=BATCH,
+        Order(SEED, BATCH),
         views=VIEWS,
         sampler="marginal",
         clip_seconds=SECONDS,
         delay_seconds=0.0,
         image_size=SIZE,
         min_crop_area=MIN_AREA,
-        threads=1,
-    ):
+    )(threads=1):
         yield batch["views"].shape[0] * VIEWS
 
 

@@ -34,10 +34,11 @@ SEED, BATCH, MEASURED_SECONDS = 0, 8, 4.0
 # ---- Clips ----------------------------------------------------------------------------------------------------------
 def this_pipeline(store, videos: str) -> Iterator[int]:
     from input_pipeline.streams import windows
+    from input_pipeline.streams.order import Order
 
     del videos
     options = {key: value for key, value in vdim.get_config().data.items() if key not in ("source", "path")}
-    for batch in windows.clip_pairs(store, seed=SEED, batch_size=BATCH, threads=1, **options):
+    for batch in windows.clip_pairs(store, Order(SEED, BATCH), **options)(threads=1):
         yield len(batch["view1"])
 
 
@@ -53,7 +54,7 @@ def clip_reader(store, videos: str) -> Iterator[int]:
     while True:
         v = sampling.pick(SEED, i, len(store))
         fps, height, width = float(store.fps[v]), int(store.height[v]), int(store.width[v])
-        plan = windows.plan_clips(
+        plan = sampling.plan_clips(
             sampling.example_rng(SEED, i),
             offsets,
             num_frames=int(store.num_frames[v]),

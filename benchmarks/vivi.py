@@ -114,7 +114,8 @@ def measure_sampler() -> dict:
     """Four frames of 224 pixels of one shot, one second apart, on one core."""
     from benchmarks.input import make_videos
     from input_pipeline.store import FrameStore
-    from input_pipeline.streams import shots as shot_frames
+    from input_pipeline.streams import shots
+    from input_pipeline.streams.order import Order
 
     with tempfile.TemporaryDirectory() as scratch:
         videos, store = pathlib.Path(scratch, "videos"), pathlib.Path(scratch, "store")
@@ -127,18 +128,16 @@ def measure_sampler() -> dict:
             stdout=sys.stderr,
         )
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-        batches = shot_frames.shot_frames(
+        batches = shots.shot_frames(
             FrameStore(store),
-            seed=SEED,
-            batch_size=8,
+            Order(SEED, 8),
             shots=1,
             frames=4,
             frame_rate=1.0,
             sampler="consecutive",
             image_size=224,
             min_crop_area=0.08,
-            threads=1,
-        )
+        )(threads=1)
         for _ in range(4):
             next(batches)
         frames, start = 0, time.process_time()

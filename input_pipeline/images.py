@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from input_pipeline.store import META, FrameStore
+from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
 from vivi_jax.errors import DataError
 
@@ -78,26 +79,31 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
 def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in order, as BYOL evaluates: the central square of 7/8 (224/256) of the short side, resized.
 
-    Yields:
-      {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b]}, b = batch_size, the last one smaller.
+    Returns:
+      Iterator over {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b]}, b = batch_size, the last one
+      smaller.
 
     Raises:
-      DataError: an image does not decode.
+      DataError: while iterating, an image that does not decode.
     """
 
     def example(i: int) -> Example:
         data, name = images.read(i), images.name(i)
         height, width = image_height_width(data, name)
         side = max(min(height, width) * 7 // 8, 1)
-        box = [(height - side + 1) // 2, (width - side + 1) // 2, side, side]
-        return Example(np.array([data], object), np.array([box], np.int32), np.array([False]), lambda view: name)
+        plan = sampling.central_square(np.zeros(1, np.int64), height, width, side)
+        return Example(np.array([data], object), plan, lambda _: name, {"label": images.labels[i]})
 
-    start = 0
-    for pixels in decoded(
-        example, 0, len(images), rows=batch_size, views=1, image_size=image_size, decode=decode_any, threads=None
-    ):
-        yield {"image": pixels[:, 0], "label": images.labels[start : start + len(pixels)]}
-        start += len(pixels)
+    return decoded(
+        example,
+        0,
+        len(images),
+        rows=batch_size,
+        pictures={"image": ()},
+        image_size=image_size,
+        decode=decode_any,
+        fields={"label": np.int32},
+    )
 
 
 def load_folder(root: str | os.PathLike) -> LabelledImages:

@@ -81,6 +81,15 @@ class FrameStore:
         stops = np.append(starts[1:], self.num_frames[video])
         return np.stack([starts, stops], axis=1).astype(np.int32)
 
+    def frame_name(self, video: int, frame: int) -> str:
+        """What to call a frame in a message."""
+        return f"{self.directory}: frame {frame} of {self.videos[video]}"
+
+    def read_frames(self, video: int, frames: np.ndarray) -> np.ndarray:
+        """JPEG bytes of frames int64[F] of a video: object[F]. One that is asked for more than once is read once."""
+        wanted, place = np.unique(frames, return_inverse=True)
+        return self.read(self.first_record[video] + wanted)[place]
+
     def read(self, records: np.ndarray) -> np.ndarray:
         """JPEG bytes of the given records, and nothing else is read.
 

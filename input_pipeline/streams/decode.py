@@ -4,11 +4,12 @@ Decoding is a TensorFlow operation and resizing an OpenCV one, both outside Pyth
 """
 
 import atexit
+import math
 import os
 import struct
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 
+from input_pipeline.store import FrameStore
+from input_pipeline.streams.order import Order
+from input_pipeline.streams.sampling import ViewPlan
 from vivi_jax.errors import DataError
 
 # Accelerators belong to JAX: TensorFlow would reserve their memory at its first operation.
@@ -30,12 +34,26 @@ _PREFETCH_BATCHES = 2
 
 
 class Example(NamedTuple):
-    """V views to cut out of encoded images."""
+    """V pictures to cut out of encoded images, and what else is known of the example."""
 
     data: np.ndarray  # bytes[V] (dtype object), image files
-    boxes: np.ndarray  # int32[V, 4], crop (y, x, height, width) in pixels
-    flips: np.ndarray  # bool[V], mirror left-right
-    name: Callable[[int], str]  # view -> what to call its image in a message
+    plan: ViewPlan
+    name: Callable[[int], str]  # picture -> what to call its image in a message
+    fields: Mapping[str, Any] = {}  # scalars that go into the batch beside the pixels, such as its label
+
+
+# (first_step=0, num_steps=None, threads=None) -> iterator over batches, see training_batches
+Batches = Callable[..., Iterator[dict[str, np.ndarray]]]
+
+
+def from_store(store: FrameStore, video: int, plan: ViewPlan, fields: Mapping[str, Any] = {}) -> Example:
+    """The frames of a video that a plan asks for, each read once."""
+    return Example(
+        store.read_frames(video, plan.frames),
+        plan,
+        lambda picture: store.frame_name(video, plan.frames[picture]),
+        fields,
+    )
 
 
 def decode_jpeg(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
@@ -56,27 +74,44 @@ def decode_any(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
     )
 
 
-def resize_and_flip(crops: Sequence[np.ndarray], flips: np.ndarray, image_size: int) -> np.ndarray:
-    """V crops uint8[h, w, 3] of any size -> uint8[V, image_size, image_size, 3].
+def finish(crops: Sequence[np.ndarray], flips: np.ndarray, turns: np.ndarray, image_size: int) -> np.ndarray:
+    """Resizes V crops uint8[h, w, 3] of any size to uint8[V, image_size, image_size, 3], mirrors and turns them.
 
     Two things differ from BYOL, whose augmentation VITO adopts: the bicubic kernel has a = -0.75, and results are
     rounded to uint8. BYOL's (tf.image.resize) has a = -0.5 and gives floats, but costs as much as decoding does. On
     video frames the two differ by half a grey level on average. As in BYOL, nothing is smoothed before shrinking.
     """
     views = _aligned((len(crops), image_size, image_size, 3))
-    for view, crop, flip in zip(views, crops, flips, strict=True):
+    for view, crop, flip, turn in zip(views, crops, flips, turns, strict=True):
         cv2.resize(crop, (image_size, image_size), dst=view, interpolation=cv2.INTER_CUBIC)
         if flip:
             cv2.flip(view, 1, dst=view)  # NumPy's [:, ::-1] takes longer than the resize
+        if turn:
+            view[:] = np.rot90(view, turn)
     return views
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised uint8 array at a multiple of 64 bytes, which TensorFlow takes as it is; others it copies."""
+    """Uninitialised uint8 array, 64-byte aligned, so that TensorFlow uses it without a copy."""
     size = int(np.prod(shape))
     buffer = np.empty(size + 63, np.uint8)
     start = -buffer.ctypes.data % 64
     return buffer[start : start + size].reshape(shape)
+
+
+def training_batches(example: Callable[[int], Example], order: Order, **options) -> Batches:
+    """Returns batches(first_step=0, num_steps=None, threads=None): this process's share of each batch from a step on.
+
+    Args:
+      example: number in the global order -> what to cut out.
+      options: those of `decoded` that say what a batch holds.
+    """
+
+    def batches(first_step: int = 0, num_steps: int | None = None, threads: int | None = None):
+        start, stop = order.span(first_step, num_steps)
+        return decoded(lambda n: example(order.example(n)), start, stop, rows=order.rows, threads=threads, **options)
+
+    return batches
 
 
 def decoded(
@@ -85,90 +120,97 @@ def decoded(
     stop: int | None,
     *,
     rows: int,
-    views: int,
+    pictures: Mapping[str, tuple[int, ...]],
     image_size: int,
     decode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    threads: int | None,
-) -> Iterator[np.ndarray]:
-    """Pixels of example(start), example(start + 1), ..., in batches.
+    fields: Mapping[str, type[np.generic]] | None = None,
+    threads: int | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of example(start), example(start + 1), ...
 
     Args:
       example: number -> what to cut out; called from many threads.
       start, stop: first number, and the one behind the last (None = without end).
       rows: examples in a batch; the last batch has fewer if they do not come out even.
-      views: V.
+      pictures: array of the batch -> how an example's pictures are laid out in it, such as {"views": (3,)}; of several
+        arrays each takes as many pictures as it holds, one after the other.
       image_size: in pixels.
       decode: decode_jpeg or decode_any.
+      fields: the fields of an example -> their dtype.
       threads: examples under way at a time; None = one per usable core.
 
     Yields:
-      uint8[rows, V, image_size, image_size, 3], RGB.
+      {array: uint8[rows, *its layout, image_size, image_size, 3], RGB; field: dtype[rows]}.
 
     Raises:
       DataError: what example() raises, or an image that does not decode.
     """
-    batches = _decoded(
-        example,
-        start,
-        np.iinfo(np.int64).max if stop is None else stop,
-        rows,
-        views,
-        image_size,
-        decode,
-        threads or _usable_cores(),
-    )
-    _OPEN.add(batches)
-    return batches
-
-
-def _decoded(example, start, stop, rows, views, image_size, decode, threads) -> Iterator[np.ndarray]:
+    counts = [math.prod(layout) for layout in pictures.values()]
+    fields, threads = dict(fields or {}), threads or _usable_cores()
     failures = []
 
-    def read(n: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(n: np.int64) -> tuple[np.ndarray, ...]:
         try:
-            return example(int(n))[:3]
+            found = example(int(n))
+            scalars = (np.asarray(found.fields[field], dtype) for field, dtype in fields.items())
+            return found.data, found.plan.boxes, found.plan.flips, found.plan.turns, *scalars
         except Exception as e:  # TensorFlow would turn it into an error of its own: keep it, to raise it below
             failures.append(e)
             raise
 
-    def resize(flips: np.ndarray, *crops: np.ndarray) -> np.ndarray:
-        return resize_and_flip(crops, flips, image_size)
+    def resize(flips: np.ndarray, turns: np.ndarray, *crops: np.ndarray) -> np.ndarray:
+        return finish(crops, flips, turns, image_size)
 
     @tf.autograph.experimental.do_not_convert
-    def cut(n: tf.Tensor) -> tf.Tensor:
-        data, boxes, flips = tf.numpy_function(read, [n], (tf.string, tf.int32, tf.bool))
-        data = tf.unstack(tf.ensure_shape(data, (views,)))
-        boxes = tf.unstack(tf.ensure_shape(boxes, (views, 4)))
+    def cut(n: tf.Tensor) -> dict[str, tf.Tensor]:
+        types = (tf.string, tf.int32, tf.bool, tf.int64, *map(tf.as_dtype, fields.values()))
+        data, boxes, flips, turns, *scalars = tf.numpy_function(read, [n], types)
+        data = tf.unstack(tf.ensure_shape(data, (sum(counts),)))
+        boxes = tf.unstack(tf.ensure_shape(boxes, (sum(counts), 4)))
         crops = [decode(image, box) for image, box in zip(data, boxes, strict=True)]
-        pixels = tf.numpy_function(resize, [flips, *crops], tf.uint8)
-        return tf.ensure_shape(pixels, (views, image_size, image_size, 3))
+        pixels = tf.numpy_function(resize, [flips, turns, *crops], tf.uint8)
+        parts = tf.split(tf.ensure_shape(pixels, (sum(counts), image_size, image_size, 3)), counts)
+        arrays = {
+            name: tf.reshape(part, (*layout, image_size, image_size, 3))
+            for (name, layout), part in zip(pictures.items(), parts, strict=True)
+        }
+        return arrays | {name: tf.ensure_shape(scalar, ()) for name, scalar in zip(fields, scalars, strict=True)}
 
-    ds = tf.data.Dataset.range(start, stop).map(cut, num_parallel_calls=threads, deterministic=True)
-    ds = ds.batch(rows).prefetch(_PREFETCH_BATCHES)
+    stop = np.iinfo(np.int64).max if stop is None else stop
+    ds = tf.data.Dataset.range(start, stop)
+    ds = ds.map(cut, num_parallel_calls=threads, deterministic=True).batch(rows).prefetch(_PREFETCH_BATCHES)
     options = tf.data.Options()
     options.autotune.enabled = False  # it would grow buffers and threads beyond what is set here
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    done = start
-    try:
-        for batch in ds.with_options(options).as_numpy_iterator():
-            yield batch
-            done += len(batch)
-    except tf.errors.OpError as e:
-        if failures:
-            raise failures[0]  # noqa: B904 - it is the cause of the one caught, not its effect
-        raise _find_damage(example, range(done, min(done + rows, stop)), decode) or e from None
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        first = start
+        try:
+            for batch in ds.with_options(options).as_numpy_iterator():
+                yield batch
+                first += rows
+        except tf.errors.OpError as e:
+            if failures:
+                raise failures[0]  # noqa: B904 - it is the cause of the one caught, not its effect
+            raise _find_damage(example, range(first, min(first + rows, stop)), decode) or e from None
+
+    iterator = batches()
+    _OPEN.add(iterator)
+    return iterator
 
 
 def _find_damage(example: Callable[[int], Example], numbers: range, decode: Callable) -> DataError | None:
     """Names the first image that does not decode; TensorFlow's own error does not say which it was."""
     for n in numbers:
-        data, boxes, _, name = example(n)
-        for view, (image, box) in enumerate(zip(data, boxes, strict=True)):
+        found = example(n)
+        for picture, (image, box) in enumerate(zip(found.data, found.plan.boxes, strict=True)):
             try:
                 decode(tf.constant(image), tf.constant(box))
             except tf.errors.OpError:
-                return DataError(f"{name(view)} is damaged and does not decode; replace it or prepare it again")
+                return DataError(
+                    f"{found.name(picture)} is damaged and does not decode; replace it or prepare it again"
+                )
     return None
 
 

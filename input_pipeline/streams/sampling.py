@@ -6,6 +6,7 @@ the counter-based generator Philox: the key holds (seed, number), the top word o
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +16,12 @@ _EPOCH, _EXAMPLE, _VIDEO, _SUBSET = range(4)
 
 
 class ViewPlan(NamedTuple):
-    """What to read and cut out for the V views of one example."""
+    """What to read and cut out for the V pictures of one example."""
 
     frames: np.ndarray  # int64[V], frame number in the video
     boxes: np.ndarray  # int32[V, 4], crop (y, x, height, width) in pixels
     flips: np.ndarray  # bool[V], mirror left-right
+    turns: np.ndarray  # int64[V], then quarter turns anticlockwise
 
 
 def _generator(purpose: int, seed: int, number: int) -> np.random.Generator:
@@ -187,4 +189,52 @@ def with_crops(rng: np.random.Generator, frames: np.ndarray, height: int, width:
     """A plan for the given frames int64[V], each with a random crop and flip of its own."""
     boxes = np.array([random_resized_crop(rng, height, width, min_crop_area) for _ in frames], np.int32)
     flips = rng.random(len(frames)) < 0.5
-    return ViewPlan(frames, boxes, flips)
+    return ViewPlan(frames, boxes, flips, np.zeros(len(frames), np.int64))
+
+
+def central_square(frames: np.ndarray, height: int, width: int, side: int) -> ViewPlan:
+    """A plan for the given frames int64[V]: of each the square of `side` pixels in the middle."""
+    box = ((height - side + 1) // 2, (width - side + 1) // 2, side, side)
+    boxes, flips = np.tile(np.array(box, np.int32), (len(frames), 1)), np.zeros(len(frames), bool)
+    return ViewPlan(frames, boxes, flips, np.zeros(len(frames), np.int64))
+
+
+def span(offsets: Sequence[np.ndarray]) -> int:
+    """Frames of the shortest window that holds all views, given which of its frames each takes, ascending."""
+    return 1 + max(int(view[-1]) for view in offsets)
+
+
+def plan_clips(
+    rng: np.random.Generator,
+    offsets: Sequence[np.ndarray],
+    *,
+    num_frames: int,
+    height: int,
+    width: int,
+    min_crop_area: float,
+    aspect: tuple[float, float],
+    flip_prob: float,
+    rotate: bool,
+) -> ViewPlan:
+    """Draws the start of a window, and one crop, flip and rotation for all pictures of a view; view by view.
+
+    Args:
+      rng: example_rng(seed, i).
+      offsets: per view, the frames of the window it takes, int64[t] ascending.
+      num_frames: of the video; where the window goes beyond, its last frame is repeated.
+      height, width: of the video, in pixels.
+      min_crop_area, aspect: see random_resized_crop.
+      flip_prob: chance that a view is mirrored.
+      rotate: turn each view by 0 to 3 quarter turns.
+    """
+    start = rng.integers(max(num_frames - span(offsets), 0) + 1)
+    boxes = [random_resized_crop(rng, height, width, min_crop_area, aspect=aspect) for _ in offsets]
+    flips = rng.random(len(offsets)) < flip_prob
+    turns = rng.integers(4, size=len(offsets)) if rotate else np.zeros(len(offsets), np.int64)
+    lengths = [len(view) for view in offsets]
+    return ViewPlan(
+        np.minimum(start + np.concatenate(offsets), num_frames - 1),
+        np.repeat(np.array(boxes, np.int32), lengths, axis=0),
+        np.repeat(flips, lengths),
+        np.repeat(turns, lengths),
+    )

@@ -1,42 +1,36 @@
-"""Frames of consecutive shots of a video, for VIVI: which videos have enough of them, and batches.
+"""Frames of consecutive shots of a video, for VIVI: which videos have enough of them, and the stream.
 
-As everywhere in the input pipeline, example i is a pure function of (seed, i), see sampling.py and pipeline.py.
+The stream says what example i of its Order is; decode.py makes it pixels and batches.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from input_pipeline.images import LabelledImages
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
-from input_pipeline.streams import views as pipeline
-from input_pipeline.streams.decode import Example, decode_jpeg, decoded
-from vivi_jax.errors import DataError
+from input_pipeline.streams.decode import Batches, Example, decode_jpeg, from_store, training_batches
+from input_pipeline.streams.order import Order, check_enough, check_values
+from input_pipeline.streams.views import image_crops
+from vivi_jax.errors import DataError, lookup
 
 _LOG = logging.getLogger(__name__)
-SAMPLERS = ("consecutive", "single")
 
 
 def shot_frames(
     store: FrameStore,
-    start_step: int = 0,
+    order: Order,
     *,
-    seed: int,
-    batch_size: int,
     shots: int,
     frames: int,
     frame_rate: float,
     sampler: str,
     image_size: int,
     min_crop_area: float,
-    num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """M frames of each of K consecutive shots (VIVI section 4): every video once per epoch, at a random place.
 
     Videos without K consecutive shots of M frames are dropped (the paper: "dropping those videos with fewer shots";
@@ -49,9 +43,7 @@ def shot_frames(
 
     Args:
       store: prepared videos.
-      start_step: first step to yield; a late one costs nothing.
-      seed: decides, with the step, all that is random; 0 or more.
-      batch_size: videos N in the global batch, over all processes.
+      order: of the examples.
       shots: K (VIVI: 2 or 4).
       frames: M (VIVI: 8 for exemplars, 4 for rotations).
       frame_rate: of the M frames, in Hz (VIVI: 1); the nearest whole number of the video's frames apart.
@@ -59,35 +51,24 @@ def shot_frames(
         obtained by selecting a single random frame from each video"), for which K is 1 and frame_rate without effect.
       image_size: height and width in pixels (VIVI: 224).
       min_crop_area: smallest crop as a share of the frame.
-      num_steps, process_index, process_count, threads: as in pipeline.clip_views.
 
     Returns:
-      Iterator over {"shots": uint8[n, K, M, image_size, image_size, 3]}, RGB, n = batch_size / process_count.
+      batches of {"shots": uint8[b, K, M, image_size, image_size, 3]}, RGB, b = order.rows: see training_batches.
 
     Raises:
-      DataError: at once, for impossible values or fewer usable videos than a batch; while iterating, for a frame that
-        does not decode.
+      ConfigError: no such sampler.
+      DataError: impossible values or fewer usable videos than a batch; while iterating, a frame that does not decode.
     """
-    pipeline.check_values(
-        seed=seed,
-        batch_size=batch_size,
-        process_count=process_count,
-        min_crop_area=min_crop_area,
-        shots=shots,
-        frames=frames,
-        image_size=image_size,
-    )
-    pipeline.check_sampler(sampler, SAMPLERS)
-    if sampler == "single":
-        videos, shot_ranges = _single_frames(store, seed, shots, batch_size)
-    else:
-        videos, shot_ranges = _consecutive_shots(store, shots, frames, frame_rate, batch_size)
+    check_values(min_crop_area=min_crop_area, shots=shots, frames=frames, image_size=image_size)
+    if not (frame_rate > 0 and math.isfinite(frame_rate)):
+        raise DataError(f"frame_rate={frame_rate}: it is a rate in Hz, above 0")
+    usable = lookup("sampler", sampler, {"consecutive": _consecutive_shots, "single": _single_frames})
+    videos, shot_ranges = usable(store, order, shots, frames, frame_rate)
 
-    def example(n: int) -> Example:
-        i = pipeline.example_number(n, batch_size, process_index, process_count)
-        video = int(videos[sampling.pick(seed, i, len(videos))])
+    def example(i: int) -> Example:
+        video = int(videos[sampling.pick(order.seed, i, len(videos))])
         plan = sampling.plan_shots(
-            sampling.example_rng(seed, i),
+            sampling.example_rng(order.seed, i),
             **shot_ranges(video),
             shots=shots,
             frames=frames,
@@ -95,38 +76,30 @@ def shot_frames(
             width=int(store.width[video]),
             min_crop_area=min_crop_area,
         )
-        data = store.read(store.first_record[video] + plan.frames)
-        return Example(
-            data,
-            plan.boxes,
-            plan.flips,
-            lambda view: f"{store.directory}: frame {plan.frames[view]} of {store.videos[video]}",
-        )
+        return from_store(store, video, plan)
 
-    rows = batch_size // process_count
-    stop = None if num_steps is None else (start_step + num_steps) * rows
-    batches = decoded(
-        example,
-        start_step * rows,
-        stop,
-        rows=rows,
-        views=shots * frames,
-        image_size=image_size,
-        decode=decode_jpeg,
-        threads=threads,
-    )
-    return ({"shots": pixels.reshape(-1, shots, frames, *pixels.shape[2:])} for pixels in batches)
+    pictures = {"shots": (shots, frames)}
+    return training_batches(example, order, pictures=pictures, image_size=image_size, decode=decode_jpeg)
 
 
 def image_frames(
-    images: LabelledImages, start_step: int = 0, *, frames: int, **options
-) -> Iterator[dict[str, np.ndarray]]:
+    images: LabelledImages, order: Order, *, shots: int, frames: int, image_size: int, min_crop_area: float
+) -> Batches:
     """Still images in the form of shots (VIVI section 4, Ex-ImageNet and Rot-ImageNet): M crops of one image.
 
-    `options` and errors are those of pipeline.image_views but for `views`; yields {"shots": uint8[n, 1, M, H, W, 3]}.
+    Args:
+      images, order: what to show, and in which order.
+      shots: K, which is 1.
+      frames: M, crops of an image.
+      image_size: height and width of the crops in pixels.
+      min_crop_area: smallest crop as a share of the image.
+
+    Returns, raises: as shot_frames.
     """
-    batches = pipeline.image_views(images, start_step, views=frames, **options)
-    return ({"shots": batch["views"][:, None]} for batch in batches)
+    check_values(min_crop_area=min_crop_area, shots=shots, frames=frames, image_size=image_size)
+    if shots != 1:
+        raise DataError(f"an image is one shot, so shots must be 1, not {shots}")
+    return image_crops(images, order, "shots", (1, frames), image_size=image_size, min_crop_area=min_crop_area)
 
 
 # --- where an example can be taken from: video -> ranges_Sx2, positions and step of sampling.plan_shots ---------------
@@ -134,32 +107,33 @@ def image_frames(
 _ShotRanges = Callable[[int], dict]
 
 
-def _single_frames(store: FrameStore, seed: int, shots: int, batch_size: int) -> tuple[np.ndarray, _ShotRanges]:
+def _single_frames(
+    store: FrameStore, order: Order, shots: int, frames: int, frame_rate: float
+) -> tuple[np.ndarray, _ShotRanges]:
     """All videos, each with one frame drawn from it."""
+    del frames, frame_rate
     if shots != 1:
         raise DataError(f"sampler 'single' takes one frame of a video, so shots must be 1, not {shots}")
-    pipeline.check_enough(len(store), batch_size, f"videos in {store.directory}", "prepare more videos")
+    check_enough(len(store), order.batch_size, f"videos in {store.directory}", "prepare more videos")
 
     def shot_ranges(video: int) -> dict:
-        frame = sampling.video_rng(seed, video).integers(store.num_frames[video])
+        frame = sampling.video_rng(order.seed, video).integers(store.num_frames[video])
         return dict(ranges_Sx2=np.array([[frame, frame + 1]]), positions=np.array([0]), step=0)
 
     return np.arange(len(store)), shot_ranges
 
 
 def _consecutive_shots(
-    store: FrameStore, shots: int, frames: int, frame_rate: float, batch_size: int
+    store: FrameStore, order: Order, shots: int, frames: int, frame_rate: float
 ) -> tuple[np.ndarray, _ShotRanges]:
     """Videos with K consecutive shots of M frames, and at which shots such a run begins."""
-    if not (frame_rate > 0 and math.isfinite(frame_rate)):
-        raise DataError(f"frame_rate={frame_rate}: it is a rate in Hz, above 0")
     step_N = _steps(store, frame_rate)
     first, video, shortest = _windows(store, shots)
     enough = (step_N[video] > 0) & (shortest > (frames - 1) * step_N[video])
     position = first[enough] - store.shot_offsets[video[enough]]
     videos, begin = np.unique(video[enough], return_index=True)
-    if len(videos) < batch_size:
-        raise DataError(_what_can_be_had(store, shots, frames, frame_rate, batch_size, len(videos)))
+    if len(videos) < order.batch_size:
+        raise DataError(_what_can_be_had(store, shots, frames, frame_rate, order.batch_size, len(videos)))
     dropped = len(store) - len(videos)
     if dropped:
         few = int(np.sum(np.diff(store.shot_offsets) < shots))

@@ -1,88 +1,74 @@
-"""Training input: index -> plan -> JPEG bytes here, then decode -> crop -> resize -> flip -> batch in decode.py.
+"""Training views: frames of video clips (VITO), crops of still images (MoCLR), labelled images (VIVI's co-training).
 
-Example i = step * batch_size + row is a pure function of (seed, i), see sampling.py: a run resumes by starting at
-another step, and its data do not depend on the number of processes or threads. Colour and blur are left to the
+A stream says what example i of its Order is; decode.py makes it pixels and batches. Colour and blur are left to the
 accelerator.
 """
 
-import difflib
-import itertools
+import dataclasses
 import logging
 import math
-from collections.abc import Collection, Iterator
 
 import numpy as np
 
 from input_pipeline.images import LabelledImages
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
-from input_pipeline.streams.decode import Example, decode_any, decode_jpeg, decoded, image_height_width
-from vivi_jax.errors import DataError
+from input_pipeline.streams.decode import (
+    Batches,
+    Example,
+    decode_any,
+    decode_jpeg,
+    from_store,
+    image_height_width,
+    training_batches,
+)
+from input_pipeline.streams.order import Order, check_enough, check_values
+from vivi_jax.errors import DataError, lookup
 
 _LOG = logging.getLogger(__name__)
 
 
 def clip_views(
     store: FrameStore,
-    start_step: int = 0,
+    order: Order,
     *,
-    seed: int,
-    batch_size: int,
     views: int,
     sampler: str,
     clip_seconds: float,
     delay_seconds: float,
     image_size: int,
     min_crop_area: float,
-    num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Views of video clips (VITO section 3.1): every video once per epoch, a random clip of it each time.
 
     Videos shorter than a clip are left out, which is logged.
 
     Args:
       store: prepared videos.
-      start_step: first step to yield; a late one costs nothing.
-      seed: decides, with the step, all that is random; 0 or more.
-      batch_size: examples in the global batch, over all processes.
+      order: of the examples.
       views: V, frames drawn from a clip (VITO: 3).
       sampler: how they are drawn, a key of sampling.SAMPLERS (VITO: "marginal").
       clip_seconds: length T of a clip (VITO: 2.56). The sampler "single" needs one frame only and ignores it.
       delay_seconds: time between neighbouring views, for the sampler "fixed_delay" only.
       image_size: height and width of the views in pixels (VITO: 224).
       min_crop_area: smallest crop as a share of the frame (VITO: 0.4).
-      num_steps: batches to yield; None = without end.
-      process_index, process_count: this process yields rows [index * b, (index + 1) * b) of each global batch, with
-        b = batch_size / process_count.
-      threads: examples prepared at a time; None = one per usable core.
 
     Returns:
-      Iterator over {"views": uint8[b, V, image_size, image_size, 3]}, RGB.
+      batches of {"views": uint8[b, V, image_size, image_size, 3]}, RGB, b = order.rows: see training_batches.
 
     Raises:
-      DataError: at once, for impossible values or too few usable videos; while iterating, for a frame that does not
-        decode.
+      ConfigError: no such sampler.
+      DataError: impossible values or too few usable videos; while iterating, a frame that does not decode.
     """
-    check_values(
-        seed=seed,
-        batch_size=batch_size,
-        process_count=process_count,
-        min_crop_area=min_crop_area,
-        views=views,
-        image_size=image_size,
-    )
-    check_sampler(sampler, sampling.SAMPLERS)
+    check_values(min_crop_area=min_crop_area, views=views, image_size=image_size)
+    lookup("sampler", sampler, sampling.SAMPLERS)
     videos, clip_frames, delay = _usable_videos(store, sampler, views, clip_seconds, delay_seconds)
-    check_enough(len(videos), batch_size, f"usable videos in {store.directory}", "prepare more videos")
+    check_enough(len(videos), order.batch_size, f"usable videos in {store.directory}", "prepare more videos")
 
-    def example(n: int) -> Example:
-        i = example_number(n, batch_size, process_index, process_count)
-        video = videos[sampling.pick(seed, i, len(videos))]
+    def example(i: int) -> Example:
+        video = int(videos[sampling.pick(order.seed, i, len(videos))])
         plan = sampling.plan_views(
-            sampling.example_rng(seed, i),
+            sampling.example_rng(order.seed, i),
             num_frames=int(store.num_frames[video]),
             clip_frames=int(clip_frames[video]),
             height=int(store.height[video]),
@@ -92,104 +78,29 @@ def clip_views(
             delay=int(delay[video]),
             min_crop_area=min_crop_area,
         )
-        data = store.read(store.first_record[video] + plan.frames)
-        return Example(
-            data,
-            plan.boxes,
-            plan.flips,
-            lambda view: f"{store.directory}: frame {plan.frames[view]} of {store.videos[video]}",
-        )
+        return from_store(store, video, plan)
 
-    rows = batch_size // process_count
-    stop = None if num_steps is None else (start_step + num_steps) * rows
-    batches = decoded(
-        example,
-        start_step * rows,
-        stop,
-        rows=rows,
-        views=views,
-        image_size=image_size,
-        decode=decode_jpeg,
-        threads=threads,
-    )
-    return ({"views": pixels} for pixels in batches)
+    return training_batches(example, order, pictures={"views": (views,)}, image_size=image_size, decode=decode_jpeg)
 
 
-def image_views(
-    images: LabelledImages,
-    start_step: int = 0,
-    *,
-    seed: int,
-    batch_size: int,
-    views: int,
-    image_size: int,
-    min_crop_area: float,
-    num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+def image_views(images: LabelledImages, order: Order, *, views: int, image_size: int, min_crop_area: float) -> Batches:
     """Views of still images (MoCLR): V crops of one image, every image once per epoch; labels are not used.
 
-    Arguments, batches and errors are those of clip_views; min_crop_area is 0.08 in VITO A.1.
+    Args:
+      images, order: what to show, and in which order.
+      views: V, crops of an image.
+      image_size: height and width of the views in pixels.
+      min_crop_area: smallest crop as a share of the image (VITO A.1: 0.08).
+
+    Returns, raises: as clip_views.
     """
-    check_values(
-        seed=seed,
-        batch_size=batch_size,
-        process_count=process_count,
-        min_crop_area=min_crop_area,
-        views=views,
-        image_size=image_size,
-    )
-    check_enough(len(images), batch_size, f"images in {images.source}", "add images")
-
-    def example(n: int) -> Example:
-        i = example_number(n, batch_size, process_index, process_count)
-        image = sampling.pick(seed, i, len(images))
-        data, name = images.read(image), images.name(image)
-        height, width = image_height_width(data, name)
-        plan = sampling.plan_views(
-            sampling.example_rng(seed, i),
-            num_frames=1,
-            clip_frames=1,
-            height=height,
-            width=width,
-            views=views,
-            sampler="single",
-            delay=0,
-            min_crop_area=min_crop_area,
-        )
-        return Example(np.array([data] * views, object), plan.boxes, plan.flips, lambda view: name)
-
-    rows = batch_size // process_count
-    stop = None if num_steps is None else (start_step + num_steps) * rows
-    batches = decoded(
-        example,
-        start_step * rows,
-        stop,
-        rows=rows,
-        views=views,
-        image_size=image_size,
-        decode=decode_any,
-        threads=threads,
-    )
-    return ({"views": pixels} for pixels in batches)
+    check_values(min_crop_area=min_crop_area, views=views, image_size=image_size)
+    return image_crops(images, order, "views", (views,), image_size=image_size, min_crop_area=min_crop_area)
 
 
 def labelled_images(
-    images: LabelledImages,
-    start_step: int = 0,
-    *,
-    seed: int,
-    batch_size: int,
-    fraction: float,
-    image_size: int,
-    min_crop_area: float,
-    num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    threads: int | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+    images: LabelledImages, order: Order, *, fraction: float, image_size: int, min_crop_area: float
+) -> Batches:
     """One random crop of each labelled image, with its label (VIVI section 3.1, co-training): each once per epoch.
 
     A fraction below 1 is class-balanced (VIVI section 4), as S4L's lists (Zhai et al. 2019): the same number of images
@@ -197,59 +108,69 @@ def labelled_images(
     seed, a smaller fraction is a part of a larger one.
 
     Args:
+      images, order: what to show, and in which order.
       fraction: share of the images that is used (VIVI: 0.1 or 1).
-      Others are those of clip_views.
+      image_size: height and width in pixels.
+      min_crop_area: smallest crop as a share of the image.
 
     Returns:
-      Iterator over {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b], index into
-      images.class_names}, b = batch_size / process_count.
+      batches of {"image": uint8[b, image_size, image_size, 3] RGB, "label": int32[b], index into images.class_names},
+      b = order.rows: see training_batches.
 
     Raises:
-      DataError: as clip_views; at once also for labels outside the classes and a fraction that empties a class.
+      DataError: impossible values, labels outside the classes, a fraction that empties a class or leaves less than a
+        batch; while iterating, an image that does not decode.
     """
-    check_values(
-        seed=seed,
-        batch_size=batch_size,
-        process_count=process_count,
-        min_crop_area=min_crop_area,
-        image_size=image_size,
-    )
+    check_values(min_crop_area=min_crop_area, image_size=image_size)
     # The upper half of the seeds: with that of the videos, row by row the same crops and, in a data set of the same
     # size, the same numbers would be drawn.
-    seed += 2**63
-    used = images.take(_balanced(images, seed, fraction))
-    check_enough(
-        len(used), batch_size, f"labelled images ({fraction:.3g} of those in {images.source})", "raise fraction"
-    )
+    order = dataclasses.replace(order, seed=order.seed + 2**63)
+    used = images.take(_balanced(images, order.seed, fraction))
+    what = f"labelled images ({fraction:.3g} of those in {images.source})"
+    check_enough(len(used), order.batch_size, what, "raise fraction")
+    return image_crops(used, order, "image", (), image_size=image_size, min_crop_area=min_crop_area, labels=True)
 
-    def image_of(n: int) -> tuple[int, int]:
-        i = example_number(n, batch_size, process_index, process_count)
-        return i, sampling.pick(seed, i, len(used))
 
-    def example(n: int) -> Example:
-        i, image = image_of(n)
-        data, name = used.read(image), used.name(image)
-        plan = sampling.plan_views(
-            sampling.example_rng(seed, i),
-            num_frames=1,
-            clip_frames=1,
-            views=1,
-            sampler="single",
-            delay=0,
-            min_crop_area=min_crop_area,
-            **dict(zip(("height", "width"), image_height_width(data, name), strict=True)),
-        )
-        return Example(np.array([data], object), plan.boxes, plan.flips, lambda view: name)
+def image_crops(
+    images: LabelledImages,
+    order: Order,
+    name: str,
+    layout: tuple[int, ...],
+    *,
+    image_size: int,
+    min_crop_area: float,
+    labels: bool = False,
+) -> Batches:
+    """Random crops of still images, every image once per epoch.
 
-    rows = batch_size // process_count
-    stop = None if num_steps is None else (start_step + num_steps) * rows
-    batches = decoded(
-        example, start_step * rows, stop, rows=rows, views=1, image_size=image_size, decode=decode_any, threads=threads
-    )
-    numbers = itertools.count(start_step * rows, rows)
-    return (
-        {"image": pixels[:, 0], "label": used.labels[[image_of(n + row)[1] for row in range(rows)]]}
-        for n, pixels in zip(numbers, batches, strict=False)
+    Args:
+      images, order: what to show, and in which order.
+      name, layout: of the array with the crops; its size is the number of crops of an image.
+      image_size: height and width of the crops in pixels.
+      min_crop_area: smallest crop as a share of the image.
+      labels: also batch the labels.
+
+    Returns:
+      batches of {name: uint8[b, *layout, image_size, image_size, 3] RGB} and, if asked for, {"label": int32[b]}.
+    """
+    check_enough(len(images), order.batch_size, f"images in {images.source}", "add images")
+    crops = math.prod(layout)
+
+    def example(i: int) -> Example:
+        image = sampling.pick(order.seed, i, len(images))
+        data, called = images.read(image), images.name(image)
+        height, width = image_height_width(data, called)
+        rng = sampling.example_rng(order.seed, i)
+        plan = sampling.with_crops(rng, np.zeros(crops, np.int64), height, width, min_crop_area)
+        return Example(np.array([data] * crops, object), plan, lambda _: called, {"label": images.labels[image]})
+
+    return training_batches(
+        example,
+        order,
+        pictures={name: layout},
+        image_size=image_size,
+        decode=decode_any,
+        fields={"label": np.int32} if labels else {},
     )
 
 
@@ -297,43 +218,6 @@ def _balanced(images: LabelledImages, seed: int, fraction: float) -> np.ndarray:
     return chosen
 
 
-def example_number(n: int, batch_size: int, process_index: int, process_count: int) -> int:
-    """The n-th example of this process -> its number in the global order."""
-    rows = batch_size // process_count
-    step, row = divmod(n, rows)
-    return step * batch_size + process_index * rows + row
-
-
-def check_values(*, seed: int, batch_size: int, process_count: int, min_crop_area: float, **counts: int) -> None:
-    """Raises DataError for values no data could meet; `counts` are any others that must be 1 or more."""
-    for name, value in (("batch_size", batch_size), *counts.items()):
-        if value < 1:
-            raise DataError(f"{name}={value}: must be 1 or more")
-    if seed < 0:
-        raise DataError(f"seed={seed}: must be 0 or more")
-    if not 0 < min_crop_area <= 1:
-        raise DataError(f"min_crop_area={min_crop_area}: it is a share of the image's area, above 0 and at most 1")
-    if batch_size % process_count:
-        raise DataError(
-            f"batch_size={batch_size} does not divide among {process_count} processes; "
-            f"use a multiple of {process_count}"
-        )
-
-
-def check_sampler(sampler: str, samplers: Collection[str]) -> None:
-    """Raises DataError, with the nearest name, unless there is such a sampler."""
-    if sampler not in samplers:
-        near = difflib.get_close_matches(str(sampler), samplers, n=1, cutoff=0)
-        raise DataError(f"no sampler {sampler!r}, did you mean {near[0]!r}? There are: {', '.join(samplers)}")
-
-
-def check_enough(count: int, batch_size: int, what: str, remedy: str) -> None:
-    """Raises DataError unless there are as many examples as a batch has."""
-    # A batch with the same video twice would hold false negatives, so this is refused and not padded.
-    if count < batch_size:
-        raise DataError(f"{count} {what}, fewer than a batch of {batch_size}: lower batch_size or {remedy}")
-
-
 def _usable_videos(
     store: FrameStore, sampler: str, views: int, clip_seconds: float, delay_seconds: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -342,6 +226,10 @@ def _usable_videos(
     Returns:
       videos int64[n], numbers of the usable ones; clip_frames int64[N] and delay int64[N] of all videos, in frames.
     """
+    if not 0 < clip_seconds < math.inf:
+        raise DataError(f"clip_seconds={clip_seconds}: it is a length, above 0")
+    if not 0 <= delay_seconds < math.inf:
+        raise DataError(f"delay_seconds={delay_seconds}: it is a time, 0 or more")
     if sampler == "single":
         return np.arange(len(store)), np.ones(len(store), np.int64), np.zeros(len(store), np.int64)
     clip_frames = np.maximum(np.rint(clip_seconds * store.fps.astype(float)), 1).astype(np.int64)

@@ -1,0 +1,126 @@
+"""The sources of training data by name: from config.data to batches, from any step on."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from input_pipeline import images
+from input_pipeline.store import META, FrameStore
+from input_pipeline.streams import shots, views, windows
+from input_pipeline.streams.order import Order
+from vivi_jax.config import call_with_config
+from vivi_jax.errors import ConfigError, DataError, lookup
+
+Stream = Callable[[int], Iterator[dict[str, np.ndarray]]]  # first step -> this process's share of each batch
+
+_training_images = functools.partial(images.load_labelled, split="train")
+# Name -> what opens config.data.path, and the stream whose keyword arguments are the other keys of config.data.
+SOURCES = {
+    "video": (FrameStore, views.clip_views),
+    "images": (_training_images, views.image_views),
+    "windows": (FrameStore, windows.clip_pairs),
+}
+UNLABELLED = {"videos": (FrameStore, shots.shot_frames), "images": (_training_images, shots.image_frames)}
+
+
+def open_stream(data: Mapping[str, Any], order: Order, *, num_classes: int | None = None) -> Stream:
+    """Opens what config.data names.
+
+    Args:
+      data: config.data. "source" is a name of SOURCES, or "shots": unlabelled shots, labelled images or both (VIVI).
+      order: of the examples.
+      num_classes: those the method tells apart; labelled images must have as many.
+
+    Raises:
+      ConfigError: a key that the source does not read, or a value that cannot work.
+      DataError: data that cannot be used.
+    """
+    options = {key: value for key, value in data.items() if key != "source"}
+    if data["source"] == "shots":
+        return call_with_config("data", _shots, order, num_classes, **options)
+    return _opened(lookup("config.data.source", data["source"], SOURCES | {"shots": _shots}), order, options)
+
+
+def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, Any]) -> Stream:
+    load, stream = source
+    keys = {key: value for key, value in options.items() if key != "path"}
+    return call_with_config("data", stream, load(options["path"]), order, **keys)
+
+
+def _shots(
+    order: Order,
+    num_classes: int | None,
+    *,
+    unlabelled: str,
+    labelled_batch_size: int,
+    image_size: int,
+    min_crop_area: float,
+    **options,
+) -> Stream:
+    crop = dict(image_size=image_size, min_crop_area=min_crop_area)
+    labelled = {key: options.pop(key) for key in list(options) if key.startswith("labelled_")}
+    streams = []
+    if unlabelled != "none":
+        source = lookup("config.data.unlabelled", unlabelled, UNLABELLED | {"none": None})
+        streams.append(_opened(source, order, options | crop))
+    elif unread := sorted(options.keys() - {"path"}):
+        raise ConfigError(f"config.data.{unread[0]} is not read where config.data.unlabelled is 'none'")
+    if labelled_batch_size:
+        order = dataclasses.replace(order, batch_size=labelled_batch_size)
+        streams.append(call_with_config("data", _labelled, order, num_classes, **labelled, **crop))
+    elif labelled:
+        raise ConfigError(f"config.data.{min(labelled)} is not read where config.data.labelled_batch_size is 0")
+    return lambda first_step: zip_streams([stream(first_step) for stream in streams])
+
+
+def _labelled(order: Order, num_classes: int | None, *, labelled_path: str, labelled_fraction: float, **crop) -> Stream:
+    if not labelled_path:
+        raise ConfigError(
+            "config.data.labelled_path is empty: give a folder with a folder of images per class, a "
+            "prepared store with labels, or the name of a TFDS data set"
+        )
+    labelled = _training_images(labelled_path)
+    if len(labelled.class_names) != num_classes:
+        raise ConfigError(
+            f"{labelled.source} has {len(labelled.class_names)} classes and not {num_classes}: set "
+            f"--config.method.num_classes={len(labelled.class_names)}"
+        )
+    return views.labelled_images(labelled, order, fraction=labelled_fraction, **crop)
+
+
+def zip_streams(streams: list[Iterator[dict]]) -> Iterator[dict]:
+    """Batches with the arrays of all streams."""
+    for batches in itertools.zip_longest(*streams):
+        if None in batches:
+            raise DataError(
+                "one stream of the training data has ended before the other; none of them may end before the run does"
+            )
+        yield {name: array for batch in batches for name, array in batch.items()}
+
+
+def identities(data: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal on all hosts: {key and path of config.data: SHA-256 (its beginning)} of names and index.
+
+    The digest is of the names of all files under the path and of a store's description. Opens no data.
+    """
+    paths = {key: data[key] for key in ("path", "labelled_path") if data.get(key)}
+    return {f"config.data.{key}={path}": _identity(path) for key, path in paths.items()}
+
+
+def _identity(path: str) -> str:
+    if not os.path.isdir(path):
+        return "not a folder"  # the name of a TFDS data set
+    digest = hashlib.sha256()
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        digest.update(f"{os.path.relpath(folder, path)} {sorted(names)}".encode())
+        if META in names:
+            digest.update(pathlib.Path(folder, META).read_bytes())
+    return digest.hexdigest()[:12]
