@@ -7,9 +7,9 @@ paper's list as torchvision gives it (AutoAugmentPolicy.IMAGENET); there is anot
 import jax
 import jax.numpy as jnp
 
-GREY = 128.0  # what comes in from outside after a rotation or shear: replace_value of AutoAugment's TensorFlow code
+GREY = 128.0  # fills what a rotation or shear brings in from outside: replace_value of AutoAugment's TensorFlow code
 
-# (operation, probability, level 0..9), twice. One of the 25 is drawn for an image.
+# Two triples (operation, probability, level 0..9) a line. Each image draws one of the 25 lines.
 POLICY = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 0)),
@@ -111,7 +111,7 @@ def posterize(image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
-    """Inverts what is not below a threshold of 255 to 0."""
+    """Inverts the values at or above a threshold that falls from 255 (level 0) to 0 (level 9)."""
     del sign
     return jnp.where(image < 255 * (1 - level / 9), image, 255 - image)
 
@@ -151,6 +151,7 @@ def count_by_scatter(values_P: jax.Array) -> jax.Array:
 
 
 def invert(image: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
+    """255 minus the image."""
     del level, sign
     return 255 - image
 
@@ -183,7 +184,8 @@ def blend(other: jax.Array, image: jax.Array, factor: jax.Array) -> jax.Array:
 
 def pixel_centres(height: int, width: int) -> tuple[jax.Array, jax.Array]:
     """y, x float32[H, W]."""
-    return jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    return y, x
 
 
 def sample_nearest(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -43,8 +43,8 @@ def jitter_in_order(
     """Brightness (0), contrast (1), saturation (2) and hue (3) in the given order, int[4], clipping after each."""
 
     def apply(position: int, planes: Planes) -> Planes:
-        # All four run with identity parameters but for the one whose turn it is: cheaper than four branches each time,
-        # which a batch with an order per image would all take.
+        # All four run, three of them with parameters that change nothing: cheaper than four branches, all of which a
+        # batch with an order per image would compute anyway.
         turn = order[position]
         planes = _clipped(plane + jnp.where(turn == 0, shift, 0.0) for plane in planes)
         factor = jnp.where(turn == 1, contrast_factor, 1.0)
@@ -58,6 +58,7 @@ def jitter_in_order(
 
 
 def split(image: jax.Array) -> Planes:
+    """[..., 3] -> its three channels [...]."""
     return image[..., 0], image[..., 1], image[..., 2]
 
 
@@ -67,15 +68,17 @@ def merge(planes: Planes) -> jax.Array:
 
 
 def _clipped(planes: Iterable[jax.Array]) -> Planes:
-    return tuple(jnp.clip(plane, 0.0, 1.0) for plane in planes)
+    red, green, blue = (jnp.clip(plane, 0.0, 1.0) for plane in planes)
+    return red, green, blue
 
 
 def adjust_contrast(plane: jax.Array, factor: jax.Array) -> jax.Array:
+    """Multiplies the deviations from the channel's mean."""
     mean = plane.mean()
     return (plane - mean) * factor + mean
 
 
-def adjust_hsv(planes: Planes, saturation_factor: jax.Array, hue_shift: jax.Array) -> Planes:
+def adjust_hsv(planes: Planes, saturation_factor: jax.Array, hue_shift: jax.Array | float) -> Planes:
     """Multiplies S (clipped to [0, 1]) and turns H by `hue_shift` of a full circle."""
     h, s, v = rgb_to_hsv(*planes)
     h = h + hue_shift
@@ -87,7 +90,7 @@ def rgb_to_hsv(r: jax.Array, g: jax.Array, b: jax.Array) -> Planes:
     v = jnp.maximum(jnp.maximum(r, g), b)
     chroma = v - jnp.minimum(jnp.minimum(r, g), b)
     safe = jnp.where(chroma > 0, chroma, 1.0)
-    # In [-1, 1], and the other sectors in [1, 3] and [3, 5]: a comparison does for the remainder and is cheaper.
+    # `red` is in [-1, 1], the other sectors in [1, 3] and [3, 5]: a comparison replaces the remainder and is cheaper.
     red = (g - b) / safe
     sector = jnp.where(
         v == r, jnp.where(red < 0, red + 6, red), jnp.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)
@@ -113,6 +116,7 @@ def to_grey(image: jax.Array) -> jax.Array:
 
 
 def solarize(image: jax.Array, threshold: float = 0.5) -> jax.Array:
+    """Inverts the values at or above the threshold."""
     return jnp.where(image < threshold, image, 1.0 - image)
 
 

@@ -13,14 +13,14 @@ from vivi_jax.errors import lookup
 
 
 def augment(images_NxHxWx3: jax.Array, keys_N: jax.Array, *, color: str, hsv: bool, grey_prob: float) -> jax.Array:
-    """Augments each image in its own way.
+    """Augments each image with its own random values.
 
     Args:
       images_NxHxWx3: uint8, cropped and flipped.
       keys_N: one typed PRNG key per image.
       color: a key of COLORS: "inception" (VIVI section 4), "autoaugment" (VIVI Table 2) or "none".
-      hsv: HSV randomisation after it (VIVI: for models co-trained with a fraction of the labels).
-      grey_prob: chance of losing all colour before it (VIVI does not say; 0.66 in the code of its reference [33]).
+      hsv: HSV randomisation after `color` (VIVI: for models co-trained with a fraction of the labels).
+      grey_prob: chance that an image becomes grey before `color` (not in VIVI; 0.66 in the code of its reference [33]).
 
     Returns:
       float32[N, H, W, 3] in [0, 1].
@@ -48,7 +48,8 @@ def inception_color(image: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def shift_and_saturate(image: jax.Array, shift: jax.Array, factor: jax.Array) -> jax.Array:
-    # Clipped only at the end, as there: HSV of values outside [0, 1] is the same formula, V being the largest channel.
+    """Adds `shift` to all channels, then multiplies S in HSV by `factor`; clipped to [0, 1] at the end, as there."""
+    # HSV of values outside [0, 1] is the same formula, V being the largest channel.
     planes = color_ops.adjust_hsv(color_ops.split(image + shift), factor, 0.0)
     return jnp.clip(color_ops.merge(planes), 0.0, 1.0)
 

@@ -15,12 +15,12 @@ class Preempted(BaseException):
 class Preemption:
     """Turns SIGTERM into a flag that the loop reads between steps.
 
-    The loop marks what may take long and leaves the state alone (waiting for data, compiling, evaluating) as
-    interruptible: there the signal raises at once. Without a handler the process would die and save nothing.
+    The loop marks as interruptible what may take long and does not change the state (waiting for data, compiling,
+    evaluating): there the signal raises at once. Without a handler the process would end and save nothing.
 
     Args:
-      alone: no other process takes part in the run. Else the loop's steps are never interrupted: the others would wait
-        for this process in the next one. All stop together at the step they agree on (processes.StopConsensus).
+      alone: no other process takes part in the run. Otherwise the loop's steps are never interrupted, as the others
+        would wait for this process in the next step; all stop at the step they agree on (processes.StopConsensus).
     """
 
     def __init__(self, *, alone: bool = True):
@@ -37,6 +37,11 @@ class Preemption:
 
     @contextlib.contextmanager
     def interruptible(self, *, in_loop: bool = False) -> Iterator[None]:
+        """Within the block SIGTERM raises Preempted at once, also if it came before.
+
+        Args:
+          in_loop: the block is part of a training step; with several processes it is then not interruptible.
+        """
         if in_loop and not self._alone:
             yield
             return
@@ -49,17 +54,19 @@ class Preemption:
             self._interruptible = False
 
     def close(self) -> None:
+        """Restores the handler of SIGTERM that was there before."""
         signal.signal(signal.SIGTERM, self._previous)
 
 
 def rearm_watchdog(seconds: float) -> None:
     """Ends the process with all threads' stacks on stderr unless called again within `seconds` (0: never).
 
-    A peer that is alive but stuck hangs all others for ever in a collective; neither JAX nor the scheduler sees it.
+    A process that is alive but stuck would keep all others in a collective for ever, unnoticed by JAX and scheduler.
     """
     if seconds:
         faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def stop_watchdog() -> None:
+    """Disarms the watchdog."""
     faulthandler.cancel_dump_traceback_later()

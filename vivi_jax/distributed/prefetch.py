@@ -16,12 +16,12 @@ class Prefetcher:
     """Iterator over global batches; transfers run in a thread while the accelerator works.
 
     Args:
-      batches: yields dicts of arrays, leading axis = this process's share of the global batch.
+      batches: yields dicts of arrays whose leading axis is this process's share of the global batch.
       mesh: the batch is split over its "data" axis.
       depth: batches held on the device ahead of the one in use.
 
     Attributes:
-      wait_seconds: time the caller has spent waiting for data so far: the price of a slow input pipeline.
+      wait_seconds: time the caller has waited for data so far; large if the input pipeline is too slow.
     """
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, depth: int = 2):

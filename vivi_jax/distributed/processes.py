@@ -1,8 +1,8 @@
 """One process or many: how they find each other, agree before they start, and stop at the same step.
 
 A run on many hosts is the same command on every host. Each process reads its share of every batch, computes on its own
-devices, and meets the others in the collectives of the step. What one process decides alone (to stop, to refuse the
-data, to resume from another checkpoint) would leave the others waiting for ever: so such decisions are exchanged here.
+devices, and meets the others in the collectives of the step. If one process alone decided to stop, to refuse the data
+or to resume from another checkpoint, the others would wait for ever: such decisions are exchanged here.
 """
 
 import json
@@ -22,28 +22,28 @@ from vivi_jax import files
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 
-# (rank, number of processes): set by hand, by Open MPI, by Slurm. jax.distributed finds the coordinator of the last two
-# itself where it can, that of TPU VMs and GKE always.
+# Environment variables of (rank, number of processes): set by hand, by Open MPI, by Slurm. jax.distributed finds the
+# coordinator itself on TPU VMs and GKE, and where it can under Open MPI and Slurm.
 _RANKS = (
     ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
-_SHUTDOWN_SECONDS = 60  # what a process waits for the others at its end; after an error in one they never come
+_SHUTDOWN_SECONDS = 60  # a process waits so long for the others at its end; after an error in one they never come
 
 
 def start(*, start_timeout_seconds: float, heartbeat_seconds: int) -> None:
-    """Connects the processes of the run; must come before anything else of JAX. One process alone connects nothing.
+    """Connects the processes of the run; must be called before any other use of JAX. A single process does nothing.
 
-    Found by itself: TPU VMs, GKE, Slurm, Open MPI. Elsewhere the environment says it: JAX_COORDINATOR_ADDRESS=host:port
+    TPU VMs, GKE, Slurm and Open MPI are detected. Elsewhere set in the environment JAX_COORDINATOR_ADDRESS=host:port
     (of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Args:
       start_timeout_seconds: ends this process with one line on stderr if the others are not there by then.
-      heartbeat_seconds: after so long a silence a process counts as dead, which ends all others.
+      heartbeat_seconds: a process that is silent for longer counts as dead, which ends all others.
 
     Raises:
-      ConfigError: the environment has several processes, but not where they meet.
+      ConfigError: the environment names several processes, but no address where they meet.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     rank, count = next(
@@ -108,22 +108,22 @@ def exchange(value: Any) -> list[Any]:
 
 
 def run_on_all(prepare: Callable[[], tuple[Any, dict]]) -> Any:
-    """Runs `prepare` on every process; all go on or none does.
+    """Runs `prepare` on every process; succeeds on every process or raises on every process.
 
     Args:
-      prepare: returns (result, facts): what must be equal on all processes, as a nested JSON dict.
+      prepare: returns (result, facts); facts, a nested dict of JSON values, must be equal on all processes.
 
     Returns:
       This process's result.
 
     Raises:
-      ConfigError: another process failed, or its facts differ: which, and in what. A ValueError of prepare itself is
-        raised as it is.
+      ConfigError: another process failed, or its facts differ; the message says which process, and what differs.
+      ValueError: what prepare itself raised on this process.
     """
     result, facts, failure = None, {}, None
     try:
         result, facts = prepare()
-    except ValueError as error:  # ConfigError, DataError, CheckpointError: the user's to mend
+    except ValueError as error:  # ConfigError, DataError, CheckpointError: for the user to fix
         failure = error
     everyone = exchange({"host": socket.gethostname(), "failure": failure and str(failure), "facts": facts})
     if failure is not None:
@@ -146,7 +146,11 @@ def run_on_all(prepare: Callable[[], tuple[Any, dict]]) -> Any:
 
 
 def broadcast_from_process0(decide: Callable[[], Any]) -> Any:
-    """decide() of process 0, a JSON value, on every process; and its ValueError, if it raises one."""
+    """Runs decide() on process 0 only; every process returns its result, a JSON value.
+
+    Raises:
+      ConfigError: decide() raised a ValueError, with its message.
+    """
     if jax.process_count() == 1:
         return decide()
     answer = {}
@@ -164,30 +168,27 @@ def broadcast_from_process0(decide: Callable[[], Any]) -> Any:
 class StopConsensus:
     """Whether any process was asked to stop: the same answer on every process at the same step.
 
-    With several processes the answer to a step's question comes with the next: nobody waits for it.
+    With several processes a call returns the answer to the question of the call before, so that no process waits.
     """
 
     def __init__(self, mesh: Mesh):
         self._several = jax.process_count() > 1
         self._split = sharding.batch_sharding(mesh)
-        self._devices = mesh.size
+        self._devices_here = len(mesh.local_devices)
         self._any = jax.jit(lambda flags: flags.max(), out_shardings=sharding.replicated(mesh))
         self._answer = None
 
     def __call__(self, asked: bool) -> bool:
+        """Takes this process's wish, returns the consensus."""
         if not self._several:
             return asked
-        flags = jax.make_array_from_callback(
-            (self._devices,),
-            self._split,
-            lambda index: np.full(len(range(*index[0].indices(self._devices))), asked, np.int32),
-        )
+        flags = jax.make_array_from_process_local_data(self._split, np.full(self._devices_here, asked, np.int32))
         answer, self._answer = self._answer, self._any(flags)
         return answer is not None and bool(answer)
 
 
 def leave(code: int) -> None:
-    """Ends this process at once, after the others have come as far if they do within 5 s."""
+    """Ends this process with an exit code, without waiting more than 5 s for the others."""
     if jax.process_count() > 1:
         farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         farewell.start()

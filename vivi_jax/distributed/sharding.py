@@ -1,6 +1,7 @@
 """The device mesh, and where arrays live on it."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,17 +9,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vivi_jax.errors import ConfigError
 
-# Arrays below this many numbers stay whole on every device: what sharding them saves is less than their latency.
+# Smaller arrays (in numbers) stay whole on every device: gathering them would cost more than the memory they take.
 SMALLEST_SHARDED = 2**14
 
 
-def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+def make_mesh(devices: Sequence | None = None, fsdp: int = 1) -> Mesh:
     """All devices of all processes, as copies of the training state ("data") x parts of one copy ("fsdp").
 
-    The batch is split over both axes. Devices stand in the order of their processes, so that row r of the global batch
-    is on the same process as in the input pipeline's count, and the parts of a copy are near each other. Auto axes:
-    with JAX's default (Explicit) a product of two batch-sharded operands, as in every contrastive loss, is an error
-    instead of a collective.
+    The batch is split over both axes. Devices are ordered by process, so that each process holds the rows which its
+    input pipeline produced, and the parts of a copy are near each other. Auto axes: with JAX's default (Explicit) a
+    product of two batch-sharded operands, as in every contrastive loss, is an error instead of a collective.
+
+    Args:
+      devices: of jax.devices(); None: all.
+      fsdp: devices that share one copy of the state.
 
     Raises:
       ConfigError: the devices do not divide into copies of `fsdp` parts.
@@ -33,6 +37,7 @@ def make_mesh(devices: list[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -42,9 +47,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(state, mesh: Mesh):
-    """A sharding for every array of a training state (or of its shapes): whole where "fsdp" is 1.
+    """A sharding for every array of a training state (or of its shapes).
 
-    Else each large array, be it of parameters, optimizer or target, is split along its longest axis that divides.
+    Whole on every device if the mesh's "fsdp" axis is 1. Otherwise each large array, of parameters, optimizer or
+    target alike, is split along its longest axis that divides.
     """
     parts = mesh.shape["fsdp"]
 
@@ -59,9 +65,9 @@ def state_sharding(state, mesh: Mesh):
 
 
 def replicate_params(tree):
-    """Inside a step: the arrays of a state in parts put together; unchanged where the state is whole anyway.
+    """Inside a step: gathers the arrays of a state that is split over devices; nothing to do where it is whole.
 
-    Without it the compiler may split layers over the channels of their kernels, and move activations instead.
+    Without it the compiler may split layers over the channels of their kernels, and then send activations instead.
     """
     mesh = jax.sharding.get_abstract_mesh()  # train.compile_step sets it
     if mesh.empty or mesh.shape["fsdp"] == 1:

@@ -1,4 +1,4 @@
-"""What stands on the encoder during pretraining: multi-scale pooling (VITO section 3.1), projector, VDIM's phi."""
+"""Heads on top of the encoder during pretraining: multi-scale pooling (VITO section 3.1), projector, VDIM's phi."""
 
 from typing import Any
 

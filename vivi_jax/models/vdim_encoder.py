@@ -4,7 +4,9 @@ A block convolves in space (k_s x k_s, stride s_s) and then in time (k_t, stride
 the features of "Local 1" and "Local 2" see only a patch of the clip each, while "Global" sees all of it.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,8 +153,10 @@ class VdimEncoder(Encoder):
         for i, row in enumerate(TABLES[self.table], 1):
             check_size(x.shape, row, i, clips.shape)
             row = row._replace(channels=round(row.channels * self.width))
-            block = ConvBlock if isinstance(row, ConvRow) else ResBlock
-            x = block(row, dtype=self.dtype, name=f"block{i}")(x)
+            if isinstance(row, ConvRow):
+                x = ConvBlock(row, dtype=self.dtype, name=f"block{i}")(x)
+            else:
+                x = ResBlock(row, dtype=self.dtype, name=f"block{i}")(x)
             if row.view == "global":
                 x = make_norm(self.norm, dtype=self.dtype, name="norm")(x, train)
             if row.view:
@@ -206,7 +210,7 @@ class ResBlock(nn.Module):
 
 
 class ResUnit(nn.Module):
-    """AMDIM's ConvResNxN with a second convolution over time: conv, ReLU, conv, plus the average of what they see."""
+    """AMDIM's ConvResNxN, its second convolution over time: conv, ReLU, conv, plus the average over the same window."""
 
     row: ResRow
     dtype: Any
@@ -267,11 +271,13 @@ class TemporalConv(nn.Module):
         """[B, T, H, W, C] -> [B, t, H, W, features]."""
         kernel = self.param("kernel", self.init, (self.k, x.shape[-1], self.features)).astype(self.dtype)
         # A matmul per tap: on XLA:CPU a step is twice as fast as with a k x 1 convolution.
-        y = sum(matmul(tap, kernel[i]) for i, tap in enumerate(taps(x, 1, self.k, self.stride)))
+        products = (matmul(tap, kernel[i]) for i, tap in enumerate(taps(x, 1, self.k, self.stride)))
+        y = functools.reduce(operator.add, products)
         return add_bias(self, y) if self.bias else y
 
 
 def add_bias(module: nn.Module, y: jax.Array) -> jax.Array:
+    """Adds the module's parameter "bias" [C], zeros at first, to [..., C]."""
     bias = module.param("bias", nn.initializers.zeros, (y.shape[-1],))
     return y + channelwise(bias.astype(y.dtype), y.ndim)
 
@@ -282,11 +288,11 @@ def matmul(x: jax.Array, kernel_CxD: jax.Array) -> jax.Array:
 
 
 def taps(x: jax.Array, axis: int, k: int, stride: int) -> list[jax.Array]:
-    """What each of the k positions of a sliding window sees: arrays of (n - k) // stride + 1 positions along `axis`."""
+    """Strided slices of x, one for each of the k places in a window: (n - k) // stride + 1 positions along `axis`."""
     last = (x.shape[axis] - k) // stride * stride
     return [lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(k)]
 
 
 def average_pool(x: jax.Array, axis: int, k: int, stride: int) -> jax.Array:
-    """Mean over sliding windows along one axis, without padding. Faster than reduce_window on XLA:CPU, as separable."""
-    return sum(taps(x, axis, k, stride)) / k
+    """Mean over sliding windows along one axis, without padding; one axis at a time is fast on XLA:CPU."""
+    return functools.reduce(operator.add, taps(x, axis, k, stride)) / k

@@ -1,6 +1,6 @@
-"""What stands on the shot embeddings of VIVI: the prediction functions g of Figure 1 (section 3.3, sizes of section 4).
+"""Heads on top of VIVI's shot embeddings: the prediction functions g of Figure 1 (section 3.3, sizes of section 4).
 
-Computed in float32: next to the encoder they cost nothing.
+Computed in float32: their cost is negligible beside the encoder's.
 """
 
 import jax
@@ -31,7 +31,7 @@ class ShotPredictor(nn.Module):
     Attributes:
       hidden: units of the MLPs and of the LSTM.
       out: width of the MLPs' output.
-      lstm_layers: LSTMs on top of one another.
+      lstm_layers: number of stacked LSTMs.
     """
 
     hidden: int = 256
@@ -55,7 +55,7 @@ class ShotPredictor(nn.Module):
             )
         x_NxPxE = shots_NxKxE[:, :-1]
         for layer in range(1, self.lstm_layers + 1):
-            x_NxPxE = nn.RNN(nn.OptimizedLSTMCell(self.hidden), name=f"lstm{layer}")(x_NxPxE)
+            _, x_NxPxE = nn.RNN(nn.OptimizedLSTMCell(self.hidden), return_carry=True, name=f"lstm{layer}")(x_NxPxE)
         return (
             nn.Dense(self.hidden, use_bias=False, name="phi1")(x_NxPxE),
             nn.Dense(self.hidden, use_bias=False, name="phi2")(shots_NxKxE),
