@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 
 from input_pipeline.store import META, FrameStore
 from vivi_jax import checkpoint
-from vivi_jax.build import build
+from vivi_jax.build import build_method
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
+from vivi_jax.methods.base import HasAttention
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 PAIR_SECONDS = 0.76  # between the two frames of a clip: the median of VITO's training pairs (VITO §4.2)
@@ -93,11 +94,13 @@ def load_masks(run: str, images: np.ndarray) -> dict[str, np.ndarray]:
       CheckpointError: no run there, or nothing good in it.
       ConfigError: its method has no attention.
     """
-    method = build(ml_collections.ConfigDict(checkpoint.load_config(run))).method
+    method = build_method(ml_collections.ConfigDict(checkpoint.load_config(run)))
+    if not isinstance(method, HasAttention):
+        raise ConfigError(f"{run} is of {type(method).__name__}, which has no attention to show")
     state = checkpoint.load_state(run)
     masks = jax.jit(method.attention_masks)(state["params"], state["model_state"], images.astype(np.float32) / 255)
     if not masks:
-        raise ConfigError(f"{run} pools by averaging (config.method.pooling): it has no attention to show")
+        raise ConfigError(f"{run} was configured without attention (config.method): there is none to show")
     return {stage: np.asarray(mask) for stage, mask in masks.items()}
 
 

@@ -5,18 +5,18 @@ Needs neither TensorFlow nor scikit-learn.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vivi_jax import checkpoint
+from vivi_jax import checkpoint, export
+from vivi_jax.config import call_with_config
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import CheckpointError
-from vivi_jax.export import resnet as export
 from vivi_jax.models import build_encoder
 from vivi_jax.models.base import Encoder
 
@@ -24,10 +24,12 @@ EXPORT_IMAGE_SIZE = 224  # an export does not say what size it was trained at; a
 
 
 class LoadedEncoder(NamedTuple):
-    """Attributes:
-    encoder: the module.
-    variables: {"params", and "batch_stats" with BatchNorm}, ready for encoder.apply.
-    image_size: pixels of a side, as trained.
+    """An encoder and its weights.
+
+    Attributes:
+      encoder: the module.
+      variables: {"params", and "batch_stats" with BatchNorm}, ready for encoder.apply; {} of "none".
+      image_size: pixels of a side, as trained.
     """
 
     encoder: Encoder
@@ -35,17 +37,29 @@ class LoadedEncoder(NamedTuple):
     image_size: int
 
 
-def load_encoder(source: str) -> LoadedEncoder:
+def load_encoder(source: str, *, random: Mapping[str, Any] | None = None) -> LoadedEncoder:
     """The encoder of a run directory or of a .safetensors file.
+
+    Args:
+      random: config.encoder of "none", which has no weights: where random ones serve, see random_variables.
 
     Raises:
       CheckpointError: nothing there, or it does not verify.
+      ConfigError: `random` is no encoder.
     """
+    if source == "none" and random is not None:
+        return LoadedEncoder(call_with_config("encoder", build_encoder, **random), {}, EXPORT_IMAGE_SIZE)
     if pathlib.Path(source).suffix == ".safetensors":
         kwargs, variables = export.load_encoder(source)
         return LoadedEncoder(build_encoder(**kwargs), variables, EXPORT_IMAGE_SIZE)
     kwargs, variables = checkpoint.load_encoder(source)
     return LoadedEncoder(build_encoder(**kwargs), variables, checkpoint.load_config(source)["data"]["image_size"])
+
+
+def random_variables(encoder: Encoder, seed: int) -> dict:
+    """Random weights, and statistics of an untrained network, on the device."""
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    return jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(seed))
 
 
 def extract_features(encoder: nn.Module, variables: dict, batches: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,10 +94,12 @@ def _pooled(encoder, out_sharding, variables, images_BxHxWx3):
 
 
 class FrameClassifier(NamedTuple):
-    """Attributes:
-    top1: (uint8[N, H, W, 3] RGB, N at most `batch_size`) -> int32[N], the most probable class of each.
-    num_classes: of its output.
-    sha256: of its weights.
+    """A classifier of single frames.
+
+    Attributes:
+      top1: (uint8[N, H, W, 3] RGB, N at most `batch_size`) -> int32[N], the most probable class of each.
+      num_classes: of its output.
+      sha256: of its weights.
     """
 
     top1: Callable[[np.ndarray], np.ndarray]

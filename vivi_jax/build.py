@@ -27,10 +27,7 @@ class Experiment:
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Every section of the config becomes the keyword arguments of one function, so an unknown key is an error."""
-    encoder = call_with_config("encoder", build_encoder, **config.encoder)
-    method = call_with_config(
-        "method", lookup("config.method.name", config.method.name, METHODS), encoder, **without_name(config.method)
-    )
+    method = build_method(config)
     schedule, total_steps = call_with_config(
         "schedule",
         lookup("config.schedule.name", config.schedule.name, optim.SCHEDULES),
@@ -49,3 +46,9 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     train_step = make_train_step(method, optimizer, schedule, ema, seed=config.seed, micro_batches=config.micro_batches)
     batch_spec = method.batch_spec(config.batch_size, config.data)
     return Experiment(method, optimizer, train_step, batch_spec, total_steps)
+
+
+def build_method(config: ml_collections.ConfigDict) -> Method:
+    """The method with its encoder: all that reading a checkpoint needs of a config."""
+    method = lookup("config.method.name", config.method.name, METHODS)
+    return call_with_config("method", method, build_encoder(**config.encoder), **without_name(config.method))

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vivi_jax import files
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError
+from vivi_jax.methods.base import encoder_variables
 
 _LOG = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
@@ -206,10 +207,14 @@ def load_state(workdir: str, step: int | None = None) -> dict:
 
 
 def load_config(workdir: str) -> dict:
-    """The resolved config of a run, from its config.json."""
+    """The resolved config of a run, from its config.json; one of an earlier version in today's words.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        return upgrade(json.loads(path.read_text()))
     except FileNotFoundError:
         raise CheckpointError(
             f"no {path}: is {workdir} a run directory (made by python -m vivi_jax.main --workdir=...)?"
@@ -218,17 +223,15 @@ def load_config(workdir: str) -> dict:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+def upgrade(config: dict) -> dict:
+    """The sections that readers of checkpoints use, from any version's config, in today's words."""
+    if "ema_base" in config.get("method", {}):  # up to 0.1.0
+        config["ema"] = {"name": "cosine", "base": config["method"].pop("ema_base")}
+    return config
+
+
 def load_encoder(workdir: str) -> tuple[dict, dict]:
     """Returns (keyword arguments of models.build_encoder, its variables) from a run's newest good checkpoint."""
     config = load_config(workdir)
     state = load_state(workdir)
     return config["encoder"], encoder_variables(state["params"], state["model_state"])
-
-
-def encoder_variables(params: dict, model_state: dict) -> dict:
-    """The image encoder's part of a method's parameters and statistics, ready for `encoder.apply`.
-
-    A collection without an "encoder" is of the heads alone.
-    """
-    of_encoder = {name: tree["encoder"] for name, tree in model_state.items() if "encoder" in tree}
-    return {"params": params["encoder"], **of_encoder}

@@ -1,7 +1,7 @@
 """Writes a pretrained encoder under the names other people's code knows, and reads such files back.
 
-    python -m vivi_jax.export --workdir=RUN --format=torchvision --out=FILE.safetensors     ResNet v1 (VITO)
-    python -m vivi_jax.export --workdir=RUN --format=timm --out=FILE.safetensors            ResNet v2 (VIVI)
+    python -m vivi_jax.export --checkpoint=RUN --format=torchvision --out=FILE.safetensors     ResNet v1 (VITO)
+    python -m vivi_jax.export --checkpoint=RUN --format=timm --out=FILE.safetensors            ResNet v2 (VIVI)
 
 and, where torch and torchvision or timm are:
 
@@ -24,7 +24,7 @@ import argparse
 import sys
 
 from vivi_jax.errors import CheckpointError, ConfigError
-from vivi_jax.export.resnet import EXPORTERS
+from vivi_jax.export import EXPORTERS, export_encoder
 from vivi_jax.models import build_encoder
 
 
@@ -32,13 +32,15 @@ def main(argv: list[str] | None = None) -> None:
     from vivi_jax import checkpoint
 
     parser = argparse.ArgumentParser(prog="python -m vivi_jax.export", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, help="run directory; its newest good checkpoint is exported")
+    parser.add_argument(
+        "--checkpoint", "--workdir", required=True, help="run directory; its newest good checkpoint is exported"
+    )
     parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
     parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")
     args = parser.parse_args(argv)
     try:
-        config, variables = checkpoint.load_encoder(args.workdir)
-        metadata = EXPORTERS[args.format](build_encoder(**config), variables, args.out)
+        config, variables = checkpoint.load_encoder(args.checkpoint)
+        metadata = export_encoder(args.format, build_encoder(**config), variables, args.out)
     except (ConfigError, CheckpointError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote {args.out} and {args.out}.sha256")

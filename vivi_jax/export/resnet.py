@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from vivi_jax.errors import CheckpointError
-from vivi_jax.export.safetensors_files import load_safetensors, save_safetensors
+from vivi_jax.export.safetensors_files import save_safetensors
 from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
 from vivi_jax.models import build_encoder
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
@@ -22,23 +22,20 @@ TIMM_MODELS = {
 }
 
 
-def load_encoder(path: str) -> tuple[dict, dict]:
-    """Returns (keyword arguments of models.build_encoder, its variables) of a file in torchvision's or timm's names.
+def recognises(state: dict[str, np.ndarray]) -> bool:
+    """Whether a state_dict is a ResNet's in torchvision's or timm's names."""
+    return "conv1.weight" in state or "stem.conv.weight" in state
 
-    Depth, width, norm and stem follow from the entries, also in a file that was not written here. A missing or all-zero
-    classifier is left out. Input statistics come from the metadata; without them they are the library's own.
+
+def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, dict]:
+    """Returns (keyword arguments of models.build_encoder, its variables): depth, width, norm and stem by the entries.
 
     Raises:
-      CheckpointError: as load_safetensors and torch_names.from_torch; no depth has these blocks; or a BatchNorm ResNet
-        v2 whose max-pool is padded otherwise.
+      CheckpointError: as torch_names.from_torch; no depth has these blocks; or a BatchNorm ResNet v2 whose max-pool is
+        padded otherwise.
     """
-    state, metadata = load_safetensors(path)
     naming = TIMM if "stem.conv.weight" in state else TORCHVISION
-    stem = state.get("stem.conv.weight" if naming is TIMM else "conv1.weight")
-    if stem is None:
-        raise CheckpointError(
-            f"{path} has no entry conv1.weight or stem.conv.weight: it is not a ResNet in torchvision's or timm's names"
-        )
+    stem = state["stem.conv.weight" if naming is TIMM else "conv1.weight"]
     mean, std = (INCEPTION_MEAN, INCEPTION_STD) if naming is TIMM else (IMAGENET_MEAN, IMAGENET_STD)
     classifier = state.get(f"{naming.classifier}.weight", np.zeros((0, 0)))
     config = {
@@ -48,14 +45,11 @@ def load_encoder(path: str) -> tuple[dict, dict]:
         "num_classes": len(classifier) if classifier.any() else None,
         "input_mean": json.loads(metadata.get("input_mean", json.dumps(mean))),
         "input_std": json.loads(metadata.get("input_std", json.dumps(std))),
+        "depth": depth_of(naming, state),
     }
-    try:
-        config["depth"] = depth_of(naming, state)
-        if naming is TIMM:
-            config |= _v2_kind("norm.running_mean" in state, metadata)
-        return config, from_torch(naming, build_encoder(**config), state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    if naming is TIMM:
+        config |= _v2_kind("norm.running_mean" in state, metadata)
+    return config, from_torch(naming, build_encoder(**config), state)
 
 
 def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
@@ -120,6 +114,3 @@ def _export(naming: Naming, encoder: ResNet, variables: dict, path: str, metadat
     }
     save_safetensors(path, to_torch(naming, encoder, variables), metadata)
     return metadata
-
-
-EXPORTERS = {"torchvision": export_torchvision, "timm": export_timm}

@@ -112,3 +112,12 @@ def init_network(network: nn.Module, key: jax.Array, *inputs: Any, train: bool =
     """Random (params, model_state) of a network; only the shapes of its inputs matter."""
     variables = dict(network.init(key, *inputs, train=train))
     return variables.pop("params"), variables
+
+
+def encoder_variables(params: dict, model_state: dict) -> dict:
+    """The image encoder's part of a method's parameters and statistics, ready for `encoder.apply`.
+
+    A collection without an "encoder" is of the heads alone.
+    """
+    of_encoder = {name: tree["encoder"] for name, tree in model_state.items() if "encoder" in tree}
+    return {"params": params["encoder"], **of_encoder}

@@ -7,8 +7,9 @@ from vivi_jax.errors import lookup
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
+from vivi_jax.models.vit import VisionTransformer
 
-ENCODERS: dict[str, type[Encoder]] = {"resnet": ResNet, "vdim": VdimEncoder}
+ENCODERS: dict[str, type[Encoder]] = {"resnet": ResNet, "vdim": VdimEncoder, "vit": VisionTransformer}
 
 
 def build_encoder(name: str, **kwargs: Any) -> Encoder:
