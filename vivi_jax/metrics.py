@@ -1,4 +1,4 @@
-"""Scalars out of a run: metrics.jsonl, TensorBoard and the console."""
+"""The scalars of a run: to metrics.jsonl, TensorBoard and the console."""
 
 import json
 import pathlib
@@ -31,11 +31,13 @@ class MetricWriter:
         self._tensorboard = metric_writers.SummaryWriter(str(workdir))
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends the scalars of a step; steps must grow."""
         if self._writer:
             self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
             self._tensorboard.write_scalars(step, scalars)
 
     def close(self) -> None:
+        """Closes both files."""
         if self._writer:
             self._jsonl.close()
             self._tensorboard.close()
@@ -72,6 +74,7 @@ class Progress:
         }
 
     def show(self, step: int, scalars: dict[str, float]) -> None:
+        """Prints the line of a step: over the one before on a terminal, on a new line elsewhere."""
         if jax.process_index() != 0:
             return
         left = (self._total_steps - step) * self._batch_size / max(scalars["examples_per_second"], 1e-9)
@@ -91,7 +94,11 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """90061 -> "1 d 1 h"; 3725 -> "1 h 2 min"; 42 -> "42 s"."""
+    """Two units at most, rounded down.
+
+    >>> duration(90061), duration(3725), duration(42)
+    ('1 d 1 h', '1 h 2 min', '42 s')
+    """
     for size, unit, smaller, smaller_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // smaller)} {smaller_unit}"

@@ -15,6 +15,9 @@ DECAYED = {"kernel": True, "patch_kernel": False}
 def decay_mask(params: dict) -> dict:
     """Tree of bools with the structure of `params`: True where weight decay and the trust ratio apply.
 
+    >>> decay_mask({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+    {'dense': {'bias': False, 'kernel': True}}
+
     Raises:
       ConfigError: a parameter with two axes or more whose name has no rule.
     """
@@ -70,6 +73,7 @@ def piecewise(
 
 
 def check_warmup(warmup_steps: int, total_steps: int) -> None:
+    """Raises ConfigError unless the warm-up is shorter than the run."""
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(
             f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
@@ -81,7 +85,12 @@ SCHEDULES = {"cosine": cosine, "piecewise": piecewise}
 
 
 def ema_cosine(total_steps: int, *, base: float) -> optax.Schedule:
-    """Decay of the target's moving average by step: `base` at step 0, 1 at the end, along a cosine (BYOL)."""
+    """Decay of the target's moving average by step: `base` at step 0, 1 at the end, along a cosine (BYOL).
+
+    >>> decay = ema_cosine(100, base=0.99)
+    >>> [round(float(decay(step)), 4) for step in (0, 50, 100)]
+    [0.99, 0.995, 1.0]
+    """
     return lambda step: 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
 
 

@@ -39,7 +39,11 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def pick(seed: int, i: int, n: int) -> int:
-    """Which of n videos example i shows (i counts over all epochs): each of them once per epoch."""
+    """Which of n videos example i shows (i counts over all epochs): each of them once per epoch.
+
+    >>> [sorted(pick(0, i, n=4) for i in epoch) for epoch in (range(4), range(4, 8))]
+    [[0, 1, 2, 3], [0, 1, 2, 3]]
+    """
     epoch, position = divmod(i, n)
     return int(epoch_order(seed, epoch, n)[position])
 
@@ -75,6 +79,9 @@ def fixed_delay(rng: np.random.Generator, num_frames: int, views: int, delay: in
     """Neighbouring views exactly `delay` frames apart (VINCE, Gordon et al. 2020; VITO Fig. A.2).
 
     Those papers take pairs; going on at the same step for a third view is ours.
+
+    >>> np.diff(fixed_delay(example_rng(0, 3), num_frames=64, views=3, delay=25)).tolist()
+    [25, 25]
     """
     return rng.integers(num_frames - (views - 1) * delay) + delay * np.arange(views)
 
@@ -98,7 +105,11 @@ SAMPLERS = {"marginal": marginal, "fixed_delay": fixed_delay, "uniform_chunks": 
 
 
 def frames_needed(sampler: str, views: int, delay: int) -> int:
-    """Length of the shortest clip, in frames, from which the sampler can draw."""
+    """Length of the shortest clip, in frames, from which the sampler can draw.
+
+    >>> frames_needed("fixed_delay", views=3, delay=25), frames_needed("marginal", views=3, delay=25)
+    (51, 1)
+    """
     return {"fixed_delay": (views - 1) * delay + 1, "uniform_chunks": views}.get(sampler, 1)
 
 
@@ -193,7 +204,11 @@ def with_crops(rng: np.random.Generator, frames: np.ndarray, height: int, width:
 
 
 def central_square(frames: np.ndarray, height: int, width: int, side: int) -> ViewPlan:
-    """A plan for the given frames int64[V]: of each the square of `side` pixels in the middle."""
+    """A plan for the given frames int64[V]: of each the square of `side` pixels in the middle.
+
+    >>> central_square(np.array([7]), height=48, width=64, side=32).boxes.tolist()
+    [[8, 16, 32, 32]]
+    """
     box = ((height - side + 1) // 2, (width - side + 1) // 2, side, side)
     boxes, flips = np.tile(np.array(box, np.int32), (len(frames), 1)), np.zeros(len(frames), bool)
     return ViewPlan(frames, boxes, flips, np.zeros(len(frames), np.int64))
