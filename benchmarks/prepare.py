@@ -22,19 +22,16 @@ import numpy as np
 from benchmarks import results, tables
 from benchmarks.input import SEED, make_videos
 from input_pipeline import store
-from input_pipeline.preparation import beam as prepare_beam
-from input_pipeline.preparation import inputs
-from input_pipeline.preparation import local as prepare
-from input_pipeline.preparation import plan as preparation
+from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation.beam import prepare_with_beam
+from input_pipeline.preparation.local import prepare
 from vivi_jax.errors import DataError
 
 SECONDS, VIDEOS, ROUNDS = (4, 16), 3, 3  # lengths of the rendered videos, how many of each, repetitions
 ROWS = 20_000  # inputs of the measurement of memory
 COMMANDS = {
-    "prepare": lambda videos, out: prepare.prepare(videos, out, workers=1),
-    "prepare_beam, DirectRunner": lambda videos, out: prepare_beam.prepare_with_beam(
-        videos, out, ["--runner=DirectRunner"]
-    ),
+    "prepare": lambda videos, out: prepare(videos, out, workers=1),
+    "prepare_beam, DirectRunner": lambda videos, out: prepare_with_beam(videos, out, ["--runner=DirectRunner"]),
 }
 
 
@@ -87,15 +84,15 @@ def memory_per_input() -> float:
     with tempfile.TemporaryDirectory() as out:
         names = [f"{i // 1000:06d}/{i:011d}.mp4" for i in range(ROWS)]
         found = [inputs.Input(name, f"gs://bucket/videos/{name}", 10**7) for name in names]
-        settings = preparation.Settings()
-        plan = preparation.Plan(
+        settings = steps.Settings()
+        plan = steps.Plan(
             found,
             settings,
             [0] * ROWS,
             ["class"],
             {"settings": {}, "software": {}, "inputs": [[file.name, file.bytes] for file in found]},
         )
-        with preparation.begin(out, plan):
+        with steps.begin(out, plan):
             packed = (
                 {
                     "shard": {
@@ -107,7 +104,7 @@ def memory_per_input() -> float:
                 }
                 for s, members in enumerate(plan.shards)
             )
-            preparation.finish(out, plan, packed)
+            steps.finish(out, plan, packed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / ROWS
@@ -117,7 +114,7 @@ def contents(folder: str) -> tuple[list[float], float, float]:
     """([videos, their seconds], bytes of the videos, bytes of the frames) of a folder, by preparing it."""
     with tempfile.TemporaryDirectory() as scratch:
         out = os.path.join(scratch, "store")
-        prepare.prepare(folder, out)
+        prepare(folder, out)
         frames = store.FrameStore(out)
         read = sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
         written = sum(shard["bytes"] for shard in frames.meta["shards"])
@@ -127,7 +124,7 @@ def contents(folder: str) -> tuple[list[float], float, float]:
 def split_by_length(folder: str, scratch: str) -> list[str]:
     """Two folders with links to the shorter and to the longer half of the videos."""
     with tempfile.TemporaryDirectory() as out:
-        prepare.prepare(folder, os.path.join(out, "store"))
+        prepare(folder, os.path.join(out, "store"))
         frames = store.FrameStore(os.path.join(out, "store"))
     order = np.argsort(frames.num_frames / frames.fps, kind="stable")
     if len(order) < 2:

@@ -5,7 +5,7 @@
 
 CSV files: the manifest has the columns video,title and, if the videos were searched for by class, class; the classes,
 one a line in the order of the classifier's outputs, class,names with synonyms between semicolons. WEIGHTS is a ResNet
-with a classifier: a .safetensors file in torchvision's or timm's names, or a run. The rule is curation.Rule.
+with a classifier: a .safetensors file in torchvision's or timm's names, or a run. The rule is steps.Rule.
 
 OUT/decisions.jsonl says of every line of the manifest whether its video is kept, or why not; OUT/kept.csv is for
 prepare: --videos=DIR --labels=OUT/kept.csv --labelled_only. Report: OUT/report.json, .md and .png. Started again after
@@ -19,10 +19,10 @@ import sys
 
 from absl import app, flags
 
-from input_pipeline import remote_files as files
-from input_pipeline.curation import rule as curation
+from input_pipeline import storage
+from input_pipeline.curation import steps
 from input_pipeline.curation.local import DEFAULT, curate
-from input_pipeline.curation.rule import Rule
+from input_pipeline.curation.steps import Rule
 from input_pipeline.preparation.flags import parse_known_flags
 from vivi_jax.errors import DataError
 
@@ -43,10 +43,10 @@ def main(argv: list[str]) -> None:
             workers=values.workers,
             beam_options=None if values.runner is None else [f"--runner={values.runner}", *argv[1:]],
         )
-        report = json.loads(files.read(files.join(values.out, curation.REPORT)))
+        report = json.loads(storage.read(storage.join(values.out, steps.REPORT)))
         print(f"{report['lines']:>9,} lines\n{report['kept']:>9,} kept")
         for reason, count in report["reasons"].items():
-            print(f"{count:>9,} dropped: {curation.REASONS[reason]}")
+            print(f"{count:>9,} dropped: {steps.REASONS[reason]}")
         print(
             f"{values.out}: "
             + ("written" if made else "was complete already; nothing to do")
@@ -68,7 +68,7 @@ def define_flags() -> None:
     flags.DEFINE_string("runner", None, "a runner of Apache Beam, such as DirectRunner; default: do it without Beam")
     for field in dataclasses.fields(Rule):
         define = flags.DEFINE_float if field.type in (float, "float") else flags.DEFINE_integer
-        define(field.name, getattr(DEFAULT, field.name), "see curation.Rule")
+        define(field.name, getattr(DEFAULT, field.name), "see steps.Rule")
 
 
 if __name__ == "__main__":

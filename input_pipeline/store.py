@@ -19,6 +19,7 @@ from collections.abc import Iterable
 import numpy as np
 from array_record.python import array_record_module
 
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 FORMAT_VERSION = 1
@@ -169,32 +170,22 @@ def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
     Raises:
       OSError: the disk is full or not writable.
     """
-    partial = f"{os.fspath(path)}.partial"
-    writer = array_record_module.ArrayRecordWriter(partial, _WRITER_OPTIONS)
     count = 0
-    try:
-        for record in records:
-            writer.write(record)
-            count += 1
-        writer.close()
-    except RuntimeError as e:  # the writer's only error; its first line holds the system's reason
-        raise OSError(f"cannot write {path}: {e}".splitlines()[0]) from e
-    _publish(partial, path)
+    with files.atomic(path, unfinished=_unfinished(path)) as unfinished:
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
+            for record in records:
+                writer.write(record)
+                count += 1
+            writer.close()
+        except RuntimeError as e:  # the writer's only error; its first line holds the system's reason
+            raise OSError(f"cannot write {path}: {e}".splitlines()[0]) from e
     return count
 
 
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file so that `path` holds either its old contents or all of `data`, also after a power cut."""
-    partial = f"{os.fspath(path)}.partial"
-    with open(partial, "wb") as f:
-        f.write(data)
-    _publish(partial, path)
-
-
-def _publish(partial: str, path: str | os.PathLike) -> None:
-    with open(partial, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+def _unfinished(path: str | os.PathLike) -> str:
+    """Always the same name, so that what a kill leaves behind is written over by the next run."""
+    return f"{os.fspath(path)}.partial"
 
 
 def write_index(
@@ -216,10 +207,11 @@ def write_index(
     records = sum(shard["records"] for shard in shards)
     if frames.sum() != records:
         raise AssertionError(f"{frames.sum()} frames in the rows, {records} in the shards")
-    write_file(root / LEDGER, "".join(json.dumps(_ledger_line(row)) + "\n" for row in rows).encode())
-    with open(root / f"{INDEX}.partial", "wb") as f:  # NumPy stamps every entry of the zip with 1980: same bytes
-        np.savez(
-            f,
+    ledger = "".join(json.dumps(_ledger_line(row)) + "\n" for row in rows)
+    files.write_bytes(root / LEDGER, ledger.encode(), unfinished=_unfinished(root / LEDGER))
+    with files.atomic(root / INDEX, unfinished=_unfinished(root / INDEX)) as unfinished, open(unfinished, "wb") as file:
+        np.savez(  # stamps every entry of the zip with 1980: same bytes
+            file,
             videos=np.array([row["input"] for row in ok], np.str_),
             first_record=np.cumsum(frames) - frames,
             num_frames=frames.astype(np.int32),
@@ -231,7 +223,6 @@ def write_index(
             shot_starts=np.array([start for row in ok for start in row["shot_starts"]], np.int32),
             shot_offsets=np.cumsum([0] + [len(row["shot_starts"]) for row in ok], dtype=np.int64),
         )
-    _publish(str(root / f"{INDEX}.partial"), root / INDEX)
     meta = {
         "version": FORMAT_VERSION,
         "settings": settings,
@@ -242,7 +233,8 @@ def write_index(
         "shots": sum(len(row["shot_starts"]) for row in ok),
         "shards": shards,
     }
-    write_file(root / META, (json.dumps(meta, indent=1, sort_keys=True) + "\n").encode())
+    text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
+    files.write_bytes(root / META, text.encode(), unfinished=_unfinished(root / META))
 
 
 def _ledger_line(row: dict) -> dict:

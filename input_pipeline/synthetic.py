@@ -20,7 +20,7 @@ import argparse
 import sys
 
 from input_pipeline.rendered.shapes import FPS, SHAPES, write_videos
-from vivi_jax.errors import DataError
+from vivi_jax.errors import ConfigError, DataError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(parser.parse_args(argv))
     try:
         write_videos(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
-    except DataError as e:
+    except (ConfigError, DataError) as e:
         sys.exit(f"error: {e}")
 
 

@@ -13,9 +13,9 @@ so that what two windows of a clip have in common is chiefly its motion.
 import argparse
 import sys
 
-from input_pipeline.rendered import shapes as synthetic
 from input_pipeline.rendered.actions import ACTIONS, write_actions
-from vivi_jax.errors import DataError
+from input_pipeline.rendered.shapes import FPS
+from vivi_jax.errors import ConfigError, DataError
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=80, help="side of the picture in pixels")
     parser.add_argument("--seconds", type=float, default=2.4, help="length of a clip")
-    parser.add_argument("--fps", type=int, default=synthetic.FPS, help="frames per second")
+    parser.add_argument("--fps", type=int, default=FPS, help="frames per second")
     parser.add_argument("--classes", default=",".join(ACTIONS), help="comma-separated")
     args = vars(parser.parse_args(argv))
     try:
         write_actions(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
-    except DataError as e:
+    except (ConfigError, DataError) as e:
         sys.exit(f"error: {e}")
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from helpers.commands import run_module, start_module
 from helpers.folders import contents
 from helpers.video_files import write_video
-from input_pipeline.curation import local as curate
-from input_pipeline.curation import rule as curation
-from input_pipeline.curation.rule import Rule
+from input_pipeline.curation import steps
+from input_pipeline.curation.local import curate
+from input_pipeline.curation.steps import Rule
 from input_pipeline.preparation import inputs
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
@@ -135,13 +135,13 @@ def flags(library, classifier, out):
 
 
 def test_exactly_those_that_satisfy_the_rule(library):
-    lines = curation.read_manifest(str(library / "manifest.csv"))
+    lines = steps.read_manifest(str(library / "manifest.csv"))
     sandbox = Sandbox(**RULE.limits)
     decisions = [
-        curation.decide(
+        steps.decide(
             line,
             root=str(library),
-            classes=curation.read_classes(str(library / "classes.csv")),
+            classes=steps.read_classes(str(library / "classes.csv")),
             rule=RULE,
             sandbox=sandbox,
             top1=nearest_colour,
@@ -149,7 +149,7 @@ def test_exactly_those_that_satisfy_the_rule(library):
         for line in lines
     ]
     sandbox.close()
-    decisions = curation.drop_repeats(decisions)
+    decisions = steps.drop_repeats(decisions)
     assert outcomes(decisions) == EXPECTED
     assert [row["line"] for row in decisions] == list(range(1, 13))
     assert [(row["frames"], row["votes"]) for row in decisions if row["class"]] == [(100, 100), (100, 1), (100, 60)]
@@ -160,13 +160,13 @@ def test_exactly_those_that_satisfy_the_rule(library):
 
 
 def test_a_class_in_the_manifest_is_the_one_in_question(library):
-    classes = curation.read_classes(str(library / "classes.csv"))
+    classes = steps.read_classes(str(library / "classes.csv"))
     sandbox = Sandbox(**RULE.limits)
 
     def outcome(title, label):
-        line = curation.Line(0, "both.mp4", title, label)
+        line = steps.Line(0, "both.mp4", title, label)
         return outcomes(
-            [curation.decide(line, root=str(library), classes=classes, rule=RULE, sandbox=sandbox, top1=nearest_colour)]
+            [steps.decide(line, root=str(library), classes=classes, rule=RULE, sandbox=sandbox, top1=nearest_colour)]
         )[0]
 
     assert outcome("jade or sapphire", "jade") == "jade"  # not sapphire, of which it has more frames
@@ -175,7 +175,7 @@ def test_a_class_in_the_manifest_is_the_one_in_question(library):
 
 
 def test_names_in_titles(library):
-    classes = curation.read_classes(str(library / "classes.csv"))
+    classes = steps.read_classes(str(library / "classes.csv"))
     for title, named in {
         "Red  stone-wall": [0, 2],
         "red, stone": [0, 2],
@@ -205,7 +205,7 @@ def test_bad_lists_are_refused_in_one_line(tmp_path, manifest, classes, message)
     (tmp_path / "manifest.csv").write_text(manifest)
     (tmp_path / "classes.csv").write_text(classes)
     with pytest.raises(DataError, match=message) as error:
-        curate.curate(str(tmp_path / "manifest.csv"), str(tmp_path / "classes.csv"), "none", str(tmp_path / "out"))
+        curate(str(tmp_path / "manifest.csv"), str(tmp_path / "classes.csv"), "none", str(tmp_path / "out"))
     assert "\n" not in str(error.value)
 
 
@@ -213,18 +213,18 @@ def test_bad_lists_are_refused_in_one_line(tmp_path, manifest, classes, message)
 def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch):
     """The same bytes by one worker, by several, by Beam, and after kills; the report adds up; prepare can use it."""
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
-    monkeypatch.setattr(curation, "ROWS_PER_CHUNK", 5)
+    monkeypatch.setattr(steps, "ROWS_PER_CHUNK", 5)
     options = {
         "manifest": str(library / "manifest.csv"),
         "classes": str(library / "classes.csv"),
         "classifier": classifier,
         "rule": RULE,
     }
-    assert curate.curate(**options, out=str(tmp_path / "local"), workers=1)
-    decisions = [json.loads(line) for line in (tmp_path / "local" / curation.DECISIONS).read_text().splitlines()]
+    assert curate(**options, out=str(tmp_path / "local"), workers=1)
+    decisions = [json.loads(line) for line in (tmp_path / "local" / steps.DECISIONS).read_text().splitlines()]
     assert outcomes(decisions) == EXPECTED
-    assert curate.curate(**options, out=str(tmp_path / "three"), workers=3)
-    assert curate.curate(**options, out=str(tmp_path / "beam"), beam_options=["--runner=DirectRunner"])
+    assert curate(**options, out=str(tmp_path / "three"), workers=3)
+    assert curate(**options, out=str(tmp_path / "beam"), beam_options=["--runner=DirectRunner"])
     assert contents(tmp_path / "local") == contents(tmp_path / "three") == contents(tmp_path / "beam")
     from helpers.fake_bucket import FakeBucket
 
@@ -233,7 +233,7 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     monkeypatch.setattr(FakeBucket, "root", fake_bucket, raising=False)
     for path in (*library.iterdir(), pathlib.Path(classifier)):
         shutil.copy(path, fake_bucket / f"b%in%{path.name}")
-    assert curate.curate(
+    assert curate(
         "shelf://b/in/manifest.csv",
         "shelf://b/in/classes.csv",
         "shelf://b/in/resnet.safetensors",
@@ -254,9 +254,9 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
         "report.md",
         "report.png",
     }
-    assert not curate.curate(**options, out=str(tmp_path / "beam"))
+    assert not curate(**options, out=str(tmp_path / "beam"))
     with pytest.raises(DataError, match="was begun with another rule"):
-        curate.curate(**options | {"rule": Rule(short_side=36, image_size=32, min_votes=2)}, out=str(tmp_path / "beam"))
+        curate(**options | {"rule": Rule(short_side=36, image_size=32, min_votes=2)}, out=str(tmp_path / "beam"))
 
     report = json.loads((tmp_path / "local/report.json").read_text())
     assert report["kept"] == 3 and report["lines"] == 12 == report["kept"] + sum(report["reasons"].values())
@@ -299,7 +299,7 @@ def test_the_command_line(library, classifier, tmp_path):
     assert run.returncode == 0, run.stderr
     for line in ("12 lines", "3 kept", "2 dropped: the video does not open or decode"):
         assert line in run.stdout
-    assert outcomes(map(json.loads, (out / curation.DECISIONS).read_text().splitlines())) == EXPECTED
+    assert outcomes(map(json.loads, (out / steps.DECISIONS).read_text().splitlines())) == EXPECTED
     encoder, variables, _ = encoders.load_encoder(classifier)
     bare = tmp_path / "bare.safetensors"
     export.export_torchvision(
@@ -311,7 +311,7 @@ def test_the_command_line(library, classifier, tmp_path):
         bare,
     )
     with pytest.raises(DataError, match="has no classifier: give a ResNet with one"):
-        curate.curate(str(library / "manifest.csv"), str(library / "classes.csv"), str(bare), str(tmp_path / "other"))
+        curate(str(library / "manifest.csv"), str(library / "classes.csv"), str(bare), str(tmp_path / "other"))
     (tmp_path / "two.csv").write_text("class,names\nruby,\njade,\n")
     with pytest.raises(DataError, match="has 3 classes, .*two.csv names 2"):
-        curate.curate(str(library / "manifest.csv"), str(tmp_path / "two.csv"), classifier, str(tmp_path / "other"))
+        curate(str(library / "manifest.csv"), str(tmp_path / "two.csv"), classifier, str(tmp_path / "other"))

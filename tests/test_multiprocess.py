@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from helpers.runs import logged_steps, small_vito
-from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation.local import prepare
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint, files
 from vivi_jax.distributed import processes
@@ -29,7 +29,7 @@ def store(tmp_path_factory) -> pathlib.Path:
     """Sixteen rendered videos of two shots, with labels: enough for all three systems."""
     root = tmp_path_factory.mktemp("data")
     write_videos(root / "videos", videos=16, seed=0, size=48, seconds=3.0, classes=("disc", "star"), shots=2)
-    prepare.prepare(str(root / "videos"), str(root / "store"), labels="folder", workers=2)
+    prepare(str(root / "videos"), str(root / "store"), labels="folder", workers=2)
     return root / "store"
 
 

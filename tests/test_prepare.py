@@ -23,13 +23,13 @@ from helpers.commands import assert_one_line_error, children, run_module, start_
 from helpers.folders import digests
 from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import store
-from input_pipeline.preparation import inputs
-from input_pipeline.preparation import local as prepare
-from input_pipeline.preparation import plan as preparation
+from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
 run_prepare = functools.partial(run_module, "input_pipeline.prepare")
-SMALL = prepare.Settings(videos_per_shard=3)
+SMALL = Settings(videos_per_shard=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def videos(tmp_path_factory):
 def reference(videos, tmp_path_factory):
     """The store made by one worker without interruption."""
     out = tmp_path_factory.mktemp("reference") / "store"
-    assert prepare.prepare(str(videos), str(out), SMALL, workers=1)
+    assert prepare(str(videos), str(out), SMALL, workers=1)
     return out
 
 
@@ -112,7 +112,7 @@ def test_the_store_holds_the_frames(reference):
 @pytest.mark.parametrize("workers", [2, 5])
 def test_same_bytes_for_any_number_of_workers(videos, reference, tmp_path, workers):
     before = set(children(os.getpid()))
-    prepare.prepare(str(videos), str(tmp_path / "store"), SMALL, workers=workers)
+    prepare(str(videos), str(tmp_path / "store"), SMALL, workers=workers)
     assert digests(tmp_path / "store") == digests(reference)
     assert set(children(os.getpid())) <= before  # no decoder is left
 
@@ -180,12 +180,12 @@ def test_full_disk_keeps_what_is_done(videos, reference, tmp_path):
 
 def test_complete_store_is_left_alone(videos, reference):
     before = {path: path.stat().st_mtime_ns for path in reference.iterdir()}
-    assert not prepare.prepare(str(videos), str(reference), SMALL)
+    assert not prepare(str(videos), str(reference), SMALL)
     assert {path: path.stat().st_mtime_ns for path in reference.iterdir()} == before
     with pytest.raises(DataError, match="was begun with fps=25.0, this run has fps=12.0"):
-        prepare.prepare(str(videos), str(reference), prepare.Settings(videos_per_shard=3, fps=12.0))
+        prepare(str(videos), str(reference), Settings(videos_per_shard=3, fps=12.0))
     with pytest.raises(DataError, match="was begun with labels=, this run has labels="):
-        prepare.prepare(str(videos), str(reference), SMALL, labels="folder")
+        prepare(str(videos), str(reference), SMALL, labels="folder")
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -194,14 +194,14 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
     source.mkdir()
     for name in "abc":
         write_video(source / f"{name}.mp4", numbered(5))
-    prepare.prepare(str(source), str(out), SMALL)
+    prepare(str(source), str(out), SMALL)
     if not complete:  # as if killed before the last step
         (out / store.META).unlink()
         (out / store.PARTIAL).mkdir()
         files = [[file.name, file.bytes] for file in inputs.find(str(source), str(out))]
         plan = {
             "settings": dataclasses.asdict(SMALL) | {"labels": ""},
-            "software": preparation.software(),
+            "software": steps.software(),
             "inputs": files,
         }
         (out / store.PARTIAL / "plan.json").write_text(json.dumps(plan))
@@ -209,13 +209,13 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
     write_video(source / "b.mp4", numbered(9))
     write_video(source / "d.mp4", numbered(5))
     with pytest.raises(DataError, match=r"1 new, 1 gone, 1 of another size \(such as d.mp4\)"):
-        prepare.prepare(str(source), str(out), SMALL)
+        prepare(str(source), str(out), SMALL)
 
 
 def test_foreign_directory_is_not_written_to(videos, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match="neither empty nor a frame store"):
-        prepare.prepare(str(videos), str(tmp_path))
+        prepare(str(videos), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -224,7 +224,7 @@ def test_two_at_once(videos, tmp_path):
     with open(tmp_path / store.PARTIAL / "lock", "w") as lock:  # as the other preparation holds it
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another preparation is writing"):
-            prepare.prepare(str(videos), str(tmp_path))
+            prepare(str(videos), str(tmp_path))
 
 
 def test_ctrl_c(videos, tmp_path):
@@ -280,7 +280,7 @@ def test_odd_names_and_files_that_are_no_files(tmp_path):
     os.rename(write_video(source / "x.mp4", numbered(3)), os.fsencode(source) + b"/\xff.mp4")
     (source / "broken.mp4").symlink_to(source / "none")
     os.mkfifo(source / "pipe.mp4")
-    prepare.prepare(str(source), str(tmp_path / "store"), SMALL)
+    prepare(str(source), str(tmp_path / "store"), SMALL)
     assert [(row["status"], row["reason"][:30]) for row in ledger(tmp_path / "store")] == [
         ("refused", "unreadable: No such file or di"),
         ("ok", ""),
@@ -300,7 +300,7 @@ def labelled(videos, tmp_path, text):
 def test_labels_reach_the_index(videos, tmp_path, capsys):
     path = tmp_path / "labels.csv"
     path.write_text("video,label\nz.mp4,zebra\ncats/a.mp4,cat\ndogs/a.mp4,dog\nb.mkv,cat\ngone.mp4,cat\n")
-    prepare.prepare(str(videos / "**/*.m*"), str(tmp_path / "store"), SMALL, labels=str(path))
+    prepare(str(videos / "**/*.m*"), str(tmp_path / "store"), SMALL, labels=str(path))
     frames = store.FrameStore(tmp_path / "store")
     assert frames.class_names == ["cat", "dog", "zebra"]
     assert dict(zip(frames.videos.tolist(), frames.label.tolist(), strict=True)) == {
@@ -373,7 +373,7 @@ def test_one_clear_line(tmp_path, flags, message):
 @pytest.mark.slow
 def test_sample_videos(sample_data, tmp_path):
     source = sample_data / "videos"
-    prepare.prepare(str(source), str(tmp_path / "store"))
+    prepare(str(source), str(tmp_path / "store"))
     rows = {row["input"]: row["status"] for row in ledger(tmp_path / "store")}
     assert set(rows) == {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     assert {name for name, status in rows.items() if status == "refused"} == {"shots.json", "codec/corrupted.mp4"}

@@ -12,10 +12,10 @@ import pytest
 from helpers.commands import assert_one_line_error, run_module, start_module
 from helpers.folders import contents
 from helpers.video_files import numbered, scenes, write_video
-from input_pipeline import remote_files as files
-from input_pipeline import store
-from input_pipeline.preparation import inputs
-from input_pipeline.preparation import local as prepare
+from input_pipeline import storage, store
+from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation.local import prepare, summary
+from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
@@ -24,7 +24,7 @@ from input_pipeline import beam_runner
 from input_pipeline.preparation import beam as prepare_beam
 
 run_prepare = functools.partial(run_module, "input_pipeline.prepare_beam")
-SMALL = prepare.Settings(videos_per_shard=3)
+SMALL = Settings(videos_per_shard=3)
 DIRECT = ["--runner=DirectRunner"]
 
 
@@ -49,7 +49,7 @@ def videos(tmp_path_factory):
 def reference(videos, tmp_path_factory):
     """The store of the local command."""
     out = tmp_path_factory.mktemp("reference") / "store"
-    assert prepare.prepare(str(videos), str(out), SMALL, workers=2)
+    assert prepare(str(videos), str(out), SMALL, workers=2)
     return contents(out)
 
 
@@ -74,7 +74,7 @@ def test_same_bytes_as_the_local_command(videos, reference, tmp_path):
     assert not prepare_beam.prepare_with_beam(str(videos), str(tmp_path / "store"), DIRECT, SMALL)
     with pytest.raises(DataError, match="was begun with fps=25.0, this run has fps=5.0"):
         prepare_beam.prepare_with_beam(
-            str(videos), str(tmp_path / "store"), DIRECT, prepare.Settings(videos_per_shard=3, fps=5.0)
+            str(videos), str(tmp_path / "store"), DIRECT, Settings(videos_per_shard=3, fps=5.0)
         )
 
 
@@ -84,7 +84,7 @@ def test_same_bytes_from_a_bucket_to_a_bucket(fake_bucket, reference):
     made = {path.name.removeprefix("b%out%"): path.read_bytes() for path in fake_bucket.glob("b%out%*")}
     assert made == reference  # nothing more: no work in progress is left
     assert not prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
-    assert "4 ok" in prepare.summary("shelf://b/out") and "1 refused: empty file" in prepare.summary("shelf://b/out")
+    assert "4 ok" in summary("shelf://b/out") and "1 refused: empty file" in summary("shelf://b/out")
 
 
 @pytest.mark.slow
@@ -96,9 +96,9 @@ def test_goes_on_where_either_command_was(videos, reference, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare.preparation, "finish", lambda root, plan, packed: stop(next(packed)))
+        patch.setattr(steps, "finish", lambda root, plan, packed: stop(next(packed)))
         with pytest.raises(KeyboardInterrupt):
-            prepare.prepare(str(videos), str(out), SMALL, workers=1)
+            prepare(str(videos), str(out), SMALL, workers=1)
     first = out / "frames-00000-of-00003.array_record"
     written = first.stat().st_mtime_ns
     assert prepare_beam.prepare_with_beam(str(videos), str(out), DIRECT, SMALL)
@@ -146,12 +146,10 @@ def test_command_line(videos, reference, tmp_path):
 @pytest.mark.slow
 def test_labelled_only(videos, tmp_path):
     (tmp_path / "labels.csv").write_text("video,label\ncats/a.mp4,cat\ndogs/c.avi,dog\n")
-    prepare.prepare(
-        str(videos), str(tmp_path / "store"), SMALL, labels=str(tmp_path / "labels.csv"), labelled_only=True
-    )
+    prepare(str(videos), str(tmp_path / "store"), SMALL, labels=str(tmp_path / "labels.csv"), labelled_only=True)
     assert store.FrameStore(tmp_path / "store").videos.tolist() == ["cats/a.mp4", "dogs/c.avi"]
     with pytest.raises(DataError, match="--labelled_only without a labelled file"):
-        prepare.prepare(str(videos), str(tmp_path / "other"), SMALL, labelled_only=True)
+        prepare(str(videos), str(tmp_path / "other"), SMALL, labelled_only=True)
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------
@@ -190,14 +188,14 @@ def test_a_bucket_without_permission(fake_bucket, monkeypatch, forbidden, messag
 def test_a_video_that_may_not_be_read_is_refused(fake_bucket, reference, monkeypatch):
     monkeypatch.setattr(FakeBucket, "forbidden", ("shelf://b/in/cats/b.mkv",))
     prepare_beam.prepare_with_beam("shelf://b/in", "shelf://b/out", DIRECT, SMALL)
-    rows = {row["input"]: row for row in map(json.loads, files.read("shelf://b/out/ledger.jsonl").splitlines())}
+    rows = {row["input"]: row for row in map(json.loads, storage.read("shelf://b/out/ledger.jsonl").splitlines())}
     assert len(rows) == 7 and rows["cats/b.mkv"]["reason"].startswith("unreadable: cannot read shelf://b/in/cats/b.mkv")
     assert sum(row["status"] == "ok" for row in rows.values()) == 3
 
 
 def test_local_command_names_the_other(tmp_path):
     with pytest.raises(DataError, match="use python -m input_pipeline.prepare_beam"):
-        prepare.prepare("gs://bucket/videos", str(tmp_path))
+        prepare("gs://bucket/videos", str(tmp_path))
 
 
 def test_a_bucket_of_an_unknown_kind():

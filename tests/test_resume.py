@@ -13,7 +13,7 @@ import pytest
 from helpers.commands import start_module
 from helpers.runs import STEPS, logged_steps, small_vito
 from helpers.video_files import write_video
-from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation.local import prepare
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
 
@@ -26,7 +26,7 @@ def store(tmp_path_factory) -> pathlib.Path:
         texture = np.random.default_rng(i).integers(0, 256, (6, 20, 3), np.uint8).repeat(8, 0).repeat(8, 1)
         write_video(folder / f"{i:02}.mp4", [texture[:, t : t + 64] for t in range(70)])
     out = tmp_path_factory.mktemp("prepared") / "store"
-    prepare.prepare(str(folder), str(out), workers=2)
+    prepare(str(folder), str(out), workers=2)
     return out
 
 
@@ -118,7 +118,7 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(straight, st
 @pytest.mark.slow
 def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_side(tmp_path):
     write_videos(tmp_path / "videos", videos=16, seed=0, size=64, seconds=3.0, classes=("disc", "star"), shots=2)
-    prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
+    prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
 
     def start_vivi(name: str) -> subprocess.Popen:
         flags = [

@@ -95,7 +95,7 @@ def test_cuts_of_real_videos(sample_data, tmp_path, clips, num_cuts):
     for name in clips:
         row = video.decode_file(
             str(sample_data / "videos" / name),
-            str(tmp_path / "spool"),
+            str(tmp_path / "frames"),
             fps=25,
             short_side=256,
             jpeg_quality=95,

@@ -10,14 +10,15 @@ import sklearn.neighbors
 
 from helpers.commands import run_module
 from helpers.folders import digests
-from input_pipeline.preparation import local as prepare
-from input_pipeline.rendered import shapes as synthetic
+from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
+from input_pipeline.rendered import shapes
 from input_pipeline.store import FrameStore
 from input_pipeline.streams.order import Order
 from input_pipeline.streams.shots import shot_frames
-from vivi_jax.errors import DataError
+from vivi_jax.errors import ConfigError, DataError
 
-SHAPES = list(synthetic.SHAPES)
+SHAPES = list(shapes.SHAPES)
 
 
 def decode(path):
@@ -29,7 +30,7 @@ def decode(path):
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     out = tmp_path_factory.mktemp("rendered") / "videos"
-    synthetic.write_videos(out, videos=20, seed=3, size=64, seconds=1.0, classes=("ring", "star", "heart"), workers=2)
+    shapes.write_videos(out, videos=20, seed=3, size=64, seconds=1.0, classes=("ring", "star", "heart"), workers=2)
     return out
 
 
@@ -38,16 +39,16 @@ def single_frames():
     """One frame of each of 1000 shots: (frames uint8[N, 48, 48, 3], the same without the object, class int[N])."""
     frames, empty, labels = [], [], []
     for i in range(1000):
-        contours = synthetic.unit_shape(SHAPES[i % len(SHAPES)])
-        frames.append(synthetic.render_shot(np.random.default_rng([9, i]), contours, size=48, frames=1)[0])
-        empty.append(synthetic.render_shot(np.random.default_rng([9, i]), [], size=48, frames=1)[0])
+        contours = shapes.unit_shape(SHAPES[i % len(SHAPES)])
+        frames.append(shapes.render_shot(np.random.default_rng([9, i]), contours, size=48, frames=1)[0])
+        empty.append(shapes.render_shot(np.random.default_rng([9, i]), [], size=48, frames=1)[0])
         labels.append(i % len(SHAPES))
     return np.stack(frames), np.stack(empty), np.array(labels)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_has_unit_area_and_its_centre_of_mass_at_the_origin(name):
-    contours = [np.round(c * 400 + 800).astype(np.int32) for c in synthetic.unit_shape(name)]
+    contours = [np.round(c * 400 + 800).astype(np.int32) for c in shapes.unit_shape(name)]
     mask = cv2.fillPoly(np.zeros((1600, 1600), np.uint8), contours, 1)
     ys, xs = np.nonzero(mask)
     assert mask.sum() / 400**2 == pytest.approx(1, abs=0.02)
@@ -68,15 +69,15 @@ def test_files_are_real_videos_in_class_folders(videos):
 
 def test_encoding_keeps_the_pictures(videos):
     rng = np.random.default_rng([3, 0, 1])  # seed, train, video 1
-    rendered = synthetic.render_video(rng, "star", size=64, frames=25, shots=1)
+    rendered = shapes.render_video(rng, "star", size=64, frames=25, shots=1)
     _, decoded = decode(videos / "train" / "star" / "00001.mp4")
     assert np.abs(rendered.astype(int) - decoded).mean() < 5  # of 255
 
 
 def test_files_depend_on_the_seed_and_not_on_the_workers(videos, tmp_path):
     settings = dict(videos=20, size=64, seconds=1.0, classes=("ring", "star", "heart"), workers=1)
-    synthetic.write_videos(tmp_path / "same", seed=3, **settings)
-    synthetic.write_videos(tmp_path / "other", seed=4, **settings)
+    shapes.write_videos(tmp_path / "same", seed=3, **settings)
+    shapes.write_videos(tmp_path / "other", seed=4, **settings)
     expected = digests(videos, ".mp4")
     assert digests(tmp_path / "same", ".mp4") == expected
     assert not set(digests(tmp_path / "other", ".mp4").values()) & set(expected.values())
@@ -85,24 +86,24 @@ def test_files_depend_on_the_seed_and_not_on_the_workers(videos, tmp_path):
 
 def test_rendering_goes_on_after_an_interruption(videos, tmp_path):
     settings = dict(seed=3, size=64, seconds=1.0, classes=("ring", "star", "heart"), workers=1)
-    synthetic.write_videos(tmp_path, videos=20, **settings)
+    shapes.write_videos(tmp_path, videos=20, **settings)
     kept, lost = tmp_path / "train/ring/00000.mp4", tmp_path / "test/heart/00002.mp4"
     lost.rename(lost.with_name(f".{lost.name}.partial"))  # what a kill leaves behind
     before = kept.stat().st_mtime_ns
-    synthetic.write_videos(tmp_path, videos=20, **settings)
+    shapes.write_videos(tmp_path, videos=20, **settings)
     assert digests(tmp_path, ".mp4") == digests(videos, ".mp4")
     assert kept.stat().st_mtime_ns == before
     assert not list(tmp_path.rglob("*.partial"))
-    with pytest.raises(DataError, match="other settings"):
-        synthetic.write_videos(tmp_path, videos=24, **settings)
+    with pytest.raises(ConfigError, match="other values"):
+        shapes.write_videos(tmp_path, videos=24, **settings)
     assert digests(tmp_path, ".mp4") == digests(videos, ".mp4")
 
 
 def test_scene_does_not_depend_on_the_shape():
     """The same random numbers give the same background, light and place whatever the object is."""
     a, b, empty = (
-        synthetic.render_shot(np.random.default_rng(5), contours, size=96, frames=3)
-        for contours in (synthetic.unit_shape("disc"), synthetic.unit_shape("cross"), [])
+        shapes.render_shot(np.random.default_rng(5), contours, size=96, frames=3)
+        for contours in (shapes.unit_shape("disc"), shapes.unit_shape("cross"), [])
     )
     same = (a == empty).all(axis=-1)
     assert same[:, :10].any()
@@ -146,7 +147,7 @@ def test_class_is_told_by_shape_and_not_by_colour_or_position(single_frames, kin
 def test_within_a_clip_colour_and_place_drift():
     """Frames of one clip 0.76 s apart (VITO's median) differ in mean colour nearly as much as those of two clips."""
     clips = [
-        synthetic.render_shot(np.random.default_rng([1, i]), synthetic.unit_shape("disc"), size=32, frames=64)
+        shapes.render_shot(np.random.default_rng([1, i]), shapes.unit_shape("disc"), size=32, frames=64)
         for i in range(40)
     ]
     colour = np.stack([clip.mean((1, 2)) for clip in clips])  # [clips, frames, 3]
@@ -162,7 +163,7 @@ def shots_of_videos():
     """Shots of 40 videos of 4 shots each: lists of uint8[T, 48, 48, 3]."""
     videos = []
     for i in range(40):
-        video = synthetic.render_video(
+        video = shapes.render_video(
             np.random.default_rng([2, i]), SHAPES[i % len(SHAPES)], size=48, frames=80, shots=4, fps=10
         )
         change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
@@ -183,10 +184,10 @@ def test_colours_of_a_shot_tell_nothing_about_the_next_shot_or_the_class(shots_o
 
 
 def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(tmp_path, caplog):
-    synthetic.write_videos(
+    shapes.write_videos(
         tmp_path / "videos", videos=16, seed=1, size=64, seconds=8, fps=10, shots=4, classes=("disc", "star")
     )
-    prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), prepare.Settings(short_side=64), labels="folder")
+    prepare(str(tmp_path / "videos"), str(tmp_path / "store"), Settings(short_side=64), labels="folder")
     store = FrameStore(tmp_path / "store")
     assert set(store.fps.tolist()) == {10.0} and set(store.num_frames.tolist()) == {80}
     for v in range(16):
@@ -208,22 +209,22 @@ def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(t
 
 def test_the_object_is_larger_in_each_later_shot(monkeypatch):
     sides = []
-    render_scene = synthetic.render_scene
+    render_scene = shapes.render_scene
     monkeypatch.setattr(
-        synthetic,
+        shapes,
         "render_scene",
         lambda rng, contours, pose, **kw: sides.append(pose.side.mean()) or render_scene(rng, contours, pose, **kw),
     )
-    monkeypatch.setattr(synthetic, "cuts_are_clear", lambda video, cuts: True)  # so that every draw is a shot
+    monkeypatch.setattr(shapes, "cuts_are_clear", lambda video, cuts: True)  # so that every draw is a shot
     for seed in range(10):
-        synthetic.render_video(np.random.default_rng(seed), "star", size=64, frames=40, shots=4, fps=10)
+        shapes.render_video(np.random.default_rng(seed), "star", size=64, frames=40, shots=4, fps=10)
     ratios = np.array(sides).reshape(10, 4)[:, [0, 3]]
-    assert np.exp(np.log(ratios[:, 1] / ratios[:, 0]).mean()) == pytest.approx(synthetic.ZOOM, rel=0.15)
+    assert np.exp(np.log(ratios[:, 1] / ratios[:, 0]).mean()) == pytest.approx(shapes.ZOOM, rel=0.15)
 
 
 def test_shots_are_hard_cuts():
     for shots in (1, 2, 4):
-        video = synthetic.render_video(np.random.default_rng(shots), "star", size=64, frames=75, shots=shots)
+        video = shapes.render_video(np.random.default_rng(shots), "star", size=64, frames=75, shots=shots)
         assert len(video) == 75
         change = np.abs(np.diff(video.astype(int), axis=0)).mean((1, 2, 3))
         cuts = np.flatnonzero(change > 15) + 1
@@ -247,7 +248,7 @@ def test_shots_are_hard_cuts():
 def test_impossible_settings_are_named_and_nothing_is_written(tmp_path, change, message):
     settings = dict(videos=8, seed=0, classes=("disc", "star")) | change
     with pytest.raises(DataError, match=message):
-        synthetic.write_videos(tmp_path / "out", **settings)
+        shapes.write_videos(tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
 
 

@@ -14,12 +14,11 @@ from sklearn.preprocessing import StandardScaler
 
 from helpers.commands import run_module
 from input_pipeline.preparation.local import Settings, prepare
-from input_pipeline.rendered import actions as synthetic_actions
-from input_pipeline.rendered import shapes as synthetic
+from input_pipeline.rendered import actions, shapes
 from input_pipeline.store import FrameStore
-from vivi_jax.errors import DataError
+from vivi_jax.errors import ConfigError
 
-ACTIONS = list(synthetic_actions.ACTIONS)
+ACTIONS = list(actions.ACTIONS)
 SIZE, FRAMES, CLIPS = 32, 30, 500
 
 
@@ -29,11 +28,11 @@ def clips() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     videos, masks = [], []
     for i in range(CLIPS):
         rng = np.random.default_rng([7, i])
-        contours = synthetic.unit_shape(synthetic_actions.SHAPE)
-        pose = synthetic_actions.draw_pose(rng, ACTIONS[i % len(ACTIONS)], size=SIZE, frames=FRAMES)
-        masks.append([synthetic._object_mask(contours, SIZE, *state) > 0.5 for state in zip(*pose, strict=True)])
-        every = synthetic.Pose(*(path[::10] for path in pose))  # pictures of three frames are enough
-        videos.append(synthetic.render_scene(rng, contours, every, size=SIZE))
+        contours = shapes.unit_shape(actions.SHAPE)
+        pose = actions.draw_pose(rng, ACTIONS[i % len(ACTIONS)], size=SIZE, frames=FRAMES)
+        masks.append([shapes._object_mask(contours, SIZE, *state) > 0.5 for state in zip(*pose, strict=True)])
+        every = shapes.Pose(*(path[::10] for path in pose))  # pictures of three frames are enough
+        videos.append(shapes.render_scene(rng, contours, every, size=SIZE))
     return np.stack(videos), np.array(masks), np.arange(CLIPS) % len(ACTIONS)
 
 
@@ -100,10 +99,7 @@ def test_every_component_has_one_distribution_at_every_time():
     """x, y and size of 1000 poses per class: Kolmogorov and Smirnov find no difference between classes."""
 
     def states(action: str, seed: int) -> np.ndarray:
-        poses = [
-            synthetic_actions.draw_pose(np.random.default_rng([i, seed]), action, size=100, frames=14)
-            for i in range(1000)
-        ]
+        poses = [actions.draw_pose(np.random.default_rng([i, seed]), action, size=100, frames=14) for i in range(1000)]
         return np.array([[*pose.place[t], pose.side[t]] for pose in poses for t in (0, 13)])
 
     values = [states(action, seed) for seed, action in enumerate(ACTIONS)]
@@ -115,8 +111,8 @@ def test_every_component_has_one_distribution_at_every_time():
 
 
 def test_a_class_moves_only_what_it_says():
-    for action, runs in synthetic_actions.ACTIONS.items():
-        pose = synthetic_actions.draw_pose(np.random.default_rng(1), action, size=100, frames=25)
+    for action, runs in actions.ACTIONS.items():
+        pose = actions.draw_pose(np.random.default_rng(1), action, size=100, frames=25)
         moved = [np.ptp(path) > 1e-9 for path in (pose.place[:, 0], pose.place[:, 1], pose.side)]
         assert moved == [run is not None for run in runs], action
         assert pose.place.min() > 0 and pose.place.max() < 100
@@ -125,7 +121,7 @@ def test_a_class_moves_only_what_it_says():
 def test_files_are_real_videos_that_can_be_prepared_and_do_not_depend_on_workers(tmp_path):
     options = dict(videos=8, seed=1, size=32, seconds=0.4, classes=("clockwise", "pulsate"))
     for name, workers in (("a", 1), ("b", 2)):
-        synthetic_actions.write_actions(tmp_path / name, workers=workers, **options)
+        actions.write_actions(tmp_path / name, workers=workers, **options)
     digests = [
         sorted(
             (str(p.relative_to(tmp_path / name)), hashlib.sha256(p.read_bytes()).hexdigest())
@@ -137,8 +133,8 @@ def test_files_are_real_videos_that_can_be_prepared_and_do_not_depend_on_workers
     prepare(str(tmp_path / "a" / "train"), str(tmp_path / "store"), Settings(), labels="folder", workers=1)
     store = FrameStore(tmp_path / "store")
     assert store.class_names == ["clockwise", "pulsate"] and store.num_frames.tolist() == [10] * 6
-    with pytest.raises(DataError, match="other settings"):
-        synthetic_actions.write_actions(tmp_path / "a", **options | {"seed": 2})
+    with pytest.raises(ConfigError, match="other values"):
+        actions.write_actions(tmp_path / "a", **options | {"seed": 2})
 
 
 def test_the_command_line_refuses_unknown_actions_in_one_line(tmp_path):

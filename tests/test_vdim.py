@@ -17,7 +17,7 @@ from flax import linen as nn
 from configs import vdim
 from helpers.networks import PlainEncoder, count
 from helpers.video_files import write_video
-from input_pipeline.preparation import local as prepare
+from input_pipeline.preparation.local import prepare
 from vivi_jax import losses, optim, train_step
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
@@ -350,7 +350,7 @@ def test_a_run_from_video_files_resumes_bit_for_bit(tmp_path):
     for i in range(8):
         texture = np.random.default_rng(i).integers(0, 256, (6, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
         write_video(tmp_path / "videos" / f"{i}.mp4", [texture[:, t : t + 48] for t in range(20 + i)])
-    prepare.prepare(str(tmp_path / "videos"), str(tmp_path / "store"), workers=2)
+    prepare(str(tmp_path / "videos"), str(tmp_path / "store"), workers=2)
     run = tmp_path / "run"
     command = [
         sys.executable,

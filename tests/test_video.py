@@ -25,11 +25,11 @@ SLOW = SETTINGS | {"short_side": 720}
 LIMITS = {"memory_mb": 2048, "cpu_s": 60, "wall_s": 120}
 
 
-def decode(path, spool=None, **settings):
+def decode(path, frame_file=None, **settings):
     """(row, RGB frames) of one file."""
-    spool = spool or pathlib.Path(str(path) + ".jpegs")
-    row = video.decode_file(str(path), str(spool), **SETTINGS | settings)
-    data, frames, start = spool.read_bytes(), [], 0
+    frame_file = frame_file or pathlib.Path(str(path) + ".jpegs")
+    row = video.decode_file(str(path), str(frame_file), **SETTINGS | settings)
+    data, frames, start = frame_file.read_bytes(), [], 0
     for length in row["jpeg_bytes"]:
         frames.append(cv2.imdecode(np.frombuffer(data[start : start + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
         start += length
@@ -83,7 +83,7 @@ def test_b_frames(tmp_path, container):  # AVI does not store when to show them
 
 
 def test_unordered_time_stamps(sample_data, tmp_path):
-    row, _ = decode(sample_data / "videos/codec/unordered_pts.mov", tmp_path / "spool")
+    row, _ = decode(sample_data / "videos/codec/unordered_pts.mov", tmp_path / "frames")
     assert row["frames"] == 4
 
 
@@ -157,7 +157,7 @@ def test_rotation_of_real_recordings(sample_data, tmp_path, degrees, clockwise):
     path = sample_data / f"videos/codec/rot_{degrees}.mov"
     with av.open(str(path)) as container:
         stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    _, (frame, *_) = decode(path, tmp_path / "spool", short_side=320)
+    _, (frame, *_) = decode(path, tmp_path / "frames", short_side=320)
     assert np.abs(frame.astype(int) - np.rot90(stored, -clockwise)).mean() < 4
 
 
@@ -177,8 +177,8 @@ def test_memory_does_not_grow_with_length(tmp_path):
     for count in (4, 40):  # 400 pictures of 320 x 240 are 92 MB
         path = loop_video(tmp_path / f"{count}.mp4", short, count)
         code = (
-            "import pathlib; from input_pipeline import video; video.decode_file("
-            f"{str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r});"
+            "import pathlib; from input_pipeline.preparation import video; video.decode_file("
+            f"{str(path)!r}, {str(tmp_path / 'frame_file')!r}, **{SETTINGS!r});"
             "print(pathlib.Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
         )
         peak[count] = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
@@ -329,21 +329,21 @@ def overwritten(folder):
 )
 def test_refused_with_the_reason(tmp_path, make, reason):
     with pytest.raises(video.Refused, match=f"^{reason}"):
-        video.decode_file(str(make(tmp_path)), str(tmp_path / "spool"), **SETTINGS)
+        video.decode_file(str(make(tmp_path)), str(tmp_path / "frames"), **SETTINGS)
 
 
 def test_damaged_recording_is_not_half_kept(sample_data, tmp_path):
     with pytest.raises(video.Refused, match="^truncated or damaged"):
-        decode(sample_data / "videos/codec/corrupted.mp4", tmp_path / "spool")
+        decode(sample_data / "videos/codec/corrupted.mp4", tmp_path / "frames")
 
 
 def test_names_are_never_protocols(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_video("a.ts", numbered(5))
     with pytest.raises(video.Refused, match="unreadable"):
-        video.decode_file("concat:a.ts|a.ts", "spool", **SETTINGS)
+        video.decode_file("concat:a.ts|a.ts", "frames", **SETTINGS)
     pathlib.Path("concat:a.ts|a.ts").write_bytes(pathlib.Path("a.ts").read_bytes())
-    assert decode("concat:a.ts|a.ts", pathlib.Path("spool"))[0]["frames"] == 5
+    assert decode("concat:a.ts|a.ts", pathlib.Path("frames"))[0]["frames"] == 5
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
@@ -367,34 +367,34 @@ def long_video(tmp_path_factory):
 )
 def test_a_limit_refuses_the_file_and_not_the_next_one(long_video, tmp_path, limits, reason):
     sandbox = Sandbox(**LIMITS | limits)
-    row = sandbox.decode(str(long_video), str(tmp_path / "spool"), **SLOW)
+    row = sandbox.decode(str(long_video), str(tmp_path / "frames"), **SLOW)
     assert row == {"status": "refused", "reason": reason}
     if "memory_mb" not in limits:
         short = write_video(tmp_path / "v.mp4", numbered(3))
-        assert sandbox.decode(str(short), str(tmp_path / "spool"), **SETTINGS)["status"] == "ok"
+        assert sandbox.decode(str(short), str(tmp_path / "frames"), **SETTINGS)["status"] == "ok"
     sandbox.close()
 
 
 def test_a_crash_of_the_decoder_refuses_one_file(long_video, tmp_path):
     sandbox = Sandbox(**LIMITS)
     rows = []
-    arguments = str(long_video), str(tmp_path / "spool")
+    arguments = str(long_video), str(tmp_path / "frames")
     thread = threading.Thread(target=lambda: rows.append(sandbox.decode(*arguments, **SLOW)))
     thread.start()
-    while not (tmp_path / "spool").exists():  # then the child is decoding
+    while not (tmp_path / "frames").exists():  # then the child is decoding
         time.sleep(0.01)
     os.kill(children(sandbox._server.pid)[0], signal.SIGSEGV)
     thread.join()
     assert rows == [{"status": "refused", "reason": "crashed the decoder: SIGSEGV"}]
     short = write_video(tmp_path / "v.mp4", numbered(3))
-    row = sandbox.decode(str(short), str(tmp_path / "spool"), **SETTINGS)
+    row = sandbox.decode(str(short), str(tmp_path / "frames"), **SETTINGS)
     assert row["status"] == "ok" and row["frames"] == 3
     sandbox.close()
 
 
 def test_closing_ends_the_file_in_work(long_video, tmp_path):
     sandbox = Sandbox(**LIMITS)
-    arguments = str(long_video), str(tmp_path / "spool")
+    arguments = str(long_video), str(tmp_path / "frames")
 
     def decode_until_closed():
         with pytest.raises(RuntimeError, match="decoder process ended"):
@@ -402,7 +402,7 @@ def test_closing_ends_the_file_in_work(long_video, tmp_path):
 
     thread = threading.Thread(target=decode_until_closed)
     thread.start()
-    while not (tmp_path / "spool").exists():
+    while not (tmp_path / "frames").exists():
         time.sleep(0.01)
     child = children(sandbox._server.pid)[0]
     closing = threading.Thread(target=sandbox.close)
@@ -420,7 +420,7 @@ def test_full_disk_is_no_fault_of_the_video(tmp_path):
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "from input_pipeline.preparation.sandbox import Sandbox;"
-        f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'spool')!r}, **{SETTINGS!r})"
+        f"Sandbox(**{LIMITS!r}).decode({str(path)!r}, {str(tmp_path / 'frame_file')!r}, **{SETTINGS!r})"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and run.stderr.splitlines()[-1].startswith("OSError: [Errno 27] File too large")

@@ -1,4 +1,4 @@
-"""Curation by the workers of a Beam runner: see curate.py and curation.py.
+"""Curation by the workers of a Beam runner: see curate.py and steps.py.
 
 manifest -> chunks of its lines -> spread over the workers -> worker: fetch, sandbox, classifier, chunk-C
 """
@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 
-from input_pipeline import beam_runner
-from input_pipeline import remote_files as files
-from input_pipeline.curation import rule as curation
-from input_pipeline.curation.rule import Line
+from input_pipeline import beam_runner, storage
+from input_pipeline.curation import steps
+from input_pipeline.curation.steps import Line
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 
@@ -45,7 +44,7 @@ def decide(manifest: str, out: str, task: dict, load: Callable, classifier_sha25
 
 def read_chunks(manifest: str) -> Iterator[tuple[int, list[Line]]]:
     """Numbered chunks of a manifest. A worker reads it, because a runner takes a few MB with the pipeline at most."""
-    yield from enumerate(curation.chunks_of(curation.read_manifest(manifest)))
+    yield from enumerate(steps.chunks_of(steps.read_manifest(manifest)))
 
 
 class DecideChunk(beam.DoFn):
@@ -68,11 +67,11 @@ class DecideChunk(beam.DoFn):
 
     def process(self, numbered: tuple[int, list[Line]]):
         number, lines = numbered
-        path = curation.chunk_path(self._out, number)
-        if files.exists(path):
+        path = steps.chunk_path(self._out, number)
+        if storage.exists(path):
             return
-        decisions = [curation.decide(line, **self._task, sandbox=self._sandbox, top1=self._top1) for line in lines]
-        files.write(path, curation.as_lines(decisions))
+        decisions = [steps.decide(line, **self._task, sandbox=self._sandbox, top1=self._top1) for line in lines]
+        storage.write(path, steps.as_lines(decisions))
         kept = sum(decision["status"] == "kept" for decision in decisions)
         beam.metrics.Metrics.counter("curate", "lines").inc(len(decisions))
         beam.metrics.Metrics.counter("curate", "kept").inc(kept)

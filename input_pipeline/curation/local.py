@@ -7,10 +7,10 @@ import os
 import tempfile
 from collections.abc import Callable
 
-from input_pipeline import remote_files as files
-from input_pipeline.curation import rule as curation
-from input_pipeline.curation.rule import Line, Rule
-from input_pipeline.preparation import local as prepare
+from input_pipeline import storage
+from input_pipeline.curation import steps
+from input_pipeline.curation.steps import Line, Rule
+from input_pipeline.preparation.local import cannot_write, pool, progress
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 
@@ -27,11 +27,11 @@ def load_classifier(weights: str, batch_size: int):
     from vivi_jax.errors import CheckpointError, ConfigError
 
     try:
-        if not files.is_remote(weights):
+        if not storage.is_remote(weights):
             return encoders.load_frame_classifier(weights, batch_size=batch_size)
         with tempfile.TemporaryDirectory() as scratch:
             copy = os.path.join(scratch, os.path.basename(weights))
-            files.fetch(weights, copy)
+            storage.fetch(weights, copy)
             return encoders.load_frame_classifier(copy, batch_size=batch_size)
     except (CheckpointError, ConfigError) as e:
         raise DataError(str(e)) from e
@@ -61,19 +61,19 @@ def curate(
     Raises:
       DataError: a manifest, class list or classifier that cannot be used, or `out` holds something else.
     """
-    lines, known = curation.read_manifest(manifest), curation.read_classes(classes)
+    lines, known = steps.read_manifest(manifest), steps.read_classes(classes)
     model = load_classifier(classifier, rule.frames)
     if model.num_classes != len(known.names):
         raise DataError(
             f"{classifier} has {model.num_classes} classes, {classes} names {len(known.names)}; they must "
             "be the same, in the same order"
         )
-    plan = curation.make_plan(rule, manifest=manifest, classes=classes, classifier_sha256=model.sha256)
-    manifest, classifier, out = map(files.absolute, (manifest, classifier, out))
-    root = files.absolute(videos) if videos else os.path.dirname(manifest)
+    plan = steps.make_plan(rule, manifest=manifest, classes=classes, classifier_sha256=model.sha256)
+    manifest, classifier, out = map(storage.absolute, (manifest, classifier, out))
+    root = storage.absolute(videos) if videos else os.path.dirname(manifest)
     task = {"root": root, "classes": known, "rule": rule}
     try:
-        if not curation.begin(out, plan):
+        if not steps.begin(out, plan):
             return False
         if beam_options is None:
             _decide_here(lines, out, task, model.top1, workers or len(os.sched_getaffinity(0)))
@@ -90,23 +90,23 @@ def curate(
             )
         decisions = [
             json.loads(line)
-            for chunk in range(len(curation.chunks_of(lines)))
-            for line in files.read(curation.chunk_path(out, chunk)).splitlines()
+            for chunk in range(len(steps.chunks_of(lines)))
+            for line in storage.read(steps.chunk_path(out, chunk)).splitlines()
         ]
-        curation.finish(out, plan, known, decisions)
+        steps.finish(out, plan, known, decisions)
     except OSError as e:
-        raise DataError(prepare.cannot_write(out, e)) from e
+        raise DataError(cannot_write(out, e)) from e
     return True
 
 
 def _decide_here(lines: list[Line], out: str, task: dict, top1: Callable, workers: int) -> None:
     """Writes the chunks that are not there yet."""
     waiting = collections.deque()  # chunks in work; a second one, so that one long video stops nobody
-    with prepare.pool(workers, task["rule"].limits) as submit, prepare.progress(len(lines)) as done:
-        for number, chunk in enumerate([*curation.chunks_of(lines), None]):
+    with pool(workers, task["rule"].limits) as submit, progress(len(lines)) as done:
+        for number, chunk in enumerate([*steps.chunks_of(lines), None]):
             if chunk:
-                path = curation.chunk_path(out, number)
-                skip = files.exists(path)  # by an earlier run
+                path = steps.chunk_path(out, number)
+                skip = storage.exists(path)  # by an earlier run
                 waiting.append(
                     (
                         path,
@@ -119,10 +119,10 @@ def _decide_here(lines: list[Line], out: str, task: dict, top1: Callable, worker
                 if futures is None:
                     done(count)
                 else:
-                    files.write(path, curation.as_lines([future.result() for future in futures]))
+                    storage.write(path, steps.as_lines([future.result() for future in futures]))
 
 
 def _decide_one(sandbox: Sandbox, line: Line, task: dict, top1: Callable, done: Callable) -> dict:
-    decision = curation.decide(line, **task, sandbox=sandbox, top1=top1)
+    decision = steps.decide(line, **task, sandbox=sandbox, top1=top1)
     done(1)
     return decision

@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from input_pipeline import beam_runner, store
-from input_pipeline import remote_files as files
-from input_pipeline.preparation import inputs
-from input_pipeline.preparation import local as prepare
-from input_pipeline.preparation import plan as preparation
-from input_pipeline.preparation.plan import Settings
+from input_pipeline import beam_runner, storage, store
+from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation.local import DEFAULT, cannot_write
 from input_pipeline.preparation.sandbox import Sandbox
+from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -36,7 +34,7 @@ def prepare_with_beam(
     videos: str,
     out: str,
     options: list[str],
-    settings: Settings = prepare.DEFAULT,
+    settings: Settings = DEFAULT,
     *,
     labels: str = "",
     labelled_only: bool = False,
@@ -53,41 +51,41 @@ def prepare_with_beam(
       DataError: as prepare.prepare; a bucket that does not let us; an option that Beam does not know.
     """
     beam_options = beam_runner.parse(options)
-    videos, out = files.absolute(videos), files.absolute(out)
-    plan = preparation.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
+    videos, out = storage.absolute(videos), storage.absolute(out)
+    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
     try:
-        if preparation.is_complete(out, plan):
+        if steps.is_complete(out, plan):
             return False
-        with preparation.begin(out, plan) as partial:
+        with steps.begin(out, plan) as partial:
             shards_of_plan = functools.partial(
                 read_plan, root=inputs.root_of(videos), per_shard=settings.videos_per_shard
             )
-            make_shard = MakeShard(out, settings, preparation.software())
+            make_shard = MakeShard(out, settings, steps.software())
             beam_runner.run(
                 beam_options,
                 lambda pipeline: (
                     pipeline
-                    | "Plan" >> beam.Create([preparation.plan_path(partial)])
+                    | "Plan" >> beam.Create([steps.plan_path(partial)])
                     | "Shards" >> beam.FlatMap(shards_of_plan)
                     | "Spread" >> beam.Reshuffle()
                     | "Make" >> beam.ParDo(make_shard)
                 ),
             )
-            preparation.finish(out, plan, _read_rows(partial, len(plan.shards)))
+            steps.finish(out, plan, _read_rows(partial, len(plan.shards)))
     except OSError as e:
-        raise DataError(prepare.cannot_write(out, e)) from e
+        raise DataError(cannot_write(out, e)) from e
     return True
 
 
 def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
     """The shards of a plan.json. A worker reads it, because a runner takes a few MB with the pipeline at most."""
-    named = json.loads(files.read(path))["inputs"]
-    shards = preparation.shards_of(len(named), per_shard)
+    named = json.loads(storage.read(path))["inputs"]
+    shards = steps.shards_of(len(named), per_shard)
     for number, members in enumerate(shards):
         yield Shard(
             number,
             len(shards),
-            [inputs.Input(named[i][0], files.join(root, named[i][0]), named[i][1]) for i in members],
+            [inputs.Input(named[i][0], storage.join(root, named[i][0]), named[i][1]) for i in members],
         )
 
 
@@ -98,9 +96,9 @@ class MakeShard(beam.DoFn):
         self._out, self._settings, self._software = out, settings, software
 
     def setup(self):
-        if preparation.software() != self._software:
+        if steps.software() != self._software:
             raise DataError(
-                f"this worker has {preparation.software()}, the command was started with {self._software}; "
+                f"this worker has {steps.software()}, the command was started with {self._software}; "
                 "their bytes would differ: use the same versions, in a container (launch/Dockerfile)"
             )
         self._sandbox = Sandbox(**self._settings.limits)
@@ -109,42 +107,42 @@ class MakeShard(beam.DoFn):
         self._sandbox.close()
 
     def process(self, shard: Shard):
-        partial = preparation.partial_of(self._out)
-        rows_path = preparation.rows_path(partial, shard.number)
-        if files.exists(rows_path):  # by an earlier run, or another worker
+        partial = steps.partial_of(self._out)
+        rows_path = steps.rows_path(partial, shard.number)
+        if storage.exists(rows_path):  # by an earlier run, or another worker
             return
         try:
-            with tempfile.TemporaryDirectory(dir=None if files.is_remote(self._out) else partial) as scratch:
+            with tempfile.TemporaryDirectory(dir=None if storage.is_remote(self._out) else partial) as scratch:
                 name = store.shard_name(shard.number, shard.count)
-                packed = preparation.pack(os.path.join(scratch, name), self._decoded(shard, scratch))
-                files.put(os.path.join(scratch, name), files.join(self._out, name))
-                files.write(rows_path, json.dumps(packed).encode())
+                packed = steps.pack(os.path.join(scratch, name), self._decoded(shard, scratch))
+                storage.put(os.path.join(scratch, name), storage.join(self._out, name))
+                storage.write(rows_path, json.dumps(packed).encode())
         except OSError as e:
-            raise DataError(prepare.cannot_write(self._out, e)) from e
+            raise DataError(cannot_write(self._out, e)) from e
         refused = sum(row["status"] == "refused" for row in packed["rows"])
         beam.metrics.Metrics.counter("prepare", "inputs").inc(len(packed["rows"]))
         beam.metrics.Metrics.counter("prepare", "refused").inc(refused)
         _LOG.info("shard %d of %d: %d inputs, %d refused", shard.number + 1, shard.count, len(packed["rows"]), refused)
 
     def _decoded(self, shard: Shard, scratch: str) -> Iterator[tuple[dict, str]]:
-        """(row, spool) of each input; on disk there is one of them at a time."""
-        spool = os.path.join(scratch, "spool")
+        """(row, its frame file) of each input; on disk there is one of them at a time."""
+        frame_file = os.path.join(scratch, "frames")
         for file in shard.inputs:
-            if not files.is_remote(file.path):
-                yield preparation.decode(self._sandbox, file, file.path, spool, self._settings), spool
+            if not storage.is_remote(file.path):
+                yield steps.decode(self._sandbox, file, file.path, frame_file, self._settings), frame_file
                 continue
             copy = os.path.join(scratch, "input" + os.path.splitext(file.path)[1])  # FFmpeg looks at the ending too
             try:
-                files.fetch(file.path, copy)
-            except files.Unreadable as e:
+                storage.fetch(file.path, copy)
+            except storage.Unreadable as e:
                 row = {"input": file.name, "bytes": file.bytes, "status": "refused", "reason": f"unreadable: {e}"}
-                yield row, spool
+                yield row, frame_file
                 continue
-            yield preparation.decode(self._sandbox, file, copy, spool, self._settings), spool
+            yield steps.decode(self._sandbox, file, copy, frame_file, self._settings), frame_file
             os.unlink(copy)
 
 
 def _read_rows(partial: str, count: int) -> Iterator[dict]:
     with concurrent.futures.ThreadPoolExecutor(_READS_AT_A_TIME) as pool:
-        for data in pool.map(files.read, (preparation.rows_path(partial, shard) for shard in range(count))):
+        for data in pool.map(storage.read, (steps.rows_path(partial, shard) for shard in range(count))):
             yield json.loads(data)

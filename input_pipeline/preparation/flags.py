@@ -6,7 +6,7 @@ import logging
 from absl import flags
 
 from input_pipeline.preparation import shots
-from input_pipeline.preparation.plan import Settings
+from input_pipeline.preparation.steps import Settings
 
 DEFAULT = Settings()
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from input_pipeline import remote_files as files
+from input_pipeline import storage
 from vivi_jax.errors import DataError
 
 
@@ -25,12 +25,12 @@ def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
     Whether a file is a video is found out by opening it, not by its name. Hidden files and folders (.DS_Store, .git)
-    are no inputs, nor is anything under `out`. Links are followed. Both may be in a bucket, see files.py.
+    are no inputs, nor is anything under `out`. Links are followed. Both may be in a bucket, see storage.py.
 
     Raises:
       DataError: nothing there, or a folder that cannot be read.
     """
-    if files.is_remote(videos):
+    if storage.is_remote(videos):
         return _find_remote(videos, out)
     videos = os.path.expanduser(videos)
     root = root_of(videos)
@@ -59,7 +59,7 @@ def find(videos: str, out: str) -> list[Input]:
 
 def root_of(videos: str) -> str:
     """The directory that the names of inputs are relative to; "" is the current one."""
-    if files.is_remote(videos):
+    if storage.is_remote(videos):
         fixed = re.split(r"[*?\[]", videos, maxsplit=1)[0]
         return videos.rstrip("/") if fixed == videos else fixed.rsplit("/", 1)[0]
     videos = os.path.expanduser(videos)
@@ -72,7 +72,7 @@ def _find_remote(videos: str, out: str) -> list[Input]:
     root = root_of(videos)
     wanted = re.compile(_glob_regex(videos[len(root) + 1 :]) if videos.rstrip("/") != root else ".*")
     inputs = []
-    for path, size in files.listing(root):
+    for path, size in storage.listing(root):
         name = path[len(root) + 1 :]
         hidden = any(part.startswith(".") for part in name.split("/"))
         if name and not hidden and wanted.fullmatch(name) and not path.startswith(out.rstrip("/") + "/"):
@@ -145,7 +145,7 @@ def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], st
 
 def _read_csv(path: str, names: list[str]) -> dict[str, str]:
     try:
-        reader = csv.DictReader(io.StringIO(files.read(path).decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(io.StringIO(storage.read(path).decode("utf-8-sig"), newline=""))
         if not {"video", "label"} <= set(reader.fieldnames or []):
             raise DataError(f"{path}: its first line must name the columns video,label; it is {reader.fieldnames}")
         rows = [(line["video"], line["label"]) for line in reader]

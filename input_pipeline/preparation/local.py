@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
-from input_pipeline import remote_files as files
-from input_pipeline import store
-from input_pipeline.preparation import inputs
-from input_pipeline.preparation import plan as preparation
-from input_pipeline.preparation.plan import Plan, Settings
+from input_pipeline import storage, store
+from input_pipeline.preparation import inputs, steps
 from input_pipeline.preparation.sandbox import Sandbox
+from input_pipeline.preparation.steps import Plan, Settings
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 DEFAULT = Settings()
@@ -47,17 +46,17 @@ def prepare(
       DataError: no inputs; `out` was begun with other inputs or settings, is in use, or cannot be written.
     """
     for path in (videos, out):
-        if files.is_remote(path):
+        if storage.is_remote(path):
             raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
-    plan = preparation.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
+    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
     try:
-        if preparation.is_complete(out, plan):
+        if steps.is_complete(out, plan):
             return False
-        with preparation.begin(out, plan) as partial:
+        with steps.begin(out, plan) as partial:
             packed = _decode_all(
                 pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0))
             )
-            preparation.finish(out, plan, packed)
+            steps.finish(out, plan, packed)
     except OSError as e:
         raise DataError(cannot_write(out, e)) from e
     return True
@@ -71,7 +70,7 @@ def cannot_write(out: str, error: OSError) -> str:
 
 
 def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> Iterator[dict]:
-    """What preparation.pack returned for every shard, in order."""
+    """What steps.pack returned for every shard, in order."""
     shards, settings = plan.shards, plan.settings
     ahead = 4 + 2 * workers // settings.videos_per_shard  # shards in work, so that one long video stops nobody
     waiting = collections.deque()
@@ -134,13 +133,13 @@ def progress(total: int) -> Iterator[Callable]:
 def _decode_one(
     sandbox: Sandbox, partial: pathlib.Path, index: int, file: inputs.Input, settings: Settings, done: Callable
 ) -> dict:
-    """Row of one file, with its frames in the spool; the presence of the row's file says that both are complete."""
+    """Row of one file, and its frames in a frame file; the presence of the row's file says that both are complete."""
     path = _row_path(partial, index)
     if path.exists():
         row = json.loads(path.read_text())
     else:
-        row = preparation.decode(sandbox, file, file.path, str(_spool_path(partial, index)), settings)
-        store.write_file(path, json.dumps(row).encode())
+        row = steps.decode(sandbox, file, file.path, str(_frame_file(partial, index)), settings)
+        files.write_json(path, row, indent=None)
     done(1)
     return row
 
@@ -148,18 +147,16 @@ def _decode_one(
 def _pack(
     root: pathlib.Path, partial: pathlib.Path, shard: int, num_shards: int, members: range, rows: list[dict]
 ) -> None:
-    """Moves the frames of consecutive files from their spools to a shard."""
+    """Moves the frames of consecutive files from their frame files to a shard."""
     path = root / store.shard_name(shard, num_shards)
-    packed = preparation.pack(
-        str(path), ((row, str(_spool_path(partial, i))) for i, row in zip(members, rows, strict=True))
-    )
-    store.write_file(_rows_path(partial, shard), json.dumps(packed).encode())
+    packed = steps.pack(str(path), ((row, str(_frame_file(partial, i))) for i, row in zip(members, rows, strict=True)))
+    files.write_json(_rows_path(partial, shard), packed, indent=None)
     for i in members:
-        _spool_path(partial, i).unlink(missing_ok=True)
+        _frame_file(partial, i).unlink(missing_ok=True)
         _row_path(partial, i).unlink(missing_ok=True)
 
 
-def _spool_path(partial: pathlib.Path, index: int) -> pathlib.Path:
+def _frame_file(partial: pathlib.Path, index: int) -> pathlib.Path:
     return partial / f"{index:08d}.jpegs"
 
 
@@ -168,13 +165,13 @@ def _row_path(partial: pathlib.Path, index: int) -> pathlib.Path:
 
 
 def _rows_path(partial: pathlib.Path, shard: int) -> pathlib.Path:
-    return pathlib.Path(preparation.rows_path(str(partial), shard))
+    return pathlib.Path(steps.rows_path(str(partial), shard))
 
 
 def summary(root: str) -> str:
     """What a complete store holds and what was refused, for people."""
-    ledger = files.join(root, store.LEDGER)
-    rows = [json.loads(line) for line in files.read(ledger).splitlines()]
+    ledger = storage.join(root, store.LEDGER)
+    rows = [json.loads(line) for line in storage.read(ledger).splitlines()]
     ok = [row for row in rows if row["status"] == "ok"]
     reasons = collections.Counter(row["reason"].split(":")[0] for row in rows if row["status"] == "refused")
     seconds = sum(row["frames"] / row["fps"] for row in ok)

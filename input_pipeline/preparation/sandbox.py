@@ -50,8 +50,8 @@ class Sandbox:
             env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         )
 
-    def decode(self, path: str, spool: str, *, function: str = "decode_file", **settings) -> dict:
-        """Runs a function of video.py, as decode_file(path, spool, **settings), within the limits.
+    def decode(self, path: str, frame_file: str, *, function: str = "decode_file", **settings) -> dict:
+        """Runs a function of video.py, as decode_file(path, frame_file, **settings), within the limits.
 
         Returns:
           {"status": "ok", "reason": "", **what it returns} or {"status": "refused", "reason": str}.
@@ -59,7 +59,13 @@ class Sandbox:
         Raises:
           OSError: the frames could not be written.
         """
-        request = {"function": function, "video": path, "spool": spool, "settings": settings, "limits": self._limits}
+        request = {
+            "function": function,
+            "video": path,
+            "frame_file": frame_file,
+            "settings": settings,
+            "limits": self._limits,
+        }
         try:
             self._server.stdin.write(json.dumps(request).encode() + b"\n")
             self._server.stdin.flush()
@@ -67,7 +73,7 @@ class Sandbox:
         except (BrokenPipeError, ValueError) as e:
             raise RuntimeError(f"the decoder process ended with code {self._server.wait()}") from e
         if row["status"] == "unwritable":
-            raise OSError(row["errno"], os.strerror(row["errno"]), spool)
+            raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
         return row
 
     def close(self) -> None:
@@ -86,12 +92,12 @@ def _serve() -> None:
         print(json.dumps(_decode_in_child(**json.loads(line))), file=answers, flush=True)
 
 
-def _decode_in_child(function: str, video: str, spool: str, settings: dict, limits: dict) -> dict:
+def _decode_in_child(function: str, video: str, frame_file: str, settings: dict, limits: dict) -> dict:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(function, video, spool, settings, limits, writer)
+        _child(function, video, frame_file, settings, limits, writer)
     os.close(writer)
     answer, deadline, timed_out = b"", time.monotonic() + limits["wall_s"], False
     while True:
@@ -119,13 +125,13 @@ def _decode_in_child(function: str, video: str, spool: str, settings: dict, limi
     return _refused(f"crashed the decoder: {name}")
 
 
-def _child(function: str, path: str, spool: str, settings: dict, limits: dict, writer: int) -> NoReturn:
+def _child(function: str, path: str, frame_file: str, settings: dict, limits: dict, writer: int) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_mb"] << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
     too_large = f"too large: more than {limits['memory_mb']} MiB of memory"
     try:
-        row = {"status": "ok", "reason": ""} | _FUNCTIONS[function](path, spool, **settings)
+        row = {"status": "ok", "reason": ""} | _FUNCTIONS[function](path, frame_file, **settings)
     except video.Refused as e:
         row = _refused(str(e) if _memory_left() else too_large)
     except MemoryError:

@@ -44,7 +44,7 @@ class Info(NamedTuple):
 
 
 def decode_file(
-    video: str, spool: str, *, fps: float, short_side: int, jpeg_quality: int, shot_rule: str, min_shot_frames: int
+    video: str, frame_file: str, *, fps: float, short_side: int, jpeg_quality: int, shot_rule: str, min_shot_frames: int
 ) -> dict:
     """Decodes a whole file to JPEG frames on a constant grid; memory does not depend on its length.
 
@@ -55,24 +55,24 @@ def decode_file(
 
     Args:
       video: path of a local file.
-      spool: path of the file to write, the JPEG frames one after the other.
+      frame_file: path of the file to write, the JPEG frames one after the other.
       shot_rule, min_shot_frames: see shots.find_shots.
 
     Returns:
       {"frames": int, "fps": float, "height": int, "width": int, "shot_starts": list of int,
-       "jpeg_bytes": list of int, the length of each frame in the spool}
+       "jpeg_bytes": list of int, the length of each frame in the frame file}
 
     Raises:
       Refused: the file is not a usable video.
-      OSError: the spool cannot be written.
+      OSError: the frame file cannot be written.
       MemoryError: the file needs more memory than there is.
     """
     info = _inspect(video, fps)
     scaler = VideoReformatter()  # kept: setting one up costs as much as scaling a picture
     lengths, distances = [], []
     shown = histogram = None
-    pathlib.Path(spool).unlink(missing_ok=True)  # whoever still writes to it does not write into ours
-    with open(spool, "wb") as out:
+    pathlib.Path(frame_file).unlink(missing_ok=True)  # whoever still writes to it does not write into ours
+    with open(frame_file, "wb") as out:
         for frame in _on_grid(_pictures(video, info), info):
             if frame is shown:  # still on display: the same JPEG again
                 distances.append(0.0)
@@ -100,14 +100,14 @@ def decode_file(
     }
 
 
-def decode_head(video: str, spool: str, *, frames: int, short_side: int, image_size: int) -> dict:
+def decode_head(video: str, frame_file: str, *, frames: int, short_side: int, image_size: int) -> dict:
     """Decodes the first pictures of a file, at its own rate, as an image classifier takes them.
 
     The short side becomes `short_side` pixels, also where that enlarges, and of the result the central square is kept.
 
     Args:
       video: path of a local file.
-      spool: path of the file to write, uint8[frames, image_size, image_size, 3] RGB as it is.
+      frame_file: path of the file to write, uint8[frames, image_size, image_size, 3] RGB as it is.
       frames: at most so many; a shorter video has fewer.
 
     Returns:
@@ -118,7 +118,7 @@ def decode_head(video: str, spool: str, *, frames: int, short_side: int, image_s
     """
     info = _inspect(video, fps=1.0)
     scaler, written = VideoReformatter(), 0
-    with open(spool, "wb") as out:
+    with open(frame_file, "wb") as out:
         for _, _, frame in itertools.islice(_pictures(video, info), frames):
             if not written:
                 width, height = frame.width * info.pixel_aspect, frame.height

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from input_pipeline.rendered import shapes as synthetic
+from input_pipeline.rendered import shapes
 
 # (x, y, size) of each class: what its cycle `t`, an angle in radians that grows with time, does to them; None stands
 # still. All are sines, whose values a random point of a cycle shares. y points down.
@@ -26,9 +26,7 @@ REACH = 0.20  # of x and y, as a share of the picture's side
 GROWTH = 0.35  # exp(+-0.35): the size varies by a factor of 2
 
 
-def draw_pose(
-    rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float = synthetic.FPS
-) -> synthetic.Pose:
+def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float = shapes.FPS) -> shapes.Pose:
     """Pose of an object that does `action`, one of ACTIONS; everything else from `rng` in the same way for all."""
     time = np.arange(frames) / fps  # seconds
     cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(*HERTZ) * time
@@ -39,7 +37,7 @@ def draw_pose(
         np.full(frames, np.sin(rest)) if run is None else run(cycle)
         for run, rest in zip(ACTIONS[action], still, strict=True)
     )
-    return synthetic.Pose(
+    return shapes.Pose(
         place=centre + REACH * size * np.stack([x, y], axis=1),
         side=side * np.exp(GROWTH * growth),
         angle=np.zeros(frames),
@@ -50,7 +48,7 @@ def draw_pose(
 def render_action(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float) -> np.ndarray:
     """One clip: uint8[frames, size, size, 3] RGB."""
     pose = draw_pose(rng, action, size=size, frames=frames, fps=fps)
-    return synthetic.render_scene(rng, synthetic.unit_shape(SHAPE), pose, size=size, fps=fps)
+    return shapes.render_scene(rng, shapes.unit_shape(SHAPE), pose, size=size, fps=fps)
 
 
 def write_actions(
@@ -60,18 +58,18 @@ def write_actions(
     seed: int,
     size: int = 80,
     seconds: float = 2.4,
-    fps: int = synthetic.FPS,
+    fps: int = shapes.FPS,
     classes: Sequence[str] = tuple(ACTIONS),
     workers: int | None = None,
 ) -> None:
     """Renders `videos` clips, three in four to OUT/train and the rest to OUT/test, one folder per class.
 
-    Arguments, errors and what happens after an interruption: synthetic.write_videos; classes are names from ACTIONS.
+    Arguments, errors and what happens after an interruption: shapes.write_videos; classes are names from ACTIONS.
     """
     frames = round(seconds * fps)
-    synthetic.check_values(
+    shapes.check_values(
         videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=classes, known=tuple(ACTIONS)
     )
     settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=list(classes), kind="actions")
     render = functools.partial(render_action, size=size, frames=frames, fps=fps)
-    synthetic.write_rendered(out, settings, render, workers)
+    shapes.write_rendered(out, settings, render, workers)

@@ -3,7 +3,6 @@
 import concurrent.futures
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -16,6 +15,7 @@ import numpy as np
 import tqdm
 
 from input_pipeline.preparation.shots import MIN_SHOT_FRAMES, distance, histogram, peak_rule
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 FPS = 25
@@ -264,15 +264,21 @@ def cuts_are_clear(video: np.ndarray, cuts: np.ndarray) -> bool:
 
 def write_video(path: pathlib.Path, video: np.ndarray, fps: int = FPS) -> None:
     """Encodes uint8[T, H, W, 3] RGB frames to an H.264 mp4 file; one thread, so that equal frames give equal files."""
-    partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "16", "threads": "1"})
+    options = {"preset": "ultrafast", "crf": "16", "threads": "1"}
+    # The same name always, so that what a kill leaves behind is written over when the rendering goes on.
+    with files.atomic(path, unfinished=path.with_name(f".{path.name}.partial")) as unfinished:
+        encode(unfinished, video, rate=fps, pixel_format="yuv420p", options=options)
+
+
+def encode(path: pathlib.Path, video: np.ndarray, *, rate: int, pixel_format: str, options: dict[str, str]) -> None:
+    """Encodes uint8[T, H, W, 3] RGB frames to an H.264 mp4 file with options of libx264."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixel_format
         for frame in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(partial, path)
 
 
 def plan_videos(videos: int, classes: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -324,6 +330,7 @@ def write_videos(
 
     Raises:
       DataError: an impossible value, or OUT holds something else.
+      ConfigError: OUT holds videos of other settings.
     """
     frames = round(seconds * fps)
     check_values(
@@ -350,9 +357,11 @@ def write_rendered(
 
     Raises:
       DataError: OUT holds something else.
+      ConfigError: OUT holds videos of other settings.
     """
     out, classes = pathlib.Path(out), settings["classes"]
-    _claim(out, settings)
+    _check_free(out)
+    files.claim(out / SETTINGS, settings, option="--out")
     jobs = [job for job in plan_videos(settings["videos"], classes) if not (out / video_name(*job)).exists()]
     if not jobs:
         return
@@ -401,16 +410,9 @@ def check_values(
         raise DataError(f"seed must not be negative, got {seed}")
 
 
-def _claim(out: pathlib.Path, settings: dict) -> None:
-    """Makes OUT ours: writes the settings into a new or empty folder, or finds the same ones there."""
-    path = out / SETTINGS
-    if path.is_file():
-        if json.loads(path.read_text()) != settings:
-            raise DataError(f"{out} holds videos rendered with other settings ({path}); choose another --out")
+def _check_free(out: pathlib.Path) -> None:
+    """Raises DataError unless OUT is new, empty, or a folder that was claimed for rendered videos."""
+    if not out.exists() or (out / SETTINGS).is_file():
         return
-    if out.exists() and (not out.is_dir() or any(p.name != f"{SETTINGS}.partial" for p in out.iterdir())):
+    if not out.is_dir() or any(SETTINGS not in p.name for p in out.iterdir()):  # a kill may leave unfinished settings
         raise DataError(f"{out} exists and is no folder of rendered videos; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / f"{SETTINGS}.partial"
-    unfinished.write_text(json.dumps(settings) + "\n")
-    unfinished.rename(path)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import vito
-from input_pipeline.preparation.local import Settings, prepare
-from input_pipeline.rendered import shapes as synthetic
+from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
+from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
 from vivi_jax.build import build
 from vivi_jax.train_step import create
@@ -64,7 +65,7 @@ def make_run(directory: pathlib.Path, variant: str, **data) -> pathlib.Path:
 def make_store(directory: pathlib.Path) -> pathlib.Path:
     """Frame stores train/ (6 videos) and test/ (2) of two classes, from rendered videos."""
     videos = directory / "videos"
-    synthetic.write_videos(videos, videos=8, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
+    write_videos(videos, videos=8, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
     for split in ("train", "test"):
         prepare(
             str(videos / split), str(directory / "store" / split), Settings(short_side=32), labels="folder", workers=1

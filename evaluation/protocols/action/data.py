@@ -16,9 +16,11 @@ import pathlib
 
 import numpy as np
 
-from evaluation.protocols.action import tfds_videos as actions_tfds
-from input_pipeline.preparation import local as prepare
+from evaluation.protocols.action import tfds_videos
+from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
 from input_pipeline.store import LEDGER, META, FrameStore
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
       splits: "1", "2", "3" or "all"; data without official lists have only "1".
       out: folder for the frame stores of videos; not used if `data` is frame stores already.
       max_missing: share of the videos of a list that may be missing or refused; they are named in OUT/missing.txt.
-      **decoding: of prepare.Settings, such as fps and short_side.
+      **decoding: of preparation.steps.Settings, such as fps and short_side.
 
     Returns:
       {"1": ..., ...}.
@@ -66,12 +68,12 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
     """
     root = pathlib.Path(data)
     numbers = ("1", "2", "3") if splits == "all" else (splits,)
-    if data == actions_tfds.NAME and not root.is_dir():
+    if data == tfds_videos.NAME and not root.is_dir():
         return {n: _from_tfds(n, pathlib.Path(out), decoding) for n in numbers}
     if not root.is_dir():
         raise DataError(
             f"no such directory: {data}; give a folder of videos with their split lists, with train/ and "
-            f"test/, or with one folder per class, or {actions_tfds.NAME} for that of TFDS"
+            f"test/, or with one folder per class, or {tfds_videos.NAME} for that of TFDS"
         )
     lists = read_lists(root)
     if lists:
@@ -94,8 +96,8 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
 
 
 def _from_tfds(number: str, out: pathlib.Path, decoding: dict) -> ActionSplit:
-    videos = out / f"{actions_tfds.NAME}_{number}" / "videos"
-    actions_tfds.write_videos(number, videos)
+    videos = out / f"{tfds_videos.NAME}_{number}" / "videos"
+    tfds_videos.write_videos(number, videos)
     return _two_parts(videos, videos.parent, decoding)
 
 
@@ -108,7 +110,7 @@ def _prepared(videos: pathlib.Path, out: pathlib.Path, decoding: dict) -> FrameS
     if (videos / META).is_file():
         return FrameStore(videos)
     out.parent.mkdir(parents=True, exist_ok=True)
-    prepare.prepare(str(videos), str(out), prepare.Settings(**decoding), labels="folder")
+    prepare(str(videos), str(out), Settings(**decoding), labels="folder")
     return FrameStore(out)
 
 
@@ -210,7 +212,7 @@ def _by_list(store: FrameStore, lists: Lists, missing_path: pathlib.Path, max_mi
     listed = lists.train + lists.test
     missing = [video for video in listed if video not in number]
     if missing:
-        missing_path.write_text("\n".join(missing) + "\n")
+        files.write_text(missing_path, "\n".join(missing) + "\n")
         text = (
             f"{len(missing)} of {len(listed)} videos in the lists are missing or could not be decoded (such as "
             f"{', '.join(missing[:3])}); all are named in {missing_path}, refusals in "

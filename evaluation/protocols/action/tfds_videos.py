@@ -1,12 +1,12 @@
 """UCF-101 from TensorFlow Datasets, written out as video files: TFDS keeps pictures, the rest here reads videos."""
 
-import fractions
 import os
 import pathlib
 
-import av
 import numpy as np
 
+from input_pipeline.rendered.shapes import encode
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 NAME = "ucf101"
@@ -47,13 +47,6 @@ def write_videos(number: str, out: str | os.PathLike, data_dir: str | None = Non
 
 
 def _write(path: pathlib.Path, frames: np.ndarray) -> None:
-    """Encodes uint8[T, H, W, 3] RGB frames."""
-    partial = path.with_name(f".{path.name}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fractions.Fraction(FRAMES_PER_SECOND), options={"crf": "8"})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv444p"  # also takes odd sizes
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    os.replace(partial, path)
+    """Encodes uint8[T, H, W, 3] RGB frames, of any height and width, which needs yuv444p."""
+    with files.atomic(path, unfinished=path.with_name(f".{path.name}.partial")) as unfinished:
+        encode(unfinished, frames, rate=FRAMES_PER_SECOND, pixel_format="yuv444p", options={"crf": "8"})

@@ -21,8 +21,7 @@ from typing import NamedTuple
 import av
 import cv2
 
-from input_pipeline import remote_files as files
-from input_pipeline import store
+from input_pipeline import storage, store
 from input_pipeline.preparation import inputs, shots
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
@@ -125,27 +124,27 @@ def is_complete(root: str, plan: Plan) -> bool:
     Raises:
       DataError: it is, but of another plan.
     """
-    path = files.join(root, store.META)
-    if not files.exists(path):
+    path = storage.join(root, store.META)
+    if not storage.exists(path):
         return False
-    settings = (json.loads(files.read(path)) if files.is_remote(root) else store.FrameStore(root).meta)["settings"]
+    settings = (json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta)["settings"]
     _check_same(root, {key: value for key, value in settings.items() if key != "software"}, plan.identity["settings"])
-    lines = files.read(files.join(root, store.LEDGER)).splitlines()
+    lines = storage.read(storage.join(root, store.LEDGER)).splitlines()
     _check_inputs(root, [[row["input"], row["bytes"]] for row in map(json.loads, lines)], plan.identity["inputs"])
-    files.remove_tree(partial_of(root))  # killed between the last two steps
+    storage.remove_tree(partial_of(root))  # killed between the last two steps
     return True
 
 
 def partial_of(root: str) -> str:
-    return files.join(root, store.PARTIAL)
+    return storage.join(root, store.PARTIAL)
 
 
 def plan_path(partial: str) -> str:
-    return files.join(partial, "plan.json")
+    return storage.join(partial, "plan.json")
 
 
 def rows_path(partial: str, shard: int) -> str:
-    return files.join(partial, f"rows-{shard:05d}.json")
+    return storage.join(partial, f"rows-{shard:05d}.json")
 
 
 @contextlib.contextmanager
@@ -156,25 +155,25 @@ def begin(root: str, plan: Plan) -> Iterator[str]:
       DataError: `root` was begun with another plan, is in use, or holds something else.
     """
     partial, path = partial_of(root), plan_path(partial_of(root))
-    begun = files.exists(path)
-    if not begun and files.names(root) - {store.PARTIAL}:
+    begun = storage.exists(path)
+    if not begun and storage.names(root) - {store.PARTIAL}:
         raise DataError(f"{root} is neither empty nor a frame store; give a new directory as --out")
-    files.make_folder(partial)
+    storage.make_folder(partial)
     with _locked(root, partial):
-        if files.exists(path):
-            earlier = json.loads(files.read(path))
+        if storage.exists(path):
+            earlier = json.loads(storage.read(path))
             _check_same(
                 root, earlier["settings"] | earlier["software"], plan.identity["settings"] | plan.identity["software"]
             )
             _check_inputs(root, earlier["inputs"], plan.identity["inputs"])
         else:
-            files.write(path, json.dumps(plan.identity).encode())
+            storage.write(path, json.dumps(plan.identity).encode())
         yield partial
 
 
 @contextlib.contextmanager
 def _locked(root: str, partial: str) -> Iterator[None]:
-    if files.is_remote(root):  # buckets have no locks; two at once would write the same bytes
+    if storage.is_remote(root):  # buckets have no locks; two at once would write the same bytes
         yield
         return
     with open(os.path.join(partial, "lock"), "w") as lock:
@@ -206,17 +205,17 @@ def _check_inputs(root: str, begun: list, now: list) -> None:
         )
 
 
-def decode(sandbox: Sandbox, file: inputs.Input, path: str, spool: str, settings: Settings) -> dict:
-    """Row of one input, its frames in the spool.
+def decode(sandbox: Sandbox, file: inputs.Input, path: str, frame_file: str, settings: Settings) -> dict:
+    """Row of one input; writes its frames.
 
     Args:
       path: where the file is on this machine.
-      spool: file to write; there is none if the input is refused.
+      frame_file: of the frames, one after the other; there is none if the input is refused.
     """
-    row = {"input": file.name, "bytes": file.bytes} | sandbox.decode(path, spool, **settings.decoding)
+    row = {"input": file.name, "bytes": file.bytes} | sandbox.decode(path, frame_file, **settings.decoding)
     if row["status"] == "refused":
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(spool)
+            os.unlink(frame_file)
     return row
 
 
@@ -225,7 +224,7 @@ def pack(path: str, decoded: Iterable[tuple[dict, str]]) -> dict:
 
     Args:
       path: local.
-      decoded: (row, its spool) of consecutive inputs, drawn one by one as the shard grows.
+      decoded: (row, its frame file) of consecutive inputs, drawn one by one as the shard grows.
 
     Returns:
       {"shard": its line in the table of shards, "rows": of its inputs}, the contents of rows-S.json.
@@ -233,10 +232,10 @@ def pack(path: str, decoded: Iterable[tuple[dict, str]]) -> dict:
     rows = []
 
     def frames() -> Iterator[bytes]:
-        for row, spool in decoded:
+        for row, frame_file in decoded:
             rows.append({key: value for key, value in row.items() if key != "jpeg_bytes"})
             if row["status"] == "ok":
-                with open(spool, "rb") as f:
+                with open(frame_file, "rb") as f:
                     yield from (f.read(length) for length in row["jpeg_bytes"])
 
     records = store.write_shard(path, frames())
@@ -257,11 +256,11 @@ def finish(root: str, plan: Plan, packed: Iterable[dict]) -> None:
         "rows": rows,
         "class_names": plan.class_names,
     }
-    if not files.is_remote(root):
+    if not storage.is_remote(root):
         store.write_index(root, **index)
     else:
         with tempfile.TemporaryDirectory() as scratch:
             store.write_index(scratch, **index)
             for name in (store.LEDGER, store.INDEX, store.META):  # the last one means complete
-                files.put(os.path.join(scratch, name), files.join(root, name))
-    files.remove_tree(partial_of(root))
+                storage.put(os.path.join(scratch, name), storage.join(root, name))
+    storage.remove_tree(partial_of(root))

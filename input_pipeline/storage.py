@@ -1,7 +1,7 @@
 """Files by path: local ones by the operating system, those in a bucket (gs://, s3://, hdfs://) by Apache Beam.
 
-What is written here is either absent under its name or complete, whoever is killed when, and however many write the
-same at a time. Training reads local paths only: mount the bucket, or copy the store.
+Writes are atomic: readers see a complete file or none, even if a writer is killed or several write the same at once.
+Training reads local paths only: mount the bucket, or copy the store.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 
-from input_pipeline.store import write_file
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 
@@ -82,12 +82,17 @@ def put(local: str, path: str) -> None:
 
 
 def write(path: str, data: bytes) -> None:
-    """As store.write_file, also into a bucket."""
+    """Writes a file whole.
+
+    Raises:
+      OSError: a local file that cannot be written.
+      DataError: the bucket does not take it.
+    """
     if not is_remote(path):
-        write_file(path, data)
+        files.write_bytes(path, data)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        write_file(os.path.join(scratch, "data"), data)
+        files.write_bytes(os.path.join(scratch, "data"), data)
         put(os.path.join(scratch, "data"), path)
 
 

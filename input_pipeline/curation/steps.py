@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import remote_files as files
-from input_pipeline.preparation import plan as preparation
+from input_pipeline import storage
 from input_pipeline.preparation.sandbox import Sandbox
+from input_pipeline.preparation.steps import partial_of, plan_path, software
+from input_pipeline.store import PARTIAL
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 DECISIONS, KEPT, REPORT = "decisions.jsonl", "kept.csv", "report.json"
@@ -143,7 +145,7 @@ def read_manifest(path: str) -> list[Line]:
 
 def _read_csv(path: str, columns: tuple[str, ...]) -> Iterable[dict]:
     try:
-        reader = csv.DictReader(io.StringIO(files.read(path).decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(io.StringIO(storage.read(path).decode("utf-8-sig"), newline=""))
         missing = [column for column in columns if column not in (reader.fieldnames or [])]
         if missing:
             raise DataError(
@@ -159,14 +161,14 @@ def make_plan(rule: Rule, *, manifest: str, classes: str, classifier_sha256: str
     """What must be the same to go on."""
 
     def digest(path: str) -> str:
-        return hashlib.sha256(files.read(path)).hexdigest()[:16]
+        return hashlib.sha256(storage.read(path)).hexdigest()[:16]
 
     return {
         "rule": dataclasses.asdict(rule),
         "manifest": digest(manifest),
         "classes": digest(classes),
         "classifier": classifier_sha256[:16],
-        "software": preparation.software(),
+        "software": software(),
     }
 
 
@@ -176,25 +178,25 @@ def begin(root: str, plan: dict) -> bool:
     Raises:
       DataError: it was begun with another plan, or holds something else.
     """
-    report, path = files.join(root, REPORT), preparation.plan_path(preparation.partial_of(root))
-    found = json.loads(files.read(report))["plan"] if files.exists(report) else None
-    if found is None and files.exists(path):
-        found = json.loads(files.read(path))
+    report, path = storage.join(root, REPORT), plan_path(partial_of(root))
+    found = json.loads(storage.read(report))["plan"] if storage.exists(report) else None
+    if found is None and storage.exists(path):
+        found = json.loads(storage.read(path))
     if found is None:
-        if files.names(root) - {preparation.store.PARTIAL}:
+        if storage.names(root) - {PARTIAL}:
             raise DataError(f"{root} is neither empty nor a curation; give a new directory as --out")
-        files.make_folder(preparation.partial_of(root))
-        files.write(path, json.dumps(plan).encode())
+        storage.make_folder(partial_of(root))
+        storage.write(path, json.dumps(plan).encode())
     elif changed := [key for key in plan if found.get(key) != plan[key]]:
         raise DataError(
             f"{root} was begun with another {changed[0]}: {found.get(changed[0])} there, "
             f"{plan[changed[0]]} here; give another --out, or delete the old one"
         )
-    return not files.exists(report)
+    return not storage.exists(report)
 
 
 def chunk_path(root: str, chunk: int) -> str:
-    return files.join(preparation.partial_of(root), f"chunk-{chunk:06d}.jsonl")
+    return storage.join(partial_of(root), f"chunk-{chunk:06d}.jsonl")
 
 
 def chunks_of(lines: list[Line]) -> list[list[Line]]:
@@ -240,7 +242,7 @@ def decide(
     if not candidates:
         return decision | {"reason": "title: it does not name " + (line.label or "any class")}
     head, frames_NxSxSx3 = _look(
-        files.join(root, line.video) if not files.is_remote(line.video) else line.video, sandbox, rule
+        storage.join(root, line.video) if not storage.is_remote(line.video) else line.video, sandbox, rule
     )
     if head["status"] == "refused":
         return decision | {"reason": f"video: {head['reason']}"}
@@ -261,23 +263,23 @@ def decide(
 def _look(path: str, sandbox: Sandbox, rule: Rule) -> tuple[dict, np.ndarray]:
     """(what sandbox.decode says, uint8[N, S, S, 3] the first frames)."""
     with tempfile.TemporaryDirectory() as scratch:
-        spool = os.path.join(scratch, "spool")
-        if files.is_remote(path):
+        frame_file = os.path.join(scratch, "frames")
+        if storage.is_remote(path):
             copy = os.path.join(scratch, "video" + os.path.splitext(path)[1])
             try:
-                files.fetch(path, copy)
-            except files.Unreadable as e:
+                storage.fetch(path, copy)
+            except storage.Unreadable as e:
                 return {"status": "refused", "reason": f"unreadable: {e}"}, np.empty(0)
             path = copy
         head = sandbox.decode(
             path,
-            spool,
+            frame_file,
             function="decode_head",
             frames=rule.frames,
             short_side=rule.short_side,
             image_size=rule.image_size,
         )
-        pixels = np.fromfile(spool, np.uint8) if head["status"] == "ok" else np.empty(0, np.uint8)
+        pixels = np.fromfile(frame_file, np.uint8) if head["status"] == "ok" else np.empty(0, np.uint8)
     return head, pixels.reshape(-1, rule.image_size, rule.image_size, 3)
 
 
@@ -301,9 +303,15 @@ def finish(root: str, plan: dict, classes: Classes, decisions: list[dict]) -> No
     writer.writerow(["video", "label"])
     writer.writerows((row["video"], row["class"]) for row in decisions if row["status"] == "kept")
     report = {"plan": plan} | curation_report.summarise(decisions, classes.names)
-    files.write(files.join(root, DECISIONS), as_lines(decisions))
-    files.write(files.join(root, KEPT), kept.getvalue().encode())
-    files.write(files.join(root, "report.md"), curation_report.markdown(report, REASONS).encode())
-    files.write(files.join(root, "report.png"), curation_report.picture(report))
-    files.write(files.join(root, REPORT), (json.dumps(report, indent=1) + "\n").encode())  # last: all is there
-    files.remove_tree(preparation.partial_of(root))
+    made = {
+        DECISIONS: as_lines(decisions),
+        KEPT: kept.getvalue().encode(),
+        "report.md": curation_report.markdown(report, REASONS).encode(),
+        "report.png": curation_report.picture(report),
+        REPORT: (json.dumps(report, indent=1) + "\n").encode(),  # last: its presence means that all is there
+    }
+    with tempfile.TemporaryDirectory(dir=None if storage.is_remote(root) else partial_of(root)) as scratch:
+        for name, data in made.items():
+            files.write_bytes(os.path.join(scratch, name), data)
+            storage.put(os.path.join(scratch, name), storage.join(root, name))
+    storage.remove_tree(partial_of(root))
