@@ -40,7 +40,7 @@ class Sandbox:
 
     def __init__(self, *, memory_mb: int, cpu_s: int, wall_s: float):
         self._limits = {"memory_mb": memory_mb, "cpu_s": cpu_s, "wall_s": wall_s}
-        root = pathlib.Path(__file__).resolve().parents[1]
+        root = pathlib.Path(__file__).resolve().parents[2]
         path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._server = subprocess.Popen(
             [sys.executable, "-m", "input_pipeline.preparation.sandbox"],

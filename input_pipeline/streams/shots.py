@@ -3,6 +3,7 @@
 The stream says what example i of its Order is; decode.py makes it pixels and batches.
 """
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -127,13 +128,16 @@ def _consecutive_shots(
     store: FrameStore, order: Order, shots: int, frames: int, frame_rate: float
 ) -> tuple[np.ndarray, _ShotRanges]:
     """Videos with K consecutive shots of M frames, and at which shots such a run begins."""
-    step_N = _steps(store, frame_rate)
-    first, video, shortest = _windows(store, shots)
-    enough = (step_N[video] > 0) & (shortest > (frames - 1) * step_N[video])
-    position = first[enough] - store.shot_offsets[video[enough]]
-    videos, begin = np.unique(video[enough], return_index=True)
+    first, video = _runs(store, shots, frames, frame_rate)
+    videos, begin = np.unique(video, return_index=True)
     if len(videos) < order.batch_size:
-        raise DataError(_what_can_be_had(store, shots, frames, frame_rate, order.batch_size, len(videos)))
+        possible = _possible(store, order.batch_size, shots=shots, frames=frames, frame_rate=frame_rate)
+        remedy = f"possible is one of {', '.join(possible)}, or" if possible else "lower batch_size or"
+        raise DataError(
+            f"{len(videos)} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "
+            f"frames={frames} at frame_rate={frame_rate:g} Hz, fewer than a batch of {order.batch_size}: {remedy} "
+            "prepare more videos"
+        )
     dropped = len(store) - len(videos)
     if dropped:
         few = int(np.sum(np.diff(store.shot_offsets) < shots))
@@ -148,11 +152,12 @@ def _consecutive_shots(
             frames,
             frame_rate,
         )
+    position, end = first - store.shot_offsets[video], np.append(begin[1:], len(first))
+    step_N = _steps(store, frame_rate)
 
     def shot_ranges(v: int) -> dict:
         k = np.searchsorted(videos, v)
-        positions = position[begin[k] : begin[k + 1] if k + 1 < len(begin) else None]
-        return dict(ranges_Sx2=store.shots(v), positions=positions, step=int(step_N[v]))
+        return dict(ranges_Sx2=store.shots(v), positions=position[begin[k] : end[k]], step=int(step_N[v]))
 
     return videos, shot_ranges
 
@@ -162,56 +167,36 @@ def _steps(store: FrameStore, frame_rate: float) -> np.ndarray:
     return np.rint(store.fps.astype(float) / frame_rate).astype(np.int64)
 
 
-def _windows(store: FrameStore, shots: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All runs of K consecutive shots of a video, ordered.
+def _runs(store: FrameStore, shots: int, frames: int, frame_rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """All runs of K consecutive shots of a video, each long enough for M frames; ordered.
 
     Returns:
-      int64[W] each: number of the first shot, counted over the whole store; the video; frames of the shortest shot.
+      int64[R] each: number of the first shot, counted over the whole store; the video.
     """
     video_S = np.repeat(np.arange(len(store)), np.diff(store.shot_offsets))
     if shots > len(video_S):
-        return (np.empty(0, np.int64),) * 3
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     stop_S = np.append(store.shot_starts[1:], 0)
     stop_S[store.shot_offsets[1:] - 1] = store.num_frames
-    first = np.flatnonzero(video_S[: len(video_S) - shots + 1] == video_S[shots - 1 :])
-    lengths = np.lib.stride_tricks.sliding_window_view((stop_S - store.shot_starts).astype(np.int64), shots)
-    return first, video_S[first], lengths[first].min(axis=1)
+    step_S = _steps(store, frame_rate)[video_S]
+    long_S = (step_S > 0) & (stop_S - store.shot_starts > (frames - 1) * step_S)
+    of_one_video = video_S[: len(video_S) - shots + 1] == video_S[shots - 1 :]
+    first = np.flatnonzero(of_one_video & np.lib.stride_tricks.sliding_window_view(long_S, shots).all(axis=1))
+    return first, video_S[first]
 
 
-def _what_can_be_had(
-    store: FrameStore, shots: int, frames: int, frame_rate: float, batch_size: int, usable: int
-) -> str:
-    """The message for too few videos: each of K, M and the frame rate that would give a batch, the others as asked."""
-    step_N = _steps(store, frame_rate)
+def _possible(store: FrameStore, batch_size: int, **asked: float) -> list[str]:
+    """Of shots, frames and frame_rate each: the nearest value that gives a batch, the others as asked; or nothing."""
+    rates = (math.ceil(asked["frame_rate"] * 1.25**k * 100) / 100 for k in itertools.count(1))
+    tries = {
+        "shots": range(int(asked["shots"]) - 1, 0, -1),
+        "frames": range(int(asked["frames"]) - 1, 0, -1),
+        "frame_rate": itertools.takewhile(lambda rate: rate <= 2 * store.fps.max(), rates),  # above, no step is left
+    }
 
-    def largest(value_W: np.ndarray, video_W: np.ndarray) -> float:
-        """The largest value that a batch of videos reach, each in its best run of shots; 0 if too few do."""
-        best_N = np.zeros(len(store))
-        np.maximum.at(best_N, video_W, value_W)
-        return np.sort(best_N)[-batch_size] if len(store) >= batch_size else 0
+    def enough(name: str, value: float) -> bool:
+        _, video = _runs(store, **asked | {name: value})
+        return len(np.unique(video)) >= batch_size
 
-    def frames_of(video_W: np.ndarray, shortest_W: np.ndarray) -> np.ndarray:
-        step_W = step_N[video_W]
-        return np.where(step_W > 0, (shortest_W - 1) // np.maximum(step_W, 1) + 1, 0)
-
-    options = []
-    for fewer in range(shots - 1, 0, -1):
-        _, video, shortest = _windows(store, fewer)
-        if largest(frames_of(video, shortest), video) >= frames:
-            options.append(f"shots={fewer}")
-            break
-    _, video, shortest = _windows(store, shots)
-    if most := largest(frames_of(video, shortest), video):
-        options.append(f"frames={most:g}")
-    apart = (shortest - 1) // max(frames - 1, 1)  # frames between neighbours, at most
-    if seconds := largest(apart / store.fps[video].astype(float), video):
-        lowest = math.ceil(100 / seconds) / 100
-        step_N = _steps(store, lowest)  # again: where rates differ widely, the lowest of one is too high for another
-        if largest(frames_of(video, shortest), video) >= frames:
-            options.append(f"frame_rate={lowest:g}")
-    remedy = f"possible is one of {', '.join(options)}, or" if options else "lower batch_size or"
-    return (
-        f"{usable} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "
-        f"frames={frames} at frame_rate={frame_rate:g} Hz, fewer than a batch of {batch_size}: {remedy} prepare "
-        "more videos"
-    )
+    found = {name: next((value for value in values if enough(name, value)), None) for name, values in tries.items()}
+    return [f"{name}={value:g}" for name, value in found.items() if value]
