@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 
 import av
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -332,8 +333,8 @@ def test_a_vdim_run_gives_its_encoder_and_phi(vdim_run):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     params, state = with_pretrained(zeros["params"], {"batch_stats": zeros["batch_stats"]}, pretrained)
     for part in ("encoder", "phi_global"):
-        jax.tree.map(np.testing.assert_array_equal, params[part], pretrained["params"][part])
-        jax.tree.map(np.testing.assert_array_equal, state["batch_stats"][part], pretrained["batch_stats"][part])
+        chex.assert_trees_all_equal(params[part], pretrained["params"][part])
+        chex.assert_trees_all_equal(state["batch_stats"][part], pretrained["batch_stats"][part])
     assert not params["dense1"]["kernel"].any()
     broken = {"params": {"encoder": pretrained["params"]["encoder"] | {"block1": {}}}}
     with pytest.raises(CheckpointError, match="params.*block1.*is missing in the checkpoint"):

@@ -28,6 +28,7 @@ GOLDEN_ARGUMENTS = {
     "action": action.VARIANTS,
     "detection": detection.VARIANTS,
     "segmentation": ("voc", "ade20k"),
+    "moco_v3": ("", "video"),
     "vdim": ("", "data=kinetics600"),
     "vito": ("", "moclr"),
     "vivi": ("", *vivi.PAPER.values()),

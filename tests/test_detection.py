@@ -5,6 +5,7 @@ import pathlib
 import signal
 import time
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, varian
         mesh = sharding.make_mesh(jax.devices()[:devices])
         step = jax.jit(jax.value_and_grad(loss, has_aux=True), in_shardings=sharding.batch_sharding(mesh))
         results.append(jax.tree.map(np.asarray, step(outputs, batch)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), *results)
+    chex.assert_trees_all_close(*results, rtol=2e-4, atol=1e-6)
     (value, metrics), gradient = results[0]
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
@@ -180,7 +181,7 @@ def test_eight_devices_find_what_one_finds_and_send_only_that(detectors):
             )
         )
     assert found[0]["index"].tolist() == list(range(8)) and (found[0]["scores"] > 0).any()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), *found)
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-3)
     sent = sum(collective.bytes for collective in hlo.read(compiled.as_text()).collectives)
     assert sent <= sum(value.nbytes for value in found[1].values())
 
@@ -219,7 +220,7 @@ def test_a_runs_encoder_goes_under_the_detector(tmp_path):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
     params, state = with_pretrained(*zeros, pretrained)
     for tree, loaded in ((params, pretrained["params"]), (state["batch_stats"], pretrained["batch_stats"])):
-        jax.tree.map(np.testing.assert_array_equal, tree["encoder"], loaded["encoder"])
+        chex.assert_trees_all_equal(tree["encoder"], loaded["encoder"])
     assert set(params) == {"encoder", "pyramid", "head"} and not any(x.any() for x in jax.tree.leaves(params["head"]))
 
 

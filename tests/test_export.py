@@ -4,6 +4,7 @@ import functools
 import pathlib
 import subprocess
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_round_trip_through_a_file_is_exact(write, options, tmp_path):
     config, loaded = export.load_encoder(tmp_path / "a.safetensors")
     assert build_encoder(**config) == encoder
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
-    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    chex.assert_trees_all_equal(loaded, variables)
 
 
 def test_every_difference_is_listed_in_one_error():

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -111,7 +112,7 @@ def test_an_export_is_read_back_bit_for_bit(tmp_path):
     export.export_encoder("timm", encoder, variables, str(path))
     config, loaded = export.load_encoder(path)
     assert build_encoder(**config).clone(freeze_patches=True) == encoder
-    jax.tree.map(np.testing.assert_array_equal, dict(variables), loaded)
+    chex.assert_trees_all_equal(dict(variables), loaded)
 
 
 def test_what_a_format_does_not_hold_is_one_line(tmp_path):
@@ -140,20 +141,17 @@ def test_the_momentum_encoder_starts_as_a_copy_and_averages_the_parts_it_has():
     before, after, metrics = one_step()
     assert set(before.target["params"]) == {"encoder", "projector"} and "predictor" in before.params
     online = {part: before.params[part] for part in before.target["params"]}
-    jax.tree.map(np.testing.assert_array_equal, before.target["params"], online)
-    jax.tree.map(
-        lambda xi, theta, new: np.testing.assert_allclose(new, 0.9 * xi + 0.1 * theta, atol=1e-6),
-        before.target["params"],
-        {part: after.params[part] for part in before.target["params"]},
-        after.target["params"],
-    )
+    chex.assert_trees_all_equal(before.target["params"], online)
+    online = {part: after.params[part] for part in before.target["params"]}
+    average = jax.tree.map(lambda xi, theta: 0.9 * xi + 0.1 * theta, before.target["params"], online)
+    chex.assert_trees_all_close(after.target["params"], average, atol=1e-6)
     assert float(metrics["ema_decay"]) == pytest.approx(0.9)
 
 
 def test_frozen_patches_neither_learn_nor_decay():
     before, after, _ = one_step()
     old, new = (state.params["encoder"]["patches"] for state in (before, after))
-    jax.tree.map(np.testing.assert_array_equal, old, new)
+    chex.assert_trees_all_equal(old, new)
     old, new = (state.params["encoder"]["block1"]["qkv"]["kernel"] for state in (before, after))
     assert not np.array_equal(old, new)
 

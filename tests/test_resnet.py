@@ -3,6 +3,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +216,7 @@ def test_batch_norm_of_a_sharded_batch_is_that_of_the_global_batch():
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
     for groups in (1, 8):
         here, there = (apply_batch_norm(a, np.ones(3), np.zeros(3), groups=groups) for a in (x, sharded))
-        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), here, there)
+        chex.assert_trees_all_close(here, there, atol=1e-5)
 
 
 def test_group_norm_against_numpy():
@@ -267,8 +268,4 @@ def test_rematerialised_gradients_are_the_same():
 
         return jax.jit(jax.grad(loss))(variables["params"])
 
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3),
-        gradient(encoder),
-        gradient(encoder.clone(remat=True)),
-    )
+    chex.assert_trees_all_close(gradient(encoder), gradient(encoder.clone(remat=True)), rtol=1e-3, atol=1e-3)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_the_output_stride_changes_no_parameter(depth, options):
         jax.eval_shape(lambda x, e=encoder: e.init_with_output(jax.random.key(0), x, train=False), image)
         for encoder in (ResNet(depth=depth), ResNet(depth=depth, **options))
     ]
-    assert jax.tree.all(jax.tree.map(lambda a, b: a == b, shapes[0][1], shapes[1][1]))
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes[0][1], shapes[1][1])
     stage4 = shapes[1][0][1]["stage4"].shape
     assert stage4[1:3] == {16: (5, 7), 8: (9, 13)}[options["output_stride"]]
 

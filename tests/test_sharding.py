@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_info_nce_in_blocks_equals_the_dense_loss_in_value_and_gradient(monkeypa
     split = jax.device_put((queries, keys), sharding.batch_sharding(sharding.make_mesh(jax.devices()[:devices])))
     monkeypatch.setattr(losses, "SMALLEST_IN_PARTS", len(queries))
     blocked = jax.jit(jax.value_and_grad(lambda *x: losses.info_nce(*x), argnums=(0, 1)))(*split)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), blocked, dense)
+    chex.assert_trees_all_close(blocked, dense, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
@@ -84,15 +85,11 @@ def test_a_state_in_parts_trains_as_a_whole_one(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
     devices = jax.devices()[:8]
     whole, whole_losses = run(initial_state("batch"), sharding.make_mesh(devices), 3)
-    experiment, parts_losses = run(initial_state("batch"), sharding.make_mesh(devices, fsdp=8), 3)
-    assert not experiment.params["encoder"]["conv3"]["kernel"].is_fully_replicated
-    assert not experiment.target["params"]["encoder"]["conv3"]["kernel"].is_fully_replicated
+    parts, parts_losses = run(initial_state("batch"), sharding.make_mesh(devices, fsdp=8), 3)
+    assert not parts.params["encoder"]["conv3"]["kernel"].is_fully_replicated
+    assert not parts.target["params"]["encoder"]["conv3"]["kernel"].is_fully_replicated
     np.testing.assert_allclose(parts_losses, whole_losses, rtol=1e-5)
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, atol=1e-4),
-        jax.device_get(experiment.params),
-        jax.device_get(whole.params),
-    )
+    chex.assert_trees_all_close(jax.device_get(parts.params), jax.device_get(whole.params), atol=1e-4)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -57,16 +58,12 @@ def one_step(norm: str, micro_batches: int = 1, devices: int = 1):
     return jax.device_get(tiny(norm, micro_batches)[2](state, data))
 
 
-def assert_states_close(left, right, atol):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), left, right)
-
-
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_micro_batches_equal_the_whole_batch_with_group_norm(devices):
     (state, metrics), (whole_state, whole_metrics) = one_step("group", 2, devices), one_step("group")
     np.testing.assert_allclose(metrics["loss"], whole_metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics["gradient_norm"], whole_metrics["gradient_norm"], rtol=1e-4)
-    assert_states_close(state, whole_state, atol=1e-5)
+    chex.assert_trees_all_close(state, whole_state, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -74,14 +71,21 @@ def test_micro_batches_equal_the_whole_batch_with_group_norm(devices):
 def test_batch_norm_sees_the_global_batch(devices):
     one, many = one_step("batch"), one_step("batch", devices=devices)
     np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-5)
-    assert_states_close(many[0].model_state, one[0].model_state, atol=1e-5)
-    assert_states_close(many[0].params, one[0].params, atol=1e-4)
+    chex.assert_trees_all_close(many[0].model_state, one[0].model_state, atol=1e-5)
+    chex.assert_trees_all_close(many[0].params, one[0].params, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_batch_norm_per_micro_batch_differs_as_stated():
     whole, split = one_step("batch"), one_step("batch", micro_batches=2)
     assert abs(whole[1]["loss"] - split[1]["loss"]) > 1e-4
+
+
+def test_a_second_step_of_the_same_shapes_is_not_traced_again():
+    step = jax.jit(chex.assert_max_traces(tiny("group")[2].__wrapped__, n=1))
+    state, _ = step(initial_state("group"), batch())
+    state, _ = step(state, batch())
+    assert state.step == 2
 
 
 def test_the_target_is_the_moving_average_and_starts_elsewhere():
@@ -91,12 +95,8 @@ def test_the_target_is_the_moving_average_and_starts_elsewhere():
     after, metrics = one_step("group")
     decay = optim.ema_cosine(TOTAL_STEPS, base=0.99)(0)
     np.testing.assert_allclose(metrics["ema_decay"], decay)
-    jax.tree.map(
-        lambda xi, theta, new: np.testing.assert_allclose(new, decay * xi + (1 - decay) * theta, atol=1e-6),
-        before.target["params"],
-        after.params,
-        after.target["params"],
-    )
+    average = jax.tree.map(lambda xi, theta: decay * xi + (1 - decay) * theta, before.target["params"], after.params)
+    chex.assert_trees_all_close(after.target["params"], average, atol=1e-6)
 
 
 def test_online_and_target_keep_their_own_statistics():

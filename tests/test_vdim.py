@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -200,7 +201,7 @@ def test_one_device_equals_eight():
     split = jax.device_put(pair, sharding.batch_sharding(sharding.make_mesh(jax.devices()[:8])))
     one, many = nce_and_gradients(pair, 20.0), nce_and_gradients(split, 20.0)
     np.testing.assert_allclose(many[0], one[0], rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), many[1], one[1])
+    chex.assert_trees_all_close(many[1], one[1], rtol=1e-5, atol=1e-7)
 
 
 # ---- Method and step ------------------------------------------------------------------------------------------------
@@ -254,14 +255,14 @@ def group_norm_step():
 def test_micro_batches_on_devices_equal_the_whole_batch_with_group_norm(group_norm_step):
     state, metrics = one_step("group", micro_batches=2, devices=4)
     np.testing.assert_allclose(metrics["loss"], group_norm_step[1]["loss"], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, group_norm_step[0].params)
+    chex.assert_trees_all_close(state.params, group_norm_step[0].params, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_batch_norm_sees_the_global_batch_and_differs_per_micro_batch():
     one, many, micro = one_step("batch"), one_step("batch", devices=8), one_step("batch", micro_batches=2)
     np.testing.assert_allclose(many[1]["loss"], one[1]["loss"], rtol=1e-4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), many[0].model_state, one[0].model_state)
+    chex.assert_trees_all_close(many[0].model_state, one[0].model_state, atol=1e-4)
     assert abs(micro[1]["loss"] - one[1]["loss"]) > 1e-3
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -11,7 +12,6 @@ import pytest
 
 from configs import vivi
 from helpers.networks import TinyEncoder
-from test_train_step import assert_states_close
 from vivi_jax import optim
 from vivi_jax.build import build
 from vivi_jax.distributed import sharding
@@ -79,7 +79,7 @@ def test_micro_batches_and_devices_equal_the_whole_batch(micro_batches, devices)
     assert {"shot_loss", "video_loss", "labelled_loss"} < metrics.keys()
     for name in whole:
         np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    assert_states_close(state, whole_state, atol=1e-5)
+    chex.assert_trees_all_close(state, whole_state, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_kernels_standardised_once_for_both_streams_give_what_the_network_itself
     gradient, embeddings = jax.jit(jax.grad(of_method, has_aux=True))(params)
     plain_gradient, plain = jax.jit(jax.grad(of_network, has_aux=True))(params, embeddings["reversed"] > 0)
     for found, expected in ((embeddings, plain), (gradient, plain_gradient)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+        chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
     assert np.abs(gradient["encoder"]["stem_conv"]["kernel"]).max() > 1e-3
 
 
