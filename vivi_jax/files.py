@@ -24,7 +24,7 @@ def atomic(path: Path, *, unfinished: Path | None = None) -> Iterator[pathlib.Pa
 
     Args:
       path: the file, in a folder that exists.
-      unfinished: where it is written, on the same disk; by default a hidden name beside it, of this writer alone.
+      unfinished: where it is written, on the same disk; None: under a hidden name beside it, of this writer alone.
     """
     path = pathlib.Path(path)
     unfinished = pathlib.Path(unfinished or path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
@@ -82,7 +82,7 @@ def claim(path: Path, identity: dict, *, free: tuple[str, ...] = (), option: str
     Args:
       path: a JSON file; its folder is made.
       identity: JSON values.
-      free: beginnings of dotted keys that may change from start to start.
+      free: prefixes of dotted keys whose values may change from start to start.
       option: the command line's option that names the folder, for the message.
 
     Raises:

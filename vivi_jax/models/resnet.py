@@ -47,8 +47,8 @@ class ResNet(Encoder):
       stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2) or "small" (3x3 stride 1, no pool; for images to 64 px).
       output_stride: pixels between neighbouring locations of stage4 with the "imagenet" stem, 32, 16 or 8 ("small": a
         quarter of it). 16 and 8 leave out the strides of the last one or two stages; the parameters are the same.
-      dilate: what comes after a stride left out is dilated, so that every 2nd (4th) location has the value it has with
-        the stride. Without, the convolutions stay as they are and see less far (as VFS and CRW do for DAVIS).
+      dilate: convolutions behind a stride that is left out are dilated, so that every 2nd (4th) location has the value
+        it has with the stride. False: they stay as they are and see less far (as VFS and CRW do for DAVIS).
       bn_groups: BatchNorm normalises this many equal, consecutive groups of examples separately (VIVI trained with
         statistics per TPU core); 1 = the whole batch.
       remat: recompute each block in the backward pass: less memory, about a third more time.
@@ -176,7 +176,7 @@ class Block(nn.Module):
     version: int
     conv: Any  # (features, size, stride, dilation, name) -> module
     norm: Any  # (name) -> module
-    dilations: tuple[int, int] = (1, 1)  # up to the convolution that has the stride, and behind it
+    dilations: tuple[int, int] = (1, 1)  # of the convolutions up to the one with the stride, and of those behind it
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -225,8 +225,8 @@ class Conv(nn.Module):
             kernel = standardize_kernel(kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.size == 1:
-            # As a matmul of two axes, XLA:CPU is faster than as a convolution (weight gradient: 4x), and than as a
-            # matmul of four axes, whose weight gradient transposes the activations (a fifth of the whole step).
+            # On XLA:CPU a matmul of two axes is faster than a convolution (weight gradient: 4x), and than a matmul of
+            # four axes, whose weight gradient transposes the activations (a fifth of the whole step).
             x = x[:, :: self.stride, :: self.stride]
             return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], self.features)
         pad = self.dilation * (self.size // 2)
@@ -250,9 +250,9 @@ def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) 
 class BatchNorm(nn.Module):
     """BatchNorm over all axes but the last, with float32 statistics; decay 0.9, eps 1e-5 (VITO, via BYOL's code).
 
-    Under jit the batch is the global one, whatever its sharding. flax's own module has no groups of examples (its axis
-    names are mapped axes, which a jitted global batch does not have), hence this one. Running variance is the mean of
-    the biased batch variances, as in TF, haiku and flax; torch keeps the unbiased one.
+    Under jit the batch is the global one, whatever its sharding. flax's own module cannot normalise groups of examples
+    (its axis names are mapped axes, which a jitted global batch does not have). The running variance is the mean of the
+    biased batch variances, as in TF, haiku and flax; torch keeps the unbiased one.
     """
 
     groups: int = 1
@@ -332,7 +332,7 @@ def make_norm(norm: str, *, bn_groups: int = 1, dtype: Any = "float32", name: st
 
 
 def channelwise(values, ndim: int) -> jax.Array:
-    """[C] -> [1, ..., 1, C] with `ndim` axes: broadcasts along the last axis of an array, and says so."""
+    """[C] -> [1, ..., 1, C] with `ndim` axes: explicit broadcasting along the last axis of an array."""
     return jnp.asarray(values).reshape((1,) * (ndim - 1) + (-1,))
 
 
