@@ -1,5 +1,7 @@
 """Optimizers, learning-rate and momentum schedules, parameter masks. All updates are optax's."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -36,20 +38,73 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+def run_length(
+    batch_size: int,
+    examples_per_epoch: int | None,
+    *,
+    steps: float | None = None,
+    epochs: float | None = None,
+    examples: float | None = None,
+) -> tuple[float, Callable[[float], float]]:
+    """The length of a run, of which config.schedule gives exactly one of `steps`, `epochs` and `examples`.
+
+    >>> steps, in_steps = run_length(256, 1024, epochs=2.5)
+    >>> steps, in_steps(0.5)
+    (10.0, 2.0)
+
+    Args:
+      examples_per_epoch: None if nothing says it; then `epochs` cannot be given.
+
+    Returns:
+      (steps of the run, the function that turns its unit into steps), neither rounded.
+
+    Raises:
+      ConfigError: none or several of the three, epochs without examples_per_epoch, or less than one step.
+    """
+    lengths = {"steps": steps, "epochs": epochs, "examples": examples}
+    given = {name: value for name, value in lengths.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            f"config.schedule needs exactly one of {', '.join(lengths)}, and has "
+            f"{' and '.join(f'{name}={value}' for name, value in given.items()) or 'none'}"
+        )
+    ((name, value),) = given.items()
+    if name == "epochs" and not examples_per_epoch:
+        raise ConfigError("config.schedule.epochs needs examples_per_epoch, which is not known here; give steps")
+    examples_per_unit = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[name]
+
+    def in_steps(time: float) -> float:
+        return time * examples_per_unit / batch_size
+
+    if in_steps(value) < 1:
+        of = f" of {examples_per_epoch} examples" if name == "epochs" else ""
+        raise ConfigError(
+            f"config.schedule: {value} {name}{of} are less than one batch of {batch_size}; raise {name} or lower "
+            "config.batch_size"
+        )
+    return in_steps(value), in_steps
+
+
 def cosine(
-    batch_size: int, *, base_lr: float, epochs: float, warmup_epochs: float, examples_per_epoch: int
+    batch_size: int,
+    *,
+    base_lr: float,
+    warmup: float,
+    examples_per_epoch: int | None = None,
+    steps: float | None = None,
+    epochs: float | None = None,
+    examples: float | None = None,
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
+
+    Args:
+      warmup: in the unit that the length is given in; others see run_length.
 
     Returns:
       (learning rate by step, steps of the run); the run's and the warm-up's steps are rounded down.
     """
-    total_steps, warmup_steps = (int(n * examples_per_epoch / batch_size) for n in (epochs, warmup_epochs))
-    if total_steps < 1:
-        raise ConfigError(
-            f"config.schedule: {epochs} epochs of {examples_per_epoch} examples are less than one batch "
-            f"of {batch_size}; raise epochs or lower config.batch_size"
-        )
+    length, in_steps = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
+    total_steps, warmup_steps = int(length), int(in_steps(warmup))
     check_warmup(warmup_steps, total_steps)
     return optax.warmup_cosine_decay_schedule(
         0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps
@@ -57,19 +112,51 @@ def cosine(
 
 
 def piecewise(
-    batch_size: int, *, lr: float, total_steps: int, warmup_steps: int, boundaries: tuple[int, ...], factor: float
+    batch_size: int,
+    *,
+    lr: float,
+    warmup: float,
+    boundaries: tuple[float, ...],
+    factor: float,
+    examples_per_epoch: int | None = None,
+    steps: float | None = None,
+    epochs: float | None = None,
+    examples: float | None = None,
 ) -> tuple[optax.Schedule, int]:
-    """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries` (steps): VIVI §4, VDIM §4.
+    """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries`: VIVI §4, VDIM §4, detection.
 
     The papers give the rate itself, so it does not follow batch_size.
 
+    Args:
+      warmup, boundaries: in the unit that the length is given in; others see run_length.
+
     Returns:
-      (learning rate by step, steps of the run).
+      (learning rate by step, steps of the run); steps are rounded to the nearest.
     """
-    del batch_size
+    length, in_steps = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
+    total_steps, warmup_steps = round(length), round(in_steps(warmup))
     check_warmup(warmup_steps, total_steps)
-    decayed = optax.piecewise_constant_schedule(lr, {step: factor for step in boundaries})
+    decayed = optax.piecewise_constant_schedule(lr, {round(in_steps(time)): factor for time in boundaries})
     return (lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))), total_steps
+
+
+def poly(
+    batch_size: int,
+    *,
+    lr: float,
+    power: float,
+    examples_per_epoch: int | None = None,
+    steps: float | None = None,
+    epochs: float | None = None,
+    examples: float | None = None,
+) -> tuple[optax.Schedule, int]:
+    """lr * (1 - step / steps) ** power (segmentation).
+
+    Returns:
+      (learning rate by step, steps of the run, rounded down).
+    """
+    length, _ = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
+    return optax.polynomial_schedule(lr, 0.0, power, int(length)), int(length)
 
 
 def check_warmup(warmup_steps: int, total_steps: int) -> None:
@@ -81,7 +168,7 @@ def check_warmup(warmup_steps: int, total_steps: int) -> None:
         )
 
 
-SCHEDULES = {"cosine": cosine, "piecewise": piecewise}
+SCHEDULES = {"cosine": cosine, "piecewise": piecewise, "poly": poly}
 
 
 def ema_cosine(total_steps: int, *, base: float) -> optax.Schedule:
