@@ -44,6 +44,7 @@ def compile_row(config_name: str, topology_name: str) -> dict:
     """One row, in this process: it fixes the devices."""
     import jax
 
+    from evaluation import transfer
     from evaluation.protocols.action import evaluate as action
     from evaluation.protocols.detection import evaluate as detection
     from evaluation.protocols.segmentation import evaluate as segmentation
@@ -58,14 +59,16 @@ def compile_row(config_name: str, topology_name: str) -> dict:
     topology = chips.parse_topology(topology_name)
     mesh = sharding.make_mesh(plan.devices(topology))
     if protocol == "segmentation":
-        encoder, _ = segmentation.load_pretrained("none", config)
-        experiment = segmentation.make_parts(config, encoder, classes, examples, seed=0)
+        encoder, _ = transfer.load_pretrained("none", config)
+        method = segmentation.make_method(config, encoder, classes)
+        experiment = transfer.make_experiment(config, method, examples, seed=0)
     elif protocol == "detection":
         encoder, _ = detection.load_pretrained("none", config)
-        experiment = detection.make_parts(config, detection.make_detector(config, encoder, classes), 0, examples)
+        experiment = transfer.make_experiment(config, detection.make_method(config, encoder, classes), examples, seed=0)
     else:
         encoder, phi_dim, _ = action.load_pretrained("none", config)
-        experiment = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), examples)
+        method = action.make_method(config, encoder, classes, phi_dim)
+        experiment = action.make_experiment(config, method, examples, seed=0)
     state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     return {"config": config_name, **plan.compile_for(topology, mesh, experiment, state)}
 

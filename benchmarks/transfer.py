@@ -22,10 +22,9 @@ from flax import linen as nn
 from benchmarks import learning
 from benchmarks.results import RESULTS, record
 from evaluation import probe
+from evaluation.encoders import load_encoder, random_variables
 from evaluation.protocols.vtab import finetune
 from input_pipeline import images
-from vivi_jax import checkpoint
-from vivi_jax.models import build_encoder
 
 IMAGE_SIZE, BATCH_SIZE, NEIGHBOURS = 64, 64, 5  # the demo's image and batch size; k-NN among few images
 LEARNING_RATES, MOMENTUM, DECAY_AT, DECAY_FACTOR = (0.1, 0.01), 0.9, (0.3, 0.6, 0.9), 0.1  # as configs/vtab.py
@@ -96,12 +95,10 @@ def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, nn.Module, dic
     """(kind, encoder, variables) of the three."""
     learning.train(out, "VITO", learning.METHODS["VITO"], seed)
     run = out / f"vito-{seed}"
-    arguments, pretrained = checkpoint.load_encoder(str(run))
+    encoder, pretrained, _ = load_encoder(str(run))
     steps = json.loads((run / "summary.json").read_text())["step"]
-    encoder = build_encoder(**arguments)
     yield "VITO", encoder, pretrained
-    image = np.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32)
-    random = jax.device_get(jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(seed)))
+    random = jax.device_get(random_variables(encoder, seed))
     yield "random", encoder, random
     frames = images.load_folder(out / "store" / "train")
     _, variables = train(encoder, random, pixels(frames), len(frames.class_names), SUPERVISED_RATE, steps, seed)

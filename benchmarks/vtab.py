@@ -1,4 +1,4 @@
-"""What a VTAB sweep costs beside its training steps: `python -m benchmarks.vtab --data_dir=DIR --tasks=NAMES`.
+"""What a VTAB sweep costs beside its training steps: `python -m benchmarks.vtab --data=DIR --tasks=NAMES`.
 
 DIR holds class folders as for evaluation.vtab. The whole sweep (4 trial runs and 3 final ones per task) is run by that
 command on a ResNet-50 with random weights, with small images and few steps, so that a CPU can. Writes
@@ -21,11 +21,11 @@ ENCODER = dict(depth=50, width=1.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data", required=True)
     parser.add_argument("--tasks", required=True)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as workdir:
-        options = {**SWEEP, **{f"random_encoder.{name}": value for name, value in ENCODER.items()}}
+        options = {**SWEEP, **{f"encoder.{name}": value for name, value in ENCODER.items()}}
         subprocess.run(
             [
                 sys.executable,
@@ -35,7 +35,7 @@ def main() -> None:
                 "--checkpoint=none",
                 "--protocol=v2",
                 f"--tasks={arguments.tasks}",
-                f"--data_dir={arguments.data_dir}",
+                f"--data={arguments.data}",
                 f"--workdir={workdir}",
                 *(f"--config.{key}={value}" for key, value in options.items()),
             ],
@@ -47,7 +47,7 @@ def main() -> None:
         "vtab",
         {"tasks": tasks, **SWEEP, **ENCODER, **cost},
         seeds=[0],
-        command=f"python -m benchmarks.vtab --data_dir=DIR --tasks={arguments.tasks}",
+        command=f"python -m benchmarks.vtab --data=DIR --tasks={arguments.tasks}",
     )
     print(json.dumps(cost, indent=1), f"\nwrote {path}")
 

@@ -30,14 +30,14 @@ def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
     config.name = names[0]
     if names[0] == "hmdb51_vdim":
         config.data.views = 2  # VDIM §4.3: its clips are shorter
-        config.schedule.update(dict(total=4000.0, boundaries=halvings(400, 4000)))  # VDIM §4.3
+        config.schedule.update(dict(steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3
     if names[0] == "demo":
         demo(config)
     return config
 
 
-def halvings(every: int, total: int) -> tuple[float, ...]:
-    return tuple(float(step) for step in range(every, total, every))
+def halvings(every: int, total: int) -> tuple[int, ...]:
+    return tuple(range(every, total, every))
 
 
 def vdim() -> ml_collections.ConfigDict:
@@ -47,6 +47,7 @@ def vdim() -> ml_collections.ConfigDict:
     config.micro_batches = 1  # > 1: less memory, BatchNorm per micro-batch
     config.max_missing = 0.01  # share of a list's videos that may be missing or damaged
     config.videos_per_class = placeholder(int)  # train on so many of each class; None: on all
+    config.clips_per_video = 1  # random clips of each video in an epoch
     config.prepare = ml_collections.ConfigDict(
         dict(
             fps=60.0,  # at most: videos keep their own rate. The paper gives none
@@ -94,19 +95,21 @@ def vdim() -> ml_collections.ConfigDict:
     )
     config.optimizer = ml_collections.ConfigDict(
         dict(
+            name="adam",  # VDIM §4.1
             b1=0.9,  # not in the paper
             b2=0.999,
             weight_decay=0.0,  # not in the paper
+            frozen_epochs=0.0,  # of the encoder, at the beginning, while the classifier trains
         )
     )
     config.schedule = ml_collections.ConfigDict(
         dict(
+            name="piecewise",
+            steps=30_000,  # VDIM §4.3
             lr=1e-3,  # VDIM §4.1
-            factor=0.5,  # VDIM §4.1
+            warmup=0,
             boundaries=halvings(3000, 30_000),  # VDIM §4.3; §4.1's "every 30000 steps" would never come
-            total=30_000.0,  # VDIM §4.3
-            frozen=0.0,  # all of the network from the first step
-            clips_per_video=placeholder(int),  # None: the three above count steps
+            factor=0.5,  # VDIM §4.1
         )
     )
     config.run = common.run_section()
@@ -128,16 +131,18 @@ def vito() -> ml_collections.ConfigDict:
         dict(views=1, frames=32, fps=16.0, image_size=224, min_crop_area=0.08, aspect=(3 / 4, 4 / 3), flip_prob=0.5)
     )
     config.test = ml_collections.ConfigDict(dict(resize=256, stride=placeholder(int), clips=10, batch_size=16))
-    config.schedule.update(
+    config.clips_per_video = 5
+    config.optimizer.frozen_epochs = 5.0
+    config.schedule = ml_collections.ConfigDict(
         dict(
+            name="piecewise",
+            epochs=21.0,
             lr=1e-4,
+            warmup=0.0,
+            boundaries=(11.0, 15.0, 19.0),  # epochs 6, 10 and 14 after the 5 of the classifier alone
             factor=0.3,
-            boundaries=(11.0, 15.0, 19.0),  # epochs 6, 10 and 14 behind the 5 of the classifier alone
-            total=21.0,
-            frozen=5.0,
-            clips_per_video=5,
         )
-    )  # an epoch: 5 random clips of each video
+    )
     return config
 
 
@@ -149,5 +154,5 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.data.update(dict(views=1, frames=8, image_size=48))
     config.test.update(dict(resize=55, stride=8))
     config.prepare.update(dict(fps=12.5, short_side=64))  # 8 frames are about a cycle
-    config.schedule.update(dict(total=200.0, boundaries=(100.0, 150.0)))
+    config.schedule.update(dict(steps=200, boundaries=(100, 150)))
     config.run.update(dict(log_every=20, checkpoint_every=100))

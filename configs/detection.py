@@ -35,12 +35,12 @@ def get_config(argument: str = "coco") -> ml_collections.ConfigDict:
 
 def fcos() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.seed = 0  # of the first run; the others have the next
-    config.runs = 5  # VITO A.2: mean of five
+    config.seed = 0  # of the first repeat; the others count on from it
+    config.repeats = 5  # VITO A.2: mean of five
     config.batch_size = 128  # VITO A.2, over 16 workers
     config.micro_batches = 1  # > 1: less memory, BatchNorm per micro-batch
     config.metric = "coco"
-    config.pictures = 8  # test images of each run that are drawn with their boxes
+    config.pictures = 8  # test images of each repeat that are drawn with their boxes
     config.encoder = ml_collections.ConfigDict(
         dict(  # of --checkpoint=none; a run or file has its own
             name="resnet", depth=50, version=1, norm="batch", width=1.0, stem="imagenet"
@@ -84,8 +84,8 @@ def fcos() -> ml_collections.ConfigDict:
     )
     config.schedule = ml_collections.ConfigDict(
         dict(
-            unit="epoch",  # of the three times below
-            total=30.0,  # VITO A.2
+            name="piecewise",
+            epochs=30.0,  # VITO A.2
             warmup=0.25,  # VITO A.2, linear
             boundaries=(20.0, 30 * 8 / 9),  # VITO A.2: 2/3 and 8/9 of the training
             factor=0.1,  # VITO A.2
@@ -121,7 +121,7 @@ def lvis(config: ml_collections.ConfigDict) -> None:
 
 def retinanet(config: ml_collections.ConfigDict) -> None:
     """detectron2's configs/Base-RetinaNet.yaml and its defaults; VIVI's own values were not at hand."""
-    config.runs = 1
+    config.repeats = 1
     config.batch_size = 16
     config.data.scale = (0.8, 1.0)  # its short sides of 640 to 800
     config.method.update(dict(form="retinanet", norm=""))
@@ -137,14 +137,14 @@ def retinanet(config: ml_collections.ConfigDict) -> None:
     )
     config.optimizer = ml_collections.ConfigDict(dict(name="sgd", weight_decay=1e-4, momentum=0.9))
     config.schedule = ml_collections.ConfigDict(
-        dict(unit="step", total=90_000.0, warmup=1000.0, boundaries=(60_000.0, 80_000.0), factor=0.1, lr=0.01)
+        dict(name="piecewise", steps=90_000, warmup=1000, boundaries=(60_000, 80_000), factor=0.1, lr=0.01)
     )
     config.test.max_overlap = 0.5
 
 
 def demo(config: ml_collections.ConfigDict) -> None:
-    """A check of the path, and of whether some images can be learned by heart; no protocol."""
-    config.runs = 1
+    """Smoke test for two CPU cores: overfits a few images. Not a benchmark."""
+    config.repeats = 1
     config.batch_size = 4
     config.encoder.update(dict(depth=18, width=0.25))
     config.network.dtype = "float32"
@@ -159,6 +159,8 @@ def demo(config: ml_collections.ConfigDict) -> None:
         )
     )
     config.method.update(dict(channels=32, layers=2))
-    config.schedule.update(dict(unit="step", total=100.0, warmup=10.0, boundaries=(70.0, 90.0)))
+    config.schedule = ml_collections.ConfigDict(
+        dict(name="piecewise", steps=100, warmup=10, boundaries=(70, 90), factor=0.1, lr=config.schedule.lr)
+    )
     config.test.update(dict(batch_size=8, per_level=200))
     config.run.update(dict(log_every=10, checkpoint_every=50))

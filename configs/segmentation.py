@@ -69,15 +69,17 @@ def voc() -> ml_collections.ConfigDict:
     )
     config.optimizer = ml_collections.ConfigDict(
         dict(
+            name="sgd",  # VITO A.2
             weight_decay=0.005,  # VITO A.2
             momentum=0.9,  # not in the paper
         )
     )
     config.schedule = ml_collections.ConfigDict(
         dict(
+            name="poly",
+            epochs=45.0,  # VITO A.2
             lr=0.04,  # VITO A.2
             power=0.9,  # (1 - n / N)^0.9. VITO A.2: "decayed exponentially with 0.9^n", which would end after 200 steps
-            epochs=45.0,  # VITO A.2
         )
     )
     config.pictures = 6  # predictions drawn over images

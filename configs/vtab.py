@@ -1,6 +1,6 @@
 """VTAB: 19 tasks with 1000 training images each (arXiv:1910.04867; VIVI §4 for its use there).
 
-    python -m evaluation.vtab --checkpoint=RUN_OR_FILE --tasks=all --protocol=v1 --data_dir=DIR --workdir=DIR
+    python -m evaluation.vtab --checkpoint=RUN_OR_FILE --tasks=all --protocol=v1 --data=DIR --workdir=DIR
 
 A ResNet-50 takes 4 trial runs and 3 final ones per task: with the settings below 25,000 to 55,000 steps of 512 images
 at 224 px, hours on an accelerator for each task; --shard=i/n divides the tasks over machines. `configs/vtab.py:demo` is
@@ -27,11 +27,11 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             repeats=3,  # VIVI §4: the median of three
             shuffle_buffer=10000,  # task_adaptation/adapt_and_eval.py; only --protocol=full has more images than memory
             check_sizes=True,  # split sizes must be those of the table in evaluation/protocols/vtab/tasks.py
-            # The network of --checkpoint=none, with random weights: VIVI §4's encoder, VTAB's From-Scratch baseline.
-            random_encoder=dict(name="resnet", depth=50, version=2, norm="batch", width=1.0, stem="imagenet"),
+            # Of --checkpoint=none; a run has its own. VIVI §4's encoder, VTAB's From-Scratch baseline.
+            encoder=dict(name="resnet", depth=50, version=2, norm="batch", width=1.0, stem="imagenet"),
         )
     )
     if variant["demo"] == "yes":
         config.update(dict(image_size=32, batch_size=64, steps=(20, 40), check_sizes=False))
-        config.random_encoder.update(dict(depth=18, width=0.25))
+        config.encoder.update(dict(depth=18, width=0.25))
     return config

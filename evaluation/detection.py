@@ -3,20 +3,20 @@
     python -m evaluation.detection --config=configs/detection.py:coco|lvis|retinanet --checkpoint=RUN_OR_FILE|none \\
         --data=DIR --workdir=DIR
 
---data holds images and annotation files in COCO's form: docs/detection.md. Each run trains in WORKDIR/seed_N like any
-run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains from random weights.
-WORKDIR/seed_N/detections.json holds the boxes in COCO's results format, so that any tool can score them; scores are in
-WORKDIR/result.json and result.md, pictures of test images in WORKDIR/seed_N/pictures.
+--data holds images and annotation files in COCO's form: docs/detection.md. Each repeat trains in WORKDIR/repeat_N like
+any run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains from random weights.
+WORKDIR/repeat_N/detections.json holds the boxes in COCO's results format, so that any tool can score them; scores are
+in WORKDIR/result.json and result.md, pictures of test images in WORKDIR/repeat_N/pictures.
 """
 
-from evaluation.protocols.detection import report as detection_report
 from evaluation.protocols.detection.evaluate import evaluate
+from evaluation.protocols.detection.report import markdown
 from vivi_jax import command_line
 
 
 def main(values: dict) -> None:
     result = evaluate(values["config"], source=values["checkpoint"], data=values["data"], workdir=values["workdir"])
-    print(detection_report.markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

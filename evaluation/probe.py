@@ -1,8 +1,8 @@
 """Measures an image encoder on a labelled set: weighted k-NN, or a linear probe, on frozen features.
 
-    python -m evaluation.probe --checkpoint=RUN_OR_FILE --dataset=DIR_OR_TFDS --mode=knn|linear [--out=JSON]
+    python -m evaluation.probe --checkpoint=RUN_OR_FILE --data=DIR_OR_TFDS --mode=knn|linear [--out=JSON]
 
---checkpoint is a run directory of vivi_jax.main or a .safetensors export; --dataset is what
+--checkpoint is a run directory of vivi_jax.main or a .safetensors export; --data is what
 input_pipeline.images.load_labelled takes. The result is one JSON object, on stdout and in --out.
 
 Features are the encoder's pooled output (the method's projector is left out), of the central square of each image.
@@ -12,9 +12,7 @@ Features are the encoder's pooled output (the method's projector is left out), o
 import argparse
 import hashlib
 import json
-import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable
 
 import jax
@@ -27,8 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from evaluation import encoders
 from input_pipeline import images
-from vivi_jax import checkpoint
-from vivi_jax.errors import CheckpointError, ConfigError, DataError
+from vivi_jax import checkpoint, command_line, files
+from vivi_jax.errors import ConfigError, DataError
 
 
 def cached_features(
@@ -62,9 +60,8 @@ def cached_features(
             return file["features"], file["labels"]
     features, labels = extract()
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{os.getpid()}.{path.name}")
-    np.savez(unfinished, features=features, labels=labels)
-    unfinished.replace(path)
+    with files.atomic(path) as unfinished, open(unfinished, "wb") as file:  # of a name, savez would add ".npz" to it
+        np.savez(file, features=features, labels=labels)
     return features, labels
 
 
@@ -209,9 +206,9 @@ def make_evaluator(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.probe", description=__doc__.split("\n")[0])
+    parser = command_line.Parser("evaluation.probe", __doc__)
     parser.add_argument("--checkpoint", required=True, help="run directory, or .safetensors file")
-    parser.add_argument("--dataset", required=True, help="labelled images: folder, frame store, or TFDS name")
+    parser.add_argument("--data", required=True, help="labelled images: folder, frame store, or TFDS name")
     parser.add_argument("--mode", choices=("knn", "linear"), default="knn")
     parser.add_argument(
         "--image_size",
@@ -223,37 +220,35 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train_share", type=float, default=1.0, help="share of each class's training images to use")
     parser.add_argument("--cache", help="folder that keeps features; the next call with the same encoder reads them")
     parser.add_argument("--out", help="JSON file to write the result to")
-    args = parser.parse_args(argv)
-    try:
-        encoder, variables, trained_at = encoders.load_encoder(args.checkpoint)
-        sets = load_sets(args.dataset, k=args.k, train_share=args.train_share)
-        image_size = args.image_size or trained_at
-        result = evaluate(
-            encoder,
-            variables,
-            sets,
-            modes=(args.mode,),
-            image_size=image_size,
-            batch_size=args.batch_size,
-            k=args.k,
-            cache=args.cache,
-        )
-    except (CheckpointError, ConfigError, DataError) as e:
-        sys.exit(f"error: {e}")
-    text = json.dumps(
-        result
-        | {
-            "checkpoint": args.checkpoint,
-            "dataset": args.dataset,
-            "image_size": image_size,
-            "train_images": len(sets["train"]),
-            "test_images": len(sets["test"]),
-            "classes": len(sets["train"].class_names),
-        }
+    command_line.run_parser(run, parser, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes and prints the score."""
+    encoder, variables, trained_at = encoders.load_encoder(options.checkpoint)
+    sets = load_sets(options.data, k=options.k, train_share=options.train_share)
+    image_size = options.image_size or trained_at
+    scores = evaluate(
+        encoder,
+        variables,
+        sets,
+        modes=(options.mode,),
+        image_size=image_size,
+        batch_size=options.batch_size,
+        k=options.k,
+        cache=options.cache,
     )
-    print(text)
-    if args.out:
-        pathlib.Path(args.out).write_text(text + "\n")
+    result = scores | {
+        "checkpoint": options.checkpoint,
+        "data": options.data,
+        "image_size": image_size,
+        "train_images": len(sets["train"]),
+        "test_images": len(sets["test"]),
+        "classes": len(sets["train"].class_names),
+    }
+    print(json.dumps(result))
+    if options.out:
+        files.write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ union (mIoU) on the validation images, averaged over the repeats; it stands in W
 predictions drawn over images in WORKDIR/repeat_N/predictions.png.
 """
 
-from evaluation.protocols.segmentation import report as segmentation_report
 from evaluation.protocols.segmentation.evaluate import evaluate
+from evaluation.protocols.segmentation.report import markdown
 from vivi_jax import command_line
 
 
 def main(values: dict) -> None:
     result = evaluate(values["config"], source=values["checkpoint"], data=values["data"], workdir=values["workdir"])
-    print(segmentation_report.markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,191 @@
-"""Run directories of the protocols that train: what they were begun for, and pretrained weights as their first step."""
+"""The runner of the protocols that fine-tune an encoder: repeated training runs from pretrained weights, their scores.
+
+A protocol states only what is its own: the data, method and score of each repeat, and its table. It leaves
+
+    WORKDIR/evaluation.json    what the folder was begun for
+    WORKDIR/REPEAT/            checkpoints and metrics.jsonl, as of any run of vivi_jax.main, and result.json
+    WORKDIR/result.{json,md}   {"config", "checkpoint", "data", means of the scores, "repeats": {REPEAT: its result}}
+
+Started again, it goes on where it was; nothing is done again that is done.
+"""
 
 import contextlib
+import dataclasses
 import json
+import logging
+import os
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import ml_collections
+import numpy as np
+import optax
 
-from vivi_jax import checkpoint
+from evaluation import encoders
+from vivi_jax import checkpoint, files, optim
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
+from vivi_jax.config import call_with_config, without_name
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import CheckpointError, ConfigError
-from vivi_jax.train_step import TrainState, create
+from vivi_jax.errors import CheckpointError, lookup
+from vivi_jax.methods.base import Method, Tree
+from vivi_jax.models.base import Encoder
+from vivi_jax.train import train
+from vivi_jax.train_step import create, make_train_step
+
+_LOG = logging.getLogger(__name__)
+Parts = dict[str, dict[str, Tree]]  # {"params": {part of a network: tree}, "batch_stats": likewise}
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """One training run of a protocol and its score.
+
+    Attributes:
+      seed: of the first weights, the data and the random numbers of training.
+      experiment: see make_experiment.
+      batches: first step -> this process's training batches from there on.
+      score: (the trained network's variables, the repeat's folder) -> JSON values, of which the floats are scores.
+        Every process calls it; only process 0 may write into the folder.
+    """
+
+    seed: int
+    experiment: Experiment
+    batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
+    score: Callable[[dict[str, Tree], pathlib.Path], dict[str, Any]]
+
+
+def numbered(config: ml_collections.ConfigDict, make: Callable[[int], Repeat]) -> dict[str, Repeat]:
+    """config.repeats of them, from their seeds: {"repeat_0": make(config.seed), "repeat_1": make(config.seed + 1)}."""
+    return {f"repeat_{n}": make(config.seed + n) for n in range(config.repeats)}
+
+
+def evaluate(
+    config: ml_collections.ConfigDict,
+    repeats: Mapping[str, Repeat],
+    pretrained: Parts,
+    *,
+    source: str,
+    data: str,
+    workdir: str,
+    summary: Callable[[dict[str, dict]], dict],
+    markdown: Callable[[dict], str],
+) -> dict:
+    """Trains and scores what is missing, and writes and returns the result.
+
+    Args:
+      repeats: name of its folder in `workdir` -> the repeat.
+      pretrained: weights that each repeat starts from.
+      source, data: --checkpoint and --data of the command.
+      summary: results of the repeats -> what the result says of them beside the means of their scores.
+      markdown: the result -> result.md.
+
+    Raises:
+      ConfigError: `workdir` was begun with other values, or the batches do not divide over the devices.
+      CheckpointError: `pretrained` does not fit the network.
+    """
+    root, writes = pathlib.Path(workdir), jax.process_index() == 0
+    for repeat in repeats.values():
+        sharding.check_batch_sizes(repeat.experiment.batch_spec, config.micro_batches, sharding.make_mesh())
+    if writes:
+        identity = {"config": json.loads(config.to_json()), "checkpoint": source, "data": os.path.realpath(data)}
+        files.claim(root / "evaluation.json", identity, free=("config.run.", "config.repeats"))
+    results = {name: train_and_score(config, repeat, pretrained, root / name) for name, repeat in repeats.items()}
+    result = {
+        "config": config.name,
+        "checkpoint": source,
+        "data": data,
+        **means(results),
+        **summary(results),
+        "repeats": results,
+    }
+    if writes:
+        files.write_json(root / "result.json", result)
+        files.write_text(root / "result.md", markdown(result))
+    return result
+
+
+def train_and_score(
+    config: ml_collections.ConfigDict, repeat: Repeat, pretrained: Parts, directory: pathlib.Path
+) -> dict:
+    """The content of DIRECTORY/result.json: repeat.score()'s, with "seed" and "steps"."""
+    path = directory / "result.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    directory.mkdir(parents=True, exist_ok=True)
+    write_first_checkpoint(repeat.experiment, directory, pretrained, seed=repeat.seed, keep=config.run.keep_checkpoints)
+    state = train(
+        repeat.experiment,
+        repeat.batches,
+        str(directory),
+        seed=repeat.seed,
+        micro_batches=config.micro_batches,
+        evaluators=[],
+        **config.run,
+    )
+    result = repeat.score({"params": state.params, **state.model_state}, directory)
+    result |= {"seed": repeat.seed, "steps": int(state.step)}
+    main_score = next(name for name, value in result.items() if isinstance(value, float))
+    _LOG.info("%s: %s %.1f %%", directory, main_score, 100 * result[main_score])
+    if jax.process_index() == 0:
+        files.write_json(path, result)
+    return result
+
+
+def means(results: Mapping[str, dict]) -> dict[str, float]:
+    """The mean over the repeats of each of their scores, which are the floats."""
+    first = next(iter(results.values()))
+    names = [name for name, value in first.items() if isinstance(value, float)]
+    return {name: float(np.mean([result[name] for result in results.values()])) for name in names}
+
+
+# ---- The experiment -------------------------------------------------------------------------------------------------
+
+
+def load_pretrained(source: str, config: ml_collections.ConfigDict) -> tuple[Encoder, Parts]:
+    """(encoder, its weights as the part "encoder" of a network); of "none" that of config.encoder and no weights.
+
+    Raises:
+      CheckpointError: nothing there, or it does not verify.
+    """
+    loaded = encoders.load_encoder(source, random=config.encoder)
+    return loaded.encoder, {name: {"encoder": tree} for name, tree in loaded.variables.items()}
+
+
+def make_experiment(
+    config: ml_collections.ConfigDict,
+    method: Method,
+    examples_per_epoch: int,
+    *,
+    seed: int,
+    optimizers: Mapping[str, Callable[..., optax.GradientTransformation]] = optim.OPTIMIZERS,
+) -> Experiment:
+    """The experiment of one repeat, as vivi_jax.build makes it for pretraining.
+
+    Raises:
+      ConfigError: a section has a key that its function does not take, or an impossible value.
+    """
+    schedule, total_steps = call_with_config(
+        "schedule",
+        lookup("config.schedule.name", config.schedule.name, optim.SCHEDULES),
+        config.batch_size,
+        examples_per_epoch=examples_per_epoch,
+        **without_name(config.schedule),
+    )
+    optimizer = call_with_config(
+        "optimizer",
+        lookup("config.optimizer.name", config.optimizer.name, optimizers),
+        schedule,
+        **without_name(config.optimizer),
+    )
+    step = make_train_step(method, optimizer, schedule, None, seed=seed, micro_batches=config.micro_batches)
+    return Experiment(method, optimizer, step, method.batch_spec(config.batch_size, config.data), total_steps)
 
 
 def write_first_checkpoint(
-    experiment: Experiment, directory: pathlib.Path, pretrained: dict, *, seed: int, keep: int
+    experiment: Experiment, directory: pathlib.Path, pretrained: Parts, *, seed: int, keep: int
 ) -> None:
     """Step 0 of a new run is a checkpoint with the pretrained weights in it; train() goes on from there."""
     if checkpoint.newest_good_step(directory / "checkpoints") is not None:
@@ -23,16 +193,14 @@ def write_first_checkpoint(
     mesh = sharding.make_mesh()
     state = jax.jit(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, seed))()
     params, model_state = with_pretrained(state.params, state.model_state, pretrained)
-    state = jax.device_put(
-        TrainState(state.step, params, model_state, state.target, state.opt_state), sharding.replicated(mesh)
-    )
+    state = jax.device_put(state.replace(params=params, model_state=model_state), sharding.replicated(mesh))
     with contextlib.closing(Checkpoints(str(directory), keep=keep)) as checkpoints:
         checkpoints.restore(state, mesh)  # there is none; moves aside what an interrupted start left
         checkpoints.save(0, state)
 
 
-def with_pretrained(params: dict, model_state: dict, pretrained: dict) -> tuple[dict, dict]:
-    """Puts pretrained {"params": {part: tree}, "batch_stats": {part: tree}} over random ones.
+def with_pretrained(params: Tree, model_state: Tree, pretrained: Parts) -> tuple[Tree, Tree]:
+    """Puts pretrained parts over random ones.
 
     Parts are the encoder and phi; leaves that only the checkpoint has (an image classifier, say) are left out.
 
@@ -52,45 +220,9 @@ def with_pretrained(params: dict, model_state: dict, pretrained: dict) -> tuple[
                 )
             return new
 
-        return {
-            **tree,
-            **{
-                part: jax.tree_util.tree_map_with_path(leaf, {part: tree[part]})[part]
-                for part in loaded
-                if part in tree
-            },
-        }
+        parts = {part: tree[part] for part in loaded if part in tree}
+        return tree | jax.tree_util.tree_map_with_path(leaf, parts)
 
     params = overwrite(params, pretrained.get("params", {}), "params")
     statistics = pretrained.get("batch_stats", {})
     return params, {name: overwrite(tree, statistics, name) for name, tree in model_state.items()}
-
-
-def config_identity(config) -> dict:
-    """What decides the result; config.run does not."""
-    return {key: value for key, value in json.loads(config.to_json()).items() if key != "run"}
-
-
-def claim(directory: pathlib.Path, identity: dict) -> None:
-    """Notes in a new folder what it is for; refuses one that was begun for something else."""
-    path = directory / "evaluation.json"
-    if path.exists():
-        there = json.loads(path.read_text())
-        flat = [{**tree, **tree["config"], "config": None} for tree in (there, identity)]
-        if different := [
-            f"{key}: {flat[0].get(key)!r} there, {flat[1].get(key)!r} here"
-            for key in sorted(flat[0] | flat[1])
-            if flat[0].get(key) != flat[1].get(key)
-        ]:
-            raise ConfigError(
-                f"{directory} was begun with other values ({'; '.join(different)}); use another --workdir"
-            )
-    elif jax.process_index() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(identity, indent=1) + "\n")
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    unfinished.rename(path)

@@ -1,6 +1,6 @@
 """ImageNet-Vid-Robust: accuracy on single frames, and on all frames within k of them (PM-k; Shankar et al. 2019).
 
-    python -m evaluation.vid_robust --data_dir=DIR --checkpoint=RUN_OR_FILE|--predictions=FILE [--out=JSON]
+    python -m evaluation.vid_robust --data=DIR --checkpoint=RUN_OR_FILE|--predictions=FILE [--out=JSON]
 
 DIR holds the official metadata (pmsets.json, labels.json, rev_class_idx_map.json) and, unless predictions are
 given, the frames, under the names of pmsets.json: DIR/val/VIDEO/000010.JPEG. The encoder must have
@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import sys
 
 import numpy as np
 from flax import linen as nn
@@ -21,7 +20,8 @@ from scipy import stats
 
 from evaluation import encoders
 from input_pipeline import images
-from vivi_jax.errors import CheckpointError, ConfigError, DataError
+from vivi_jax import command_line, files
+from vivi_jax.errors import ConfigError, DataError
 
 VID_CLASSES, IMAGENET_CLASSES = 30, 1000
 WINDOW = 10  # frames: the farthest neighbours in pmsets.json
@@ -41,11 +41,11 @@ class Frames:
         return sorted({*self.neighbours, *(name for near in self.neighbours.values() for name in near)})
 
 
-def load_metadata(data_dir: str) -> Frames:
+def load_metadata(data: str) -> Frames:
     """Raises DataError: a file is missing or damaged, or a frame has no label."""
 
     def read(name: str) -> dict:
-        path = pathlib.Path(data_dir) / name
+        path = pathlib.Path(data) / name
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
@@ -64,9 +64,7 @@ def load_metadata(data_dir: str) -> Frames:
     )
     unlabelled = [name for name in frames.names if name not in frames.labels]
     if unlabelled:
-        raise DataError(
-            f"{data_dir}/labels.json lacks {len(unlabelled)} frames of pmsets.json, the first {unlabelled[0]}"
-        )
+        raise DataError(f"{data}/labels.json lacks {len(unlabelled)} frames of pmsets.json, the first {unlabelled[0]}")
     return frames
 
 
@@ -143,7 +141,7 @@ class Logits(nn.Module):
 
 
 def predict(
-    encoder: nn.Module, variables: dict, frames: Frames, data_dir: str, *, image_size: int, batch_size: int
+    encoder: nn.Module, variables: dict, frames: Frames, data: str, *, image_size: int, batch_size: int
 ) -> tuple[list[str], np.ndarray]:
     """(frame names, float32[N, 1000] logits) of the central square of each frame.
 
@@ -158,7 +156,7 @@ def predict(
             f"ImageNet-Vid-Robust needs ImageNet's {IMAGENET_CLASSES}: take a supervised or co-trained "
             "model, or give --predictions"
         )
-    names, root = frames.names, pathlib.Path(data_dir)
+    names, root = frames.names, pathlib.Path(data)
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         raise DataError(f"{len(missing)} of {len(names)} frames are not in {root}: {', '.join(missing[:5])}")
@@ -190,34 +188,35 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.vid_robust", description=__doc__.split("\n")[0])
-    parser.add_argument("--data_dir", required=True, help="folder of the metadata, and of the frames")
+    parser = command_line.Parser("evaluation.vid_robust", __doc__)
+    parser.add_argument("--data", required=True, help="folder of the metadata, and of the frames")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--checkpoint", help="run directory or .safetensors file of an encoder with a classifier")
     given.add_argument("--predictions", help=".npz or CSV file of names and logits")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--out", help="JSON file to write the result to")
-    args = parser.parse_args(argv)
-    try:
-        frames = load_metadata(args.data_dir)
-        if args.predictions:
-            names, logits = read_predictions(args.predictions)
-        else:
-            encoder, variables, _ = encoders.load_encoder(args.checkpoint)
-            names, logits = predict(
-                encoder, variables, frames, args.data_dir, image_size=args.image_size, batch_size=args.batch_size
-            )
-        result = evaluate(frames, names, logits)
-    except (CheckpointError, ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
+    command_line.run_parser(run, parser, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes and prints the scores."""
+    frames = load_metadata(options.data)
+    if options.predictions:
+        names, logits = read_predictions(options.predictions)
+    else:
+        encoder, variables, _ = encoders.load_encoder(options.checkpoint)
+        names, logits = predict(
+            encoder, variables, frames, options.data, image_size=options.image_size, batch_size=options.batch_size
+        )
+    result = evaluate(frames, names, logits)
     for row in (result["pm"][0], result["pm"][-1]):
         low, high = (100 * bound for bound in row["interval"])
         print(f"PM-{row['k']}: {row['accuracy']:.1%} [{low:.1f}, {high:.1f}] of {result['anchors']} anchors")
     print(f"drop: {100 * result['drop']:.1f}")
-    if args.out:
-        source = {"checkpoint": args.checkpoint, "predictions": args.predictions}
-        pathlib.Path(args.out).write_text(json.dumps(result | source, indent=1) + "\n")
+    if options.out:
+        source = {"checkpoint": options.checkpoint, "predictions": options.predictions}
+        files.write_json(options.out, result | source)
 
 
 if __name__ == "__main__":

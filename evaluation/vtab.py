@@ -1,9 +1,9 @@
 """Scores an encoder on VTAB: each task's sweep, the choice of settings, the final runs and the tables.
 
-    python -m evaluation.vtab --checkpoint=RUN_OR_FILE|none --tasks=all --protocol=v1|v2|full --data_dir=DIR \\
+    python -m evaluation.vtab --checkpoint=RUN_OR_FILE|none --tasks=all --protocol=v1|v2|full --data=DIR \\
         --workdir=DIR [--shard=0/4] [--config=configs/vtab.py:demo]
 
---data_dir holds TFDS data sets, or class folders DATA_DIR/TASK/{train,test}/CLASS/*.png. Each finished run is a file in
+--data holds TFDS data sets, or class folders DATA/TASK/{train,test}/CLASS/*.png. Each finished run is a file in
 WORKDIR/runs; started again, the program goes on after the last one. Machines that share WORKDIR divide the tasks by
 --shard; with v1 they meet before the final runs, as one setting is chosen for all tasks. Tables are in
 WORKDIR/vtab.{json,csv,md,png}.
@@ -14,8 +14,9 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
+from evaluation import encoders
 from evaluation.protocols.vtab import tasks as vtab_tasks
-from evaluation.protocols.vtab.sweep import PROTOCOLS, evaluate, load_encoder
+from evaluation.protocols.vtab.sweep import PROTOCOLS, evaluate
 from vivi_jax import command_line
 from vivi_jax.errors import ConfigError
 
@@ -28,7 +29,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
         "checkpoint": text("checkpoint", None, "Run directory, .safetensors file, or none: random weights."),
         "tasks": text("tasks", "all", f"all, groups ({', '.join(vtab_tasks.GROUPS)}) or names, comma-separated."),
         "protocol": text("protocol", "v1", f"One of {', '.join(PROTOCOLS)}."),
-        "data_dir": text("data_dir", None, "TFDS data or class folders."),
+        "data": text("data", None, "TFDS data or class folders."),
         "workdir": text("workdir", None, "Where the runs and tables go."),
         "shard": text("shard", "0/1", "i/n: this machine does every n-th task, from the i-th."),
     }
@@ -44,13 +45,17 @@ def parse_shard(text: str) -> tuple[int, int]:
 def main(values: dict) -> None:
     config, source = values["config"], values["checkpoint"]
     tasks, shard = vtab_tasks.select(values["tasks"]), parse_shard(values["shard"])
+    encoder, variables, _ = encoders.load_encoder(source, random=config.encoder)
     report = evaluate(
         config,
-        *load_encoder(source, config),
+        encoder,
+        variables or encoders.random_variables(encoder, config.seed),
         name=source,
         tasks=tasks,
         shard=shard,
-        **{name: values[name] for name in ("protocol", "data_dir", "workdir")},
+        protocol=values["protocol"],
+        data=values["data"],
+        workdir=values["workdir"],
     )
     print(report["summary"])
 

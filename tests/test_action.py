@@ -276,7 +276,9 @@ def test_windows_of_a_video_are_averaged():
 def test_the_encoder_is_frozen_first_and_then_starts_adam_afresh():
     """Adam's first step is the learning rate, whatever the gradient: for the encoder it is step 3 here."""
     params = {"encoder": {"kernel": jnp.zeros(3)}, "dense2": {"kernel": jnp.zeros(3), "bias": jnp.zeros(3)}}
-    adam = optimizer(lambda step: 0.1 * (step + 1), b1=0.9, b2=0.999, weight_decay=0.0, frozen_steps=3)
+    adam = optimizer(
+        lambda step: 0.1 * (step + 1), b1=0.9, b2=0.999, weight_decay=0.0, frozen_epochs=1.5, steps_per_epoch=2
+    )
     state, moves = adam.init(params), []
     for _ in range(5):
         updates, state = adam.update(jax.tree.map(lambda p: jnp.full_like(p, 7.0), params), state, params)
@@ -361,8 +363,8 @@ def test_schedules_of_the_papers(variant, steps, frozen, lr_at, monkeypatch):
     """For the 9537 training videos of UCF-101's split 1; an epoch of VITO's is 5 * 9537 / 32 steps."""
     config, seen = action_config.get_config(variant), {}
     monkeypatch.setattr(action, "optimizer", lambda rate, **kwargs: seen.update(rate=rate, **kwargs) or optax.sgd(rate))
-    experiment = action.make_parts(config, ActionClassifier(network(), color="none"), 9537)
-    assert (experiment.total_steps, seen["frozen_steps"]) == (steps, frozen)
+    experiment = action.make_experiment(config, ActionClassifier(network(), color="none"), 9537, seed=0)
+    assert (experiment.total_steps, round(seen["frozen_epochs"] * seen["steps_per_epoch"])) == (steps, frozen)
     for step, lr in lr_at.items():
         assert float(seen["rate"](step)) == pytest.approx(lr, rel=1e-5), step
 
@@ -371,7 +373,8 @@ def test_every_config_builds_its_network_at_full_size():
     for variant, classes, parameters in (("ucf101_vdim", 101, 17.298e6), ("hmdb51_vito", 51, 25_557_032 - 2_049_000)):
         config = action_config.get_config(variant)
         encoder, phi_dim, _ = action.load_pretrained("none", config)
-        experiment = action.make_parts(config, action.make_method(config, encoder, classes, phi_dim), 9537)
+        method = action.make_method(config, encoder, classes, phi_dim)
+        experiment = action.make_experiment(config, method, 9537, seed=0)
         state = jax.eval_shape(
             lambda experiment=experiment: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0)
         )
@@ -411,8 +414,8 @@ def test_real_videos_from_files_to_a_score(sample_data, tmp_path):
         f"--data={tmp_path / 'data'}",
         f"--workdir={tmp_path / 'w'}",
         "--config.encoder.width=0.25",
-        "--config.schedule.total=6.0",
-        "--config.schedule.boundaries=(3.0,)",
+        "--config.schedule.steps=6",
+        "--config.schedule.boundaries=(3,)",
         "--config.batch_size=4",
         "--config.data.views=2",
         "--config.test.stride=64",
@@ -421,7 +424,7 @@ def test_real_videos_from_files_to_a_score(sample_data, tmp_path):
     done = run(*arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "w" / "result.json").read_text())
-    split = result["splits"]["1"]
+    split = result["repeats"]["split_1"]
     assert (split["classes"], split["train_videos"], split["test_videos"], split["steps"]) == (20, 20, 20, 6)
     assert split["test_windows"] >= 20 and round(split["top1"] * 20, 6) % 1 == 0
     lines = [json.loads(line) for line in (tmp_path / "w" / "split_1" / "metrics.jsonl").read_text().splitlines()]

@@ -17,8 +17,8 @@ from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
 from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
+from vivi_jax import export
 from vivi_jax.errors import DataError
-from vivi_jax.export import resnet as export
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 
@@ -327,7 +327,7 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
     arguments = [
         f"--checkpoint={checkpoint_file}",
         f"--data={data}",
-        f"--out={out}",
+        f"--workdir={out}",
         "--short_side=120",
         "--sequences=blackswan,car-shadow",
     ]
@@ -374,7 +374,7 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
             [
                 f"--checkpoint={checkpoint_file}",
                 f"--data={data}",
-                f"--out={tmp_path / name}",
+                f"--workdir={tmp_path / name}",
                 f"--protocol={name}",
                 "--short_side=256",
             ]
@@ -382,5 +382,5 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
         result = json.loads((tmp_path / name / "davis.json").read_text())
         objects = result["sequences"]["two"]["objects"]
         assert len(objects) == 2 and all(scores["J"]["mean"] > 0.7 for scores in objects), objects
-        davis.main([f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--out={tmp_path / 'scores'}"])
+        davis.main([f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--workdir={tmp_path / 'scores'}"])
         assert json.loads((tmp_path / "scores" / "davis.json").read_text())["scores"] == result["scores"]

@@ -18,9 +18,11 @@ from evaluation.protocols.detection import report as detection_report
 from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection import targets as detection_targets
 from evaluation.protocols.detection.method import Detector
-from evaluation.transfer import with_pretrained
+from evaluation.transfer import make_experiment, means, with_pretrained
 from helpers.commands import assert_one_line_error, run_module, start_module
 from helpers.runs import make_run
+from vivi_jax import optim
+from vivi_jax.config import without_name
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models import build_encoder
@@ -39,7 +41,7 @@ def make_detector(variant: str, classes=3, **changes) -> Detector:
     for key, value in changes.items():
         config.method[key] = value
     encoder, _ = detection.load_pretrained("none", config)
-    return detection.make_detector(config, encoder, classes)
+    return detection.make_method(config, encoder, classes)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +193,7 @@ def test_impossible_encoders_sizes_and_forms_are_refused():
     encoder, _ = detection.load_pretrained("none", config)
     config.data.image_size = (100, 160)
     with pytest.raises(ConfigError, match=r"image_size=\(100, 160\): height and width must be multiples of 32"):
-        detection.make_detector(config, encoder, 3)
+        detection.make_method(config, encoder, 3)
     with pytest.raises(ConfigError, match="did you mean 'fcos'"):
         make_detector("coco", form="fcoss")
     vdim = build_encoder(
@@ -206,7 +208,7 @@ def test_impossible_encoders_sizes_and_forms_are_refused():
     )
     config.data.image_size = (64, 64)
     with pytest.raises(ConfigError, match="VdimEncoder has no stage2, stage3, stage4"):
-        detection.make_detector(config, vdim, 3)
+        detection.make_method(config, vdim, 3)
 
 
 @pytest.mark.slow
@@ -215,7 +217,7 @@ def test_a_runs_encoder_goes_under_the_detector(tmp_path):
     config = detection_config.get_config("coco,demo")
     encoder, pretrained = detection.load_pretrained(str(make_run(tmp_path, "demo")), config)
     assert (encoder.width, encoder.dtype, encoder.num_classes) == (0.0625, "float32", None)
-    detector = detection.make_detector(config, encoder, 3)
+    detector = detection.make_method(config, encoder, 3)
     params, state, *_ = jax.eval_shape(lambda: detector.init(jax.random.key(0), detector.batch_spec(1, None)))
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (params, state))
     params, state = with_pretrained(*zeros, pretrained)
@@ -237,7 +239,7 @@ def test_a_runs_encoder_goes_under_the_detector(tmp_path):
 )
 def test_schedules_of_the_sheet(variant, images, steps, lr_at):
     config = detection_config.get_config(variant)
-    rate, total = detection.schedule(config.batch_size, images, **config.schedule)
+    rate, total = optim.piecewise(config.batch_size, examples_per_epoch=images, **without_name(config.schedule))
     assert total == steps
     for step, lr in lr_at.items():
         assert float(rate(step)) == pytest.approx(lr, rel=1e-3), step
@@ -251,9 +253,9 @@ def test_the_papers_step_has_its_shapes(variant, classes, anchors):
     """Training (of LVIS, which has COCO's network, the state alone) and testing at full size and batch, abstractly."""
     config = detection_config.get_config(variant)
     encoder, _ = detection.load_pretrained("none", config)
-    detector = detection.make_detector(config, encoder, classes)
+    detector = detection.make_method(config, encoder, classes)
     assert detector.anchors.shape == (anchors, 4) and sum(detector.level_sizes) == anchors
-    experiment = detection.make_parts(config, detector, 0, 118_287)
+    experiment = make_experiment(config, detector, 118_287, seed=0)
     assert experiment.batch_spec["image"].shape == ({"retinanet": 16}.get(variant, 128), 800, 1024, 3)
     state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     if variant != "lvis":
@@ -278,7 +280,7 @@ def test_a_step_at_full_image_size_compiles_for_eight_devices():
     config = detection_config.get_config("coco")
     config.encoder.depth = 18
     encoder, _ = detection.load_pretrained("none", config)
-    experiment = detection.make_parts(config, detection.make_detector(config, encoder, 80), 0, 118_287)
+    experiment = make_experiment(config, detection.make_method(config, encoder, 80), 118_287, seed=0)
     state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     compiled = compile_step(experiment, state, sharding.make_mesh())
     # Sums over devices, of gradients and statistics; no device is sent another's images or what is predicted for them.
@@ -326,9 +328,9 @@ BY_HEART = (
     "--config.data.flip_prob=0.0",
     "--config.data.image_size=(64,96)",
     "--config.method.layers=1",
-    "--config.schedule.warmup=5.0",
-    "--config.schedule.total=100.0",
-    "--config.schedule.boundaries=(70.0,90.0)",
+    "--config.schedule.warmup=5",
+    "--config.schedule.steps=100",
+    "--config.schedule.boundaries=(70,90)",
     "--config.run.log_every=5",
 )
 
@@ -336,13 +338,14 @@ BY_HEART = (
 def check_run(directory: pathlib.Path, data: pathlib.Path) -> None:
     """AP50 above 0.9, in all the files that say so; and the boxes' file gives any tool the same scores."""
     result = json.loads((directory / "result.json").read_text())
-    assert result["AP50"] > 0.9 and result["AP_std"] is None and result["runs"]["0"]["test_images"] == 7
-    rows = json.loads((directory / "seed_0" / "detections.json").read_text())
+    repeat = result["repeats"]["repeat_0"]
+    assert result["AP50"] > 0.9 and result["AP_std"] is None and repeat["test_images"] == 7
+    rows = json.loads((directory / "repeat_0" / "detections.json").read_text())
     truth = detection_data.read_annotations(data / "annotations" / "instances_mini.json")
     again = detection_scores.coco_ap(truth, rows)
-    assert {name: again[name] for name in again} == {name: result["runs"]["0"][name] for name in again}
+    assert {name: again[name] for name in again} == {name: repeat[name] for name in again}
     assert f"| mean | {100 * result['AP']:.1f} | {100 * result['AP50']:.1f} |" in (directory / "result.md").read_text()
-    assert len(list((directory / "seed_0" / "pictures").glob("*.png"))) == 7
+    assert len(list((directory / "repeat_0" / "pictures").glob("*.png"))) == 7
 
 
 @pytest.mark.slow
@@ -350,7 +353,7 @@ def test_fcos_learns_by_heart_also_when_killed(plain_coco, tmp_path):
     arguments = command(
         "coco", plain_coco, tmp_path / "w", *BY_HEART, "--config.schedule.lr=3e-3", "--config.run.checkpoint_every=20"
     )
-    saved = tmp_path / "w" / "seed_0" / "checkpoints" / "20" / "MANIFEST.json"
+    saved = tmp_path / "w" / "repeat_0" / "checkpoints" / "20" / "MANIFEST.json"
     with open(tmp_path / "log", "w") as log:  # a file: a full pipe would stop the run
         process = start_module(*arguments, stderr=log)
         while not saved.exists():  # checkpoints are written beside the steps
@@ -402,7 +405,11 @@ def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, t
         (dict(metric="lvis"), DataError, "no LVIS annotation file"),
         (dict(metric="mAP"), ConfigError, "config.metric='mAP' is unknown; did you mean"),
         (dict(test__batch_size=9), ConfigError, "config.test.batch_size=9 does not divide over 8 devices"),
-        (dict(schedule__unit="year"), ConfigError, "config.schedule.unit='year'"),
+        (
+            dict(schedule__epochs=2.0),
+            ConfigError,
+            "exactly one of .*, and has steps=100 and epochs=2.0",
+        ),
         (dict(data__flips=0.5), ConfigError, "config.data: .*flips"),
         (dict(data__scale=(1.25, 0.8)), DataError, r"scale=\(1.25, 0.8\).*sizes need 0 < low <= high"),
         (dict(data__test_images="nowhere"), DataError, "7 of the 7 images of"),
@@ -413,14 +420,13 @@ def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, t
 
 
 def test_means_and_tables():
-    runs = {
-        0: {"AP": 0.25, "AP50": 0.5, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 9},
-        1: {"AP": 0.35, "AP50": 0.6, "APs": -1.0, "train_images": 3, "test_images": 2, "detections": 7},
+    counts = {"metric": "coco", "train_images": 3, "test_images": 2, "detections": 9}
+    repeats = {
+        "repeat_0": {"AP": 0.25, "AP50": 0.5, "APs": -1.0, **counts},
+        "repeat_1": {"AP": 0.35, "AP50": 0.6, "APs": -1.0, **counts},
     }
-    means = detection_report.means(runs)
-    assert means == pytest.approx({"AP": 0.3, "AP50": 0.55, "APs": -1.0, "AP_std": np.sqrt(0.005)})
-    text = detection_report.markdown(
-        {"config": "coco", "checkpoint": "RUN", "data": "D", "metric": "coco", "runs": runs, **means}
-    )
-    assert "| 1 | 35.0 | 60.0 | - |" in text and "| mean | 30.0 | 55.0 | - |" in text and "7.07." in text
-    assert detection_report.means({0: runs[0]})["AP_std"] is None
+    found = means(repeats) | detection_report.spread(repeats)
+    assert found == pytest.approx({"AP": 0.3, "AP50": 0.55, "APs": -1.0, "AP_std": np.sqrt(0.005)})
+    text = detection_report.markdown({"config": "coco", "checkpoint": "RUN", "data": "D", "repeats": repeats, **found})
+    assert "| repeat_1 | 35.0 | 60.0 | - |" in text and "| mean | 30.0 | 55.0 | - |" in text and "7.07." in text
+    assert detection_report.spread({"repeat_0": repeats["repeat_0"]})["AP_std"] is None

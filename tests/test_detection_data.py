@@ -76,7 +76,7 @@ def test_degenerate_boxes_are_dropped_and_named_and_crowds_kept_apart(tmp_path, 
     assert dataset.boxes[0].tolist() == [[0, 0, 20, 20]]  # cut to the image
     assert dataset.classes[1].tolist() == [CROWD]
     assert "3 boxes have no area inside their image and teach nothing (annotation 1)" in caplog.text
-    caplog.set_level(logging.INFO, "evaluation.detection")
+    caplog.set_level(logging.INFO, "evaluation")
     detection_data.check_sets(dataset, dataset)
     assert "1 objects of 2 classes, 2 images without an object" in caplog.text
     write_set(tmp_path, annotations=labels[:3] + labels[4:])

@@ -12,8 +12,8 @@ from PIL import Image
 from evaluation import encoders, probe
 from helpers.networks import TinyEncoder
 from input_pipeline import images
+from vivi_jax import export
 from vivi_jax.errors import ConfigError, DataError
-from vivi_jax.export import resnet as export
 from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder
 
@@ -140,7 +140,7 @@ def test_command_line_on_an_export(coloured, tmp_path, mode, capsys):
     probe.main(
         [
             f"--checkpoint={tmp_path}/e.safetensors",
-            f"--dataset={coloured}",
+            f"--data={coloured}",
             f"--mode={mode}",
             "--k=5",
             "--image_size=32",
@@ -167,9 +167,9 @@ def test_bad_data_sets_are_refused_before_anything_runs(encoder, coloured):
 
 def test_command_line_errors_are_one_line(coloured, tmp_path):
     with pytest.raises(SystemExit, match=f"^error: no {tmp_path}/config.json: is {tmp_path} a run directory"):
-        probe.main([f"--checkpoint={tmp_path}", f"--dataset={coloured}"])
+        probe.main([f"--checkpoint={tmp_path}", f"--data={coloured}"])
     with pytest.raises(SystemExit, match=f"^error: no file {tmp_path}/e.safetensors"):
-        probe.main([f"--checkpoint={tmp_path}/e.safetensors", f"--dataset={coloured}"])
+        probe.main([f"--checkpoint={tmp_path}/e.safetensors", f"--data={coloured}"])
 
 
 def test_low_shot_takes_the_same_share_of_every_class():

@@ -17,7 +17,8 @@ from flax import linen as nn
 from PIL import Image
 
 from configs import segmentation as segmentation_config
-from evaluation.protocols import interpolation as dense
+from evaluation import transfer
+from evaluation.protocols.interpolation import dense_encoder
 from evaluation.protocols.segmentation import data as data_sets
 from evaluation.protocols.segmentation import evaluate as segmentation
 from evaluation.protocols.segmentation import report as segmentation_report
@@ -25,7 +26,7 @@ from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet
 from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
 from helpers.commands import start_module
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.errors import DataError
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
 from vivi_jax.train import compile_step
@@ -316,8 +317,9 @@ def test_whole_images_are_predicted_where_they_are(tmp_path):
 def test_full_size_configs_have_the_papers_steps_and_shapes():
     for variant, classes, train_images, steps in (("voc", 21, 10582, 29761), ("ade20k", 150, 20210, 75787)):
         config = segmentation_config.get_config(variant)
-        encoder, pretrained = segmentation.load_pretrained("none", config)
-        experiment = segmentation.make_parts(config, encoder, classes, train_images, seed=0)
+        encoder, pretrained = transfer.load_pretrained("none", config)
+        method = segmentation.make_method(config, encoder, classes)
+        experiment = transfer.make_experiment(config, method, train_images, seed=0)
         assert experiment.total_steps == steps and pretrained == {}
         state = jax.eval_shape(
             lambda experiment=experiment: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0)
@@ -341,18 +343,10 @@ def test_every_kind_of_encoder_has_a_map():
         (ResNet(depth=18, version=2, norm="group", stem="small"), "stage4", (1, 33, 33, 3)),
         (VdimEncoder(table="small", frames=8), "global", (1, 3, 3, 3)),
     ):
-        encoder, layer = dense.dense_encoder(encoder, 0, output_stride=8, dilate=True)
+        encoder, layer = dense_encoder(encoder, 0, output_stride=8, dilate=True)
         net = FCN(encoder, layer, num_classes=3, channels=8, dilation=2)
         out, _ = jax.eval_shape(lambda x, net=net: net.init_with_output(jax.random.key(0), x, train=True), image)
         assert layer == name and out.shape == shape
-
-
-def test_the_schedule_is_a_polynomial():
-    rate, steps = segmentation.poly(16, lr=0.04, power=0.9, epochs=45.0, train_images=10582)
-    assert float(rate(0)) == pytest.approx(0.04) and float(rate(steps)) == 0
-    assert float(rate(steps // 2)) == pytest.approx(0.04 * 0.5**0.9, rel=1e-3)
-    with pytest.raises(ConfigError, match="less than one batch"):
-        segmentation.poly(16, lr=0.04, power=0.9, epochs=1.0, train_images=3)
 
 
 @pytest.mark.slow
@@ -360,8 +354,8 @@ def test_the_full_size_step_compiles_for_eight_devices():
     """The paper's crop and batch over 8 devices; a ResNet-18, as the ResNet-50 compiles for minutes on a core."""
     config = segmentation_config.get_config("voc")
     config.encoder.depth = 18
-    encoder, _ = segmentation.load_pretrained("none", config)
-    experiment = segmentation.make_parts(config, encoder, 21, 10582, seed=0)
+    encoder, _ = transfer.load_pretrained("none", config)
+    experiment = transfer.make_experiment(config, segmentation.make_method(config, encoder, 21), 10582, seed=0)
     state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     mesh = sharding.make_mesh()
     assert mesh.size == 8
@@ -430,7 +424,7 @@ def test_a_small_network_learns_the_samples_also_when_killed(small_voc, tmp_path
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["miou"] > 0.9, result["iou"]
     assert sum(value is not None for value in result["iou"].values()) == 7
-    assert (result["repeats"][0]["steps"], result["repeats"][0]["seed"]) == (80, 0)
+    assert (result["repeats"]["repeat_0"]["steps"], result["repeats"]["repeat_0"]["seed"]) == (80, 0)
     assert f"| mean | {100 * result['miou']:.1f} (std 0.0)" in out == (tmp_path / "result.md").read_text() + "\n"
     with Image.open(run / "predictions.png") as picture:
         assert picture.size[0] == 900
@@ -439,11 +433,12 @@ def test_a_small_network_learns_the_samples_also_when_killed(small_voc, tmp_path
 
 
 def test_the_result_is_the_mean_over_repeats():
-    repeats = [
-        {"miou": 0.5, "pixel_accuracy": 0.8, "iou": [0.5, None], "steps": 9},
-        {"miou": 0.7, "pixel_accuracy": 0.9, "iou": [0.6, 0.8], "steps": 9},
-    ]
-    found = segmentation_report.over_repeats(repeats, ("one", "two"))
+    sizes = {"train_images": 3, "val_images": 2, "steps": 9}
+    repeats = {
+        "repeat_0": {"miou": 0.5, "pixel_accuracy": 0.8, "iou": [0.5, None], **sizes},
+        "repeat_1": {"miou": 0.7, "pixel_accuracy": 0.9, "iou": [0.6, 0.8], **sizes},
+    }
+    found = transfer.means(repeats) | segmentation_report.over_repeats(repeats, class_names=("one", "two"))
     assert found == pytest.approx(
         {"miou": 0.6, "miou_std": 0.1, "pixel_accuracy": 0.85, "iou": pytest.approx({"one": 0.55, "two": 0.8})}
     )
@@ -452,8 +447,6 @@ def test_the_result_is_the_mean_over_repeats():
             "config": "voc",
             "checkpoint": "RUN",
             "data": "DIR",
-            "train_images": 3,
-            "val_images": 2,
             "repeats": repeats,
             **found,
         }

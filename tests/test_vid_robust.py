@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from evaluation import vid_robust
+from vivi_jax import export
 from vivi_jax.errors import ConfigError, DataError
-from vivi_jax.export import resnet as export
 from vivi_jax.export import torch_names
 from vivi_jax.models import build_encoder
 
@@ -83,7 +83,7 @@ def test_the_papers_numbers_from_predictions(width, suffix, tmp_path, capsys):
         path.write_text(
             "".join(f"{name},{','.join(f'{x:.3f}' for x in row)}\n" for name, row in zip(flat, logits, strict=True))
         )
-    vid_robust.main([f"--data_dir={tmp_path}", f"--predictions={path}", f"--out={tmp_path}/r.json"])
+    vid_robust.main([f"--data={tmp_path}", f"--predictions={path}", f"--out={tmp_path}/r.json"])
     assert capsys.readouterr().out == (
         "PM-0: 68.0% [65.2, 70.7] of 1109 anchors\nPM-10: 49.9% [46.9, 52.8] of 1109 anchors\ndrop: 18.1\n"
     )
@@ -103,14 +103,14 @@ def test_an_encoder_with_a_classifier(tmp_path, capsys):
     variables["params"]["classifier"]["bias"][MAPPING[8][1]] = 1
     variables["params"]["classifier"]["kernel"][0, 999] = 1  # not all zero: that would be a file without a classifier
     export.export_torchvision(resnet, variables, tmp_path / "e.safetensors")
-    vid_robust.main([f"--data_dir={tmp_path}", f"--checkpoint={tmp_path}/e.safetensors", "--image_size=16"])
+    vid_robust.main([f"--data={tmp_path}", f"--checkpoint={tmp_path}/e.safetensors", "--image_size=16"])
     right = sum(8 in (v % 30, (v + 7) % 30) for v in range(31))
     assert right == 2 and capsys.readouterr().out.startswith(f"PM-0: {right / 31:.1%} [")
 
 
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(SystemExit, match=f"error: no {tmp_path}/rev_class_idx_map.json; copy the files of"):
-        vid_robust.main([f"--data_dir={tmp_path}", "--predictions=x.npz"])
+        vid_robust.main([f"--data={tmp_path}", "--predictions=x.npz"])
     names = write_metadata(tmp_path, 3, (1,))
     frames = vid_robust.load_metadata(str(tmp_path))
     with pytest.raises(DataError, match=r"1 of 6 frames have no logits: val/video0002/000101.JPEG"):

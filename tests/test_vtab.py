@@ -330,7 +330,7 @@ def test_all_19_tasks_run_end_to_end(mocked, tiny, tmp_path):
         name="tiny",
         tasks=vtab_tasks.select("all"),
         protocol="v2",
-        data_dir=mocked,
+        data=mocked,
         workdir=str(tmp_path),
     )
     report = run()
@@ -370,11 +370,11 @@ def command(folders, workdir, *more):
         "--config.batch_size=16",
         "--config.steps=(2, 3)",
         "--config.repeats=2",
-        "--config.random_encoder.depth=18",
-        "--config.random_encoder.width=0.0625",
-        "--config.random_encoder.stem=small",
+        "--config.encoder.depth=18",
+        "--config.encoder.width=0.0625",
+        "--config.encoder.stem=small",
         "--checkpoint=none",
-        f"--data_dir={folders}",
+        f"--data={folders}",
         f"--workdir={workdir}",
         "--tasks=natural",
         *more,
@@ -416,7 +416,7 @@ def test_killed_anywhere_it_goes_on_and_changes_no_number(folders, tmp_path):
 @pytest.mark.slow
 def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, folders, tmp_path):
     def run(workdir, **changes):
-        arguments = dict(name="tiny", tasks=vtab_tasks.select("natural"), protocol="v1", data_dir=str(folders))
+        arguments = dict(name="tiny", tasks=vtab_tasks.select("natural"), protocol="v1", data=str(folders))
         return vtab.evaluate(tiny_config(), *tiny, workdir=str(tmp_path / workdir), **(arguments | changes))
 
     whole = run("whole")
@@ -424,7 +424,7 @@ def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, fold
     assert first["tasks"] == [] and first["summary"] == "VTAB v1: no task is finished"  # the other's trials are missing
     assert run("shards", shard=(1, 2))["means"]["all"]["tasks"] == 1
     assert run("shards", shard=(0, 2))["tasks"] == whole["tasks"] and len(whole["tasks"]) == 2
-    with pytest.raises(ConfigError, match=r"shards holds another evaluation \(protocol: v1 there, v2 here\)"):
+    with pytest.raises(ConfigError, match=r"shards was begun with other values \(protocol: 'v1' there, 'v2' here\)"):
         run("shards", protocol="v2")
     other = jax.tree.map(lambda x: x + 1, tiny[1])
     with pytest.raises(ConfigError, match="encoder_sha256: "):
@@ -435,7 +435,7 @@ def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, fold
             name="tiny",
             tasks=vtab_tasks.select("dtd"),
             protocol="v1",
-            data_dir=str(folders),
+            data=str(folders),
             workdir=str(tmp_path / "whole"),
         )
 
@@ -448,7 +448,7 @@ def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, fold
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, folders, tmp_path):
-    arguments = dict(name="tiny", tasks=[TASKS["dtd"]], protocol="v1", data_dir=str(folders), workdir=tmp_path / "w")
+    arguments = dict(name="tiny", tasks=[TASKS["dtd"]], protocol="v1", data=str(folders), workdir=tmp_path / "w")
     with pytest.raises((ConfigError, DataError), match=message):
         vtab.evaluate(tiny_config(), *tiny, **(arguments | changes))
     assert not (tmp_path / "w").exists()

@@ -1,16 +1,48 @@
-"""What the commands with a --config share: flags, logging, and one line for what the user can mend."""
+"""What all commands share: flags, logging, exit codes, and one-line messages for errors of the user.
 
+Needs no JAX: commands that prepare data use it too.
+"""
+
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from typing import Never
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vivi_jax.distributed import preemption, processes
-from vivi_jax.errors import CheckpointError, ConfigError, DataError
-from vivi_jax.train import NotFinite
+from vivi_jax.distributed.preemption import EXIT_CODE, Preempted
+from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
+
+
+def ended(command: Callable[[], None]) -> None:
+    """Runs a command to its end: an error of the user is one line and exit code 1, all else keeps its traceback."""
+    try:
+        command()
+    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
+        sys.exit(f"error: {error}")
+    except Preempted:
+        from vivi_jax.distributed import processes  # JAX, which only training raises this from
+
+        processes.leave(EXIT_CODE)  # at once: a compilation may still run in its thread
+
+
+def start_logging() -> None:
+    """Our messages from INFO on go to stderr as they are, libraries' from WARNING on."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.basicConfig(format="%(message)s", force=True)
+    set_log_level(logging.INFO)
+
+
+def set_log_level(level: int) -> None:
+    """The level of the loggers of this repository's packages."""
+    for package in ("vivi_jax", "input_pipeline", "evaluation"):
+        logging.getLogger(package).setLevel(level)
+
+
+# ---- Commands with a --config: absl's flags -------------------------------------------------------------------------
 
 
 def protocol_flags(*, config: str, data: str, workdir: str) -> dict[str, flags.FlagHolder]:
@@ -34,7 +66,7 @@ def run(main: Callable[[dict], None], values: dict[str, flags.FlagHolder], optio
 
 
 def parse(argv: list[str], values: dict[str, flags.FlagHolder], optional: Iterable[str] = ()) -> list[str]:
-    """absl's parsing, with what is wrong in a flag or a config key said in one line.
+    """absl's parsing; what is wrong in a flag or a config key is one line.
 
     Args:
       values: the command's flags, with a ml_collections file under "config".
@@ -54,25 +86,33 @@ def parse(argv: list[str], values: dict[str, flags.FlagHolder], optional: Iterab
     except KeyError as error:
         raise ConfigError(f"the config has no key {' '.join(str(error.args[0]).split())}") from error
     except (AttributeError, TypeError, ValueError, OSError, flags.Error) as error:
-        while "Traceback" in str(error) and (error.__cause__ or error.__context__):
-            error = error.__cause__ or error.__context__  # the config file's own error, without absl's wrapping
-        raise ConfigError(" ".join(str(error).split())) from error
-    absl_logging.set_verbosity(absl_logging.WARNING)  # libraries; ours go through the standard loggers below
-    logging.basicConfig(format="%(message)s", force=True)
-    set_log_level(logging.INFO)
+        cause: BaseException = error
+        while "Traceback" in str(cause) and (inner := cause.__cause__ or cause.__context__):
+            cause = inner  # the config file's own error, without absl's wrapping
+        raise ConfigError(" ".join(str(cause).split())) from error
+    start_logging()
     return remaining
 
 
-def set_log_level(level: int) -> None:
-    for package in ("vivi_jax", "input_pipeline", "evaluation"):
-        logging.getLogger(package).setLevel(level)
+# ---- Commands without: argparse -------------------------------------------------------------------------------------
 
 
-def ended(command: Callable[[], None]) -> None:
-    """Runs a command to its end: what is the user's to mend is one line, all else keeps its traceback."""
-    try:
-        command()
-    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
-        sys.exit(f"error: {error}")
-    except preemption.Preempted:
-        processes.leave(preemption.EXIT_CODE)  # at once: a compilation may still run in its thread
+class Parser(argparse.ArgumentParser):
+    """Options of `python -m MODULE`, described by the first line of its docstring; a wrong one is a ConfigError."""
+
+    def __init__(self, module: str, doc: str | None):
+        super().__init__(prog=f"python -m {module}", description=(doc or "").split("\n")[0])
+
+    def error(self, message: str) -> Never:
+        raise ConfigError(f"{message}; {self.prog} --help lists the options")
+
+
+def run_parser(main: Callable[[argparse.Namespace], None], parser: Parser, argv: list[str] | None = None) -> None:
+    """Parses `argv`, by default the command line, and calls main(options); see `ended`."""
+
+    def command() -> None:
+        options = parser.parse_args(argv)
+        start_logging()
+        main(options)
+
+    ended(command)

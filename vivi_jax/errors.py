@@ -20,6 +20,10 @@ class CheckpointError(ValueError):
     """Stored weights that are missing, damaged, or do not fit the model they are loaded into."""
 
 
+class NotFinite(RuntimeError):
+    """The loss became NaN or infinite. The checkpoints written before are good."""
+
+
 def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """Returns table[name]; a name it does not have is a ConfigError that suggests the nearest one it has."""
     if name in table:

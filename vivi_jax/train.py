@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import logging
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,14 +16,12 @@ from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
+from vivi_jax.errors import NotFinite
+from vivi_jax.methods.base import Metrics
 from vivi_jax.train_step import TrainState, create
 
 _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[int, TrainState], dict[str, float]]
-
-
-class NotFinite(RuntimeError):
-    """The loss became NaN or infinite. The checkpoints written before are good."""
 
 
 def train(
@@ -158,7 +157,13 @@ class StepLog:
     """The metrics of a run; each step's are read one step late, so that the accelerator never waits for us."""
 
     def __init__(
-        self, workdir: str, experiment: Experiment, first_step: int, log_every: int, feed: Prefetcher, checkpoints: str
+        self,
+        workdir: str,
+        experiment: Experiment,
+        first_step: int,
+        log_every: int,
+        feed: Prefetcher,
+        checkpoints: pathlib.Path,
     ):
         self._writer = metrics_lib.MetricWriter(workdir, first_step)
         batch_size = next(iter(experiment.batch_spec.values())).shape[0]
@@ -169,7 +174,7 @@ class StepLog:
             feed,
             checkpoints,
         )
-        self._pending = None
+        self._pending: tuple[int, Metrics] | None = None
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         if scalars:

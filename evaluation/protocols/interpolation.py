@@ -21,7 +21,7 @@ def as_map(features: jax.Array) -> jax.Array:
     return features.mean(axis=1) if features.ndim == 5 else features
 
 
-def interpolation(positions_N: jax.Array, length: int) -> jax.Array:
+def linear_weights(positions_N: jax.Array, length: int) -> jax.Array:
     """float32[N, length]: row i reads a sequence of `length` values linearly at positions_N[i] in [0, length - 1]."""
     distance_NxL = jnp.abs(positions_N[:, None] - jnp.arange(length, dtype=jnp.float32)[None])
     return jnp.maximum(1 - distance_NxL, 0)
@@ -34,6 +34,6 @@ def aligned(size: int, length: int) -> jax.Array:
 
 def upsample(maps_BxhxwxC: jax.Array, height: int, width: int) -> jax.Array:
     """Bilinear, corners aligned: float32[B, height, width, C]."""
-    rows = interpolation(aligned(height, maps_BxhxwxC.shape[1]), maps_BxhxwxC.shape[1])
-    columns = interpolation(aligned(width, maps_BxhxwxC.shape[2]), maps_BxhxwxC.shape[2])
+    rows = linear_weights(aligned(height, maps_BxhxwxC.shape[1]), maps_BxhxwxC.shape[1])
+    columns = linear_weights(aligned(width, maps_BxhxwxC.shape[2]), maps_BxhxwxC.shape[2])
     return jnp.einsum("Yh,bhwc,Xw->bYXc", rows, maps_BxhxwxC, columns, precision=EXACT)

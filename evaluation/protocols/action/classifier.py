@@ -67,7 +67,7 @@ class ActionNetwork(nn.Module):
 
 
 class ActionClassifier:
-    """The method: embeddings are logits, the loss is cross-entropy. For its four functions see vivi_jax/methods."""
+    """The method (vivi_jax/methods/base.py): embeddings are logits, the loss is cross-entropy."""
 
     def __init__(self, network: ActionNetwork, *, color: str):
         self.network = network
@@ -116,7 +116,8 @@ class ActionClassifier:
 
 @dataclasses.dataclass(frozen=True)
 class ClassProbabilities:
-    """The trained network as an encoder whose features are class probabilities, for adapt.extract_features.
+    """The trained network as an encoder whose features are class probabilities, for
+    encoders.extract_features.
 
     Trained on Lab of which a channel was always missing, it is shown all three such versions of a test clip and the
     probabilities are averaged: all channels together it has never seen. The paper does not say what it does.
@@ -134,12 +135,19 @@ class ClassProbabilities:
 
 
 def optimizer(
-    schedule: optax.Schedule, *, b1: float, b2: float, weight_decay: float, frozen_steps: int
+    schedule: optax.Schedule,
+    *,
+    b1: float,
+    b2: float,
+    weight_decay: float,
+    frozen_epochs: float,
+    steps_per_epoch: float,
 ) -> optax.GradientTransformation:
-    """Adam; the encoder's parameters stay as they are for the first `frozen_steps`, and so does its Adam state.
+    """Adam; for the first `frozen_epochs` the encoder's parameters do not change, nor does its Adam state.
 
     Its gradient is computed during these steps too, and then thrown away: one compiled step serves both phases.
     """
+    frozen_steps = round(frozen_epochs * steps_per_epoch)
     if not frozen_steps:
         return optim.adam(schedule, b1=b1, b2=b2, weight_decay=weight_decay)
 

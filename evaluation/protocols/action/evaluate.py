@@ -1,93 +1,76 @@
 """Action recognition: fine-tunes on each split and scores the test videos. The command is evaluation/action.py."""
 
-import json
+import functools
 import logging
-import os
 import pathlib
 
 import jax
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
-from evaluation import encoders
+from evaluation import encoders, transfer
 from evaluation.protocols.action import data as actions
-from evaluation.protocols.action.classifier import (
-    ActionClassifier,
-    ActionNetwork,
-    ClassProbabilities,
-    optimizer,
-)
+from evaluation.protocols.action.classifier import ActionClassifier, ActionNetwork, ClassProbabilities, optimizer
 from evaluation.protocols.action.data import ActionSplit
-from evaluation.transfer import claim, config_identity, write, write_first_checkpoint
 from input_pipeline.streams import windows
 from input_pipeline.streams.order import Order
-from vivi_jax import checkpoint, optim
-from vivi_jax.build import Experiment, call_with_config
+from vivi_jax import checkpoint
+from vivi_jax.build import Experiment
+from vivi_jax.config import call_with_config
 from vivi_jax.errors import ConfigError
+from vivi_jax.methods.base import Tree
 from vivi_jax.models import build_encoder
-from vivi_jax.train import train
-from vivi_jax.train_step import TrainState, make_train_step
+from vivi_jax.models.base import Encoder
 
-_LOG = logging.getLogger("evaluation.action")
+_LOG = logging.getLogger(__name__)
 _RAW_INPUT = dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0))  # of an encoder of normalised Lab
 
 
 def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, splits: str, workdir: str) -> dict:
-    """Fine-tunes and scores on each split; {"top1": mean over the splits, "splits": {number: {...}}, ...}.
+    """Trains and scores on each split, its repeats being "split_1", "split_2", "split_3"; {"top1": mean, ...}.
+
+    The result has the shape that transfer.evaluate says.
 
     Raises:
       CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
     """
     encoder, phi_dim, pretrained = load_pretrained(source, config)
-    root = pathlib.Path(workdir)
     loaded = call_with_config(
         "prepare",
         actions.load_splits,
         data,
         splits,
-        str(root / "store"),
+        str(pathlib.Path(workdir, "store")),
         max_missing=config.max_missing,
         **config.prepare,
     )
-    results = {}
-    for number, split in loaded.items():
-        _LOG.info(
-            "split %s: %d training and %d test videos of %d classes",
-            number,
-            len(split.train.videos),
-            len(split.test.videos),
-            len(split.class_names),
-        )
-        directory = root / f"split_{number}"
-        claim(directory, {"config": config_identity(config), "checkpoint": source, "data": os.path.realpath(data)})
-        results[number] = run_split(config, split, encoder, phi_dim, pretrained, directory)
-    result = {
-        "config": config.name,
-        "checkpoint": source,
-        "data": data,
-        "top1": float(np.mean([split["top1"] for split in results.values()])),
-        "splits": results,
-    }
-    if jax.process_index() == 0:
-        write(root / "result.json", json.dumps(result, indent=1) + "\n")
-        write(root / "result.md", markdown(result))
-    return result
+    return transfer.evaluate(
+        config,
+        {f"split_{number}": make_repeat(config, split, encoder, phi_dim) for number, split in loaded.items()},
+        pretrained,
+        source=source,
+        data=data,
+        workdir=workdir,
+        summary=lambda results: {},
+        markdown=markdown,
+    )
 
 
-def run_split(
-    config, split: ActionSplit, encoder: nn.Module, phi_dim: int | None, pretrained: dict, directory: pathlib.Path
-) -> dict:
-    """Trains on one split and scores it; nothing is done again that is done."""
-    path = directory / "result.json"
-    if path.exists():
-        return json.loads(path.read_text())
+def make_repeat(
+    config: ml_collections.ConfigDict, split: ActionSplit, encoder: Encoder, phi_dim: int | None
+) -> transfer.Repeat:
+    """Training on one split, and its score."""
     train_part = split.train
     if config.videos_per_class:
         train_part = train_part.take_per_class(config.videos_per_class, config.seed)
-    method = make_method(config, encoder, len(split.class_names), phi_dim)
-    experiment = make_parts(config, method, len(train_part.videos))
-
+    counts = {"train_videos": len(train_part.videos), "classes": len(split.class_names)}
+    _LOG.info(
+        "%d training and %d test videos of %d classes",
+        counts["train_videos"],
+        len(split.test.videos),
+        counts["classes"],
+    )
+    method = make_method(config, encoder, counts["classes"], phi_dim)
     batches = call_with_config(
         "data",
         windows.labelled_clips,
@@ -97,28 +80,18 @@ def run_split(
         Order(config.seed, config.batch_size, jax.process_index(), jax.process_count()),
         **config.data,
     )
-    write_first_checkpoint(experiment, directory, pretrained, seed=config.seed, keep=config.run.keep_checkpoints)
-    state = train(
-        experiment,
-        batches,
-        str(directory),
-        seed=config.seed,
-        micro_batches=config.micro_batches,
-        evaluators=[],
-        **config.run,
-    )
-    result = score(config, method, state, split) | {
-        "train_videos": len(train_part.videos),
-        "steps": int(state.step),
-        "classes": len(split.class_names),
-    }
-    _LOG.info("%s: top-1 %.1f %% of %d test videos", directory, 100 * result["top1"], result["test_videos"])
-    if jax.process_index() == 0:
-        write(path, json.dumps(result) + "\n")
-    return result
+
+    def score(variables: dict[str, Tree], directory: pathlib.Path) -> dict:
+        return score_videos(config, method, variables, split) | counts
+
+    experiment = make_experiment(config, method, counts["train_videos"], seed=config.seed)
+    return transfer.Repeat(config.seed, experiment, batches, score)
 
 
-def make_method(config, encoder: nn.Module, num_classes: int, phi_dim: int | None) -> ActionClassifier:
+def make_method(
+    config: ml_collections.ConfigDict, encoder: Encoder, num_classes: int, phi_dim: int | None
+) -> ActionClassifier:
+    """The classifier of config.method on the encoder."""
     network = call_with_config(
         "method",
         ActionNetwork,
@@ -131,43 +104,24 @@ def make_method(config, encoder: nn.Module, num_classes: int, phi_dim: int | Non
     return ActionClassifier(network, color=config.method.color)
 
 
-def make_parts(config, method: ActionClassifier, train_videos: int) -> Experiment:
-    """The parts of a training run, as vivi_jax.build makes them for pretraining."""
-    schedule = config.schedule
-    # Steps in one unit of the schedule: a step, or an epoch of so many clips of each video.
-    unit = schedule.clips_per_video * train_videos / config.batch_size if schedule.clips_per_video else 1.0
-    total_steps, frozen_steps = max(round(schedule.total * unit), 1), round(schedule.frozen * unit)
-    rate, _ = optim.piecewise(
-        config.batch_size,
-        lr=schedule.lr,
-        total_steps=total_steps,
-        warmup_steps=0,
-        boundaries=tuple(round(b * unit) for b in schedule.boundaries),
-        factor=schedule.factor,
-    )
-    adam = call_with_config("optimizer", optimizer, rate, frozen_steps=frozen_steps, **config.optimizer)
-    step = make_train_step(
-        method, adam, rate, seed=config.seed, total_steps=total_steps, micro_batches=config.micro_batches
-    )
-    return Experiment(method, adam, step, method.batch_spec(config.batch_size, config.data), total_steps)
+def make_experiment(
+    config: ml_collections.ConfigDict, method: ActionClassifier, train_videos: int, *, seed: int
+) -> Experiment:
+    """As transfer's; an epoch is config.clips_per_video clips of each video."""
+    clips = config.clips_per_video * train_videos
+    adam = functools.partial(optimizer, steps_per_epoch=clips / config.batch_size)
+    return transfer.make_experiment(config, method, clips, seed=seed, optimizers={"adam": adam})
 
 
-def load_pretrained(source: str, config) -> tuple[nn.Module, int | None, dict]:
-    """Returns (encoder, width of phi_8 or None, {"params": {part: tree}, "batch_stats": {part: tree}}).
+def load_pretrained(source: str, config: ml_collections.ConfigDict) -> tuple[Encoder, int | None, transfer.Parts]:
+    """Returns (encoder, width of phi_8 or None, pretrained parts).
 
     VDIM transfers phi_8 after the encoder (VDIM §4.1), under its name in methods/vdim.py; from a run without one, phi_8
     starts at random.
     """
-    if source == "none":
-        encoder, pretrained, phi_dim = (
-            call_with_config("encoder", build_encoder, **config.encoder),
-            {},
-            config.method.phi_dim,
-        )
-    elif not config.method.phi_dim:  # frames
-        encoder, variables, _ = encoders.load_encoder(source)
-        pretrained = {name: {"encoder": tree} for name, tree in variables.items()}
-        phi_dim = None
+    phi_dim = config.method.phi_dim
+    if source == "none" or not phi_dim:  # phi_dim: clips, else frames
+        encoder, pretrained = transfer.load_pretrained(source, config)
     else:
         run = checkpoint.load_config(source)
         if run["encoder"]["name"] != "vdim":
@@ -177,22 +131,25 @@ def load_pretrained(source: str, config) -> tuple[nn.Module, int | None, dict]:
             )
         state = checkpoint.load_state(source)
         encoder = build_encoder(**run["encoder"])
-        phi_dim = run["method"].get("embed_dim", config.method.phi_dim)
-        pretrained = {"params": state["params"], **state["model_state"]}
+        phi_dim = run["method"].get("embed_dim", phi_dim)
         pretrained = {
             name: {part: tree[part] for part in ("encoder", "phi_global") if part in tree}
-            for name, tree in pretrained.items()
+            for name, tree in {"params": state["params"], **state["model_state"]}.items()
         }
-        missing = [part for part in ("encoder", "phi_global") if part not in pretrained["params"]]
-        if missing:
-            _LOG.warning("%s has no %s: it starts at random", source, " and ".join(missing))
+        if "phi_global" not in pretrained["params"]:
+            _LOG.warning("%s has no phi_global: it starts at random", source)
     encoder = encoder.for_transfer()
     if config.method.color == "lab":
         encoder = encoder.clone(**_RAW_INPUT)
     return encoder, phi_dim, pretrained
 
 
-def score(config, method: ActionClassifier, state: TrainState, split: ActionSplit) -> dict:
+# ---- Score ----------------------------------------------------------------------------------------------------------
+
+
+def score_videos(
+    config: ml_collections.ConfigDict, method: ActionClassifier, variables: dict[str, Tree], split: ActionSplit
+) -> dict:
     """{"top1", "test_videos", "test_windows"}; class probabilities averaged over the windows of a video (VDIM §4.1)."""
     part, data = split.test, config.data
     batches = call_with_config(
@@ -206,10 +163,9 @@ def score(config, method: ActionClassifier, state: TrainState, split: ActionSpli
         image_size=data.image_size,
         **config.test,
     )
-    classifier = ClassProbabilities(method.network, method.color)
     probabilities, video = encoders.extract_features(
-        classifier,
-        {"params": state.params, **state.model_state},
+        ClassProbabilities(method.network, method.color),
+        variables,
         ({"image": batch["clips"], "label": batch["video"]} for batch in batches),
     )
     correct = average_by_video(probabilities, video, len(part.videos)).argmax(axis=1) == part.labels
@@ -223,14 +179,12 @@ def average_by_video(probabilities_NxC: np.ndarray, video_N: np.ndarray, videos:
     return total / np.bincount(video_N, minlength=videos)[:, None]
 
 
-# ---- Report ---------------------------------------------------------------------------------------------------------
-
-
 def markdown(result: dict) -> str:
+    """A row per split, and their mean."""
     rows = [
-        f"| {number} | {100 * split['top1']:.1f} | {split['train_videos']} | {split['test_videos']} | "
-        f"{split['test_windows']} | {split['steps']} |"
-        for number, split in result["splits"].items()
+        f"| {name.removeprefix('split_')} | {100 * split['top1']:.1f} | {split['train_videos']} | "
+        f"{split['test_videos']} | {split['test_windows']} | {split['steps']} |"
+        for name, split in result["repeats"].items()
     ]
     return "\n".join(
         [
@@ -245,6 +199,3 @@ def markdown(result: dict) -> str:
             "",
         ]
     )
-
-
-# ---- Command line ---------------------------------------------------------------------------------------------------

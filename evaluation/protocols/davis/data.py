@@ -11,11 +11,11 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from evaluation.protocols.segmentation.data import in_parallel
-from evaluation.protocols.segmentation.report import palette
+from evaluation.protocols.masks import palette
+from evaluation.protocols.parallel import in_parallel
 from vivi_jax.errors import DataError
 
-_LOG = logging.getLogger("evaluation.davis")
+_LOG = logging.getLogger(__name__)
 RESOLUTION = "480p"
 LISTS = ("ImageSets/2017/val.txt", "val.txt")
 _VOID = 255
@@ -23,6 +23,8 @@ _VOID = 255
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
+    """Frames of a video, and masks of the objects in them."""
+
     name: str
     frames: list[pathlib.Path]
     masks: list[pathlib.Path]  # of all frames, or of the first only (then nothing can be scored)

@@ -10,18 +10,18 @@ import time
 import av
 import numpy as np
 
-from evaluation.protocols import interpolation as dense
 from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis.data import Sequence
 from evaluation.protocols.davis.metrics import overall, score_sequence
 from evaluation.protocols.davis.propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, Propagator, Protocol
-from evaluation.protocols.segmentation.report import palette
-from evaluation.transfer import write
+from evaluation.protocols.interpolation import dense_encoder
+from evaluation.protocols.masks import palette
+from vivi_jax import files
 from vivi_jax.errors import DataError
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
 
-_LOG = logging.getLogger("evaluation.davis")
+_LOG = logging.getLogger(__name__)
 VIDEO_FPS = 24  # DAVIS' frames
 
 
@@ -37,14 +37,14 @@ def evaluate(
     encoder: Encoder, variables: dict, sequences: list[Sequence], protocol: Protocol, out: pathlib.Path
 ) -> dict:
     """Propagates and scores every sequence that has no result yet; davis.json without its sources."""
-    encoder, layer = dense.dense_encoder(encoder, 1, output_stride=8, dilate=False)
+    encoder, layer = dense_encoder(encoder, 1, output_stride=8, dilate=False)
     results = {}
     for sequence in sequences:
         path = out / "sequences" / f"{sequence.name}.json"
         if not path.exists():
             result = run_sequence(encoder, layer, variables, sequence, protocol, out)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, json.dumps(result) + "\n")
+            files.write_json(path, result)
         results[sequence.name] = json.loads(path.read_text())
     return summary(results)
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from evaluation.protocols import interpolation as dense
+from evaluation.protocols.interpolation import EXACT, as_map
 
 TILE = 16  # queries are taken in squares of so many locations a side; each square sees only the keys it can reach
 
@@ -139,7 +139,7 @@ def start_labels(mask: np.ndarray, objects: int, height: int, width: int, *, sof
 def _features(encoder: nn.Module, layer: str, variables: dict, frame: jax.Array) -> jax.Array:
     """float32[h, w, C], each location of length 1."""
     _, stages = encoder.apply(variables, frame[None].astype(jnp.float32) / 255, train=False)
-    features = dense.as_map(stages[layer])[0].astype(jnp.float32)
+    features = as_map(stages[layer])[0].astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
@@ -181,15 +181,15 @@ def attend(protocol: Protocol, state: dict, queries_hxwxC: jax.Array) -> jax.Arr
         label = cut(labels, slice_sizes=(len(labels), side, side, labels.shape[-1])).reshape(-1, labels.shape[-1])
         allowed = near & jax.lax.dynamic_slice(inside, (y, x), (side, side)).reshape(1, -1)
         allowed = (valid[None, :, None] & allowed[:, None]).reshape(len(query), -1)
-        similarity = jnp.where(allowed, jnp.matmul(query, key.T, precision=dense.EXACT), -jnp.inf)
+        similarity = jnp.where(allowed, jnp.matmul(query, key.T, precision=EXACT), -jnp.inf)
         if not protocol.first_near:
             whole = tuple(slice(radius, radius + length) for length in (height, width))
             first = state["keys"][0][whole].reshape(-1, channels)
-            similarity = jnp.concatenate([jnp.matmul(query, first.T, precision=dense.EXACT), similarity], axis=1)
+            similarity = jnp.concatenate([jnp.matmul(query, first.T, precision=EXACT), similarity], axis=1)
             label = jnp.concatenate([state["labels"][0][whole].reshape(-1, label.shape[-1]), label])
         best, index = jax.lax.top_k(similarity, protocol.top_k)
         weights = jax.nn.softmax(best / protocol.temperature, axis=-1)
-        return jnp.einsum("qk,qkc->qc", weights, label[index], precision=dense.EXACT).reshape(TILE, TILE, -1)
+        return jnp.einsum("qk,qkc->qc", weights, label[index], precision=EXACT).reshape(TILE, TILE, -1)
 
     rows, columns = queries.shape[0] // TILE, queries.shape[1] // TILE
     corners = TILE * jnp.stack(jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij"), -1).reshape(-1, 2)

@@ -5,24 +5,24 @@ wrong with a whole data set is said by `load_set`, before anything is trained.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import json
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
+from evaluation.protocols.parallel import batches_of
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
 
-_LOG = logging.getLogger("evaluation.detection")
+_LOG = logging.getLogger(__name__)
 PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract
 _NEEDED = {
     "images": ("id", "height", "width"),
@@ -320,8 +320,7 @@ def train_batches(
         )
     order = Order(seed, batch_size, process_index, process_count)
 
-    def example(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        i = order.example(n)
+    def example(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return training_example(
             dataset,
             sampling.pick(seed, i, len(dataset)),
@@ -332,10 +331,8 @@ def train_batches(
             max_boxes=max_boxes,
         )
 
-    return (
-        dict(zip(("image", "boxes", "classes"), map(np.stack, zip(*examples, strict=True)), strict=True))
-        for examples in _batched(example, *order.span(first_step, None), order.rows, threads)
-    )
+    batches = batches_of(example, order, first_step, threads=threads)
+    return ({"image": images, "boxes": boxes, "classes": classes} for images, boxes, classes in batches)
 
 
 def training_example(
@@ -378,32 +375,11 @@ def scoring_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in order: {"image": uint8[b, H, W, 3], "index": int32[b]}; the last batch ends with index -1."""
     order = Order(0, batch_size, process_index, process_count)
-    steps = -(-len(dataset) // batch_size)
 
-    def example(n: int) -> tuple[np.ndarray, int]:
-        i = order.example(n)
+    def example(i: int) -> tuple[np.ndarray, np.int32]:
         if i >= len(dataset):
-            return np.zeros((*image_size, 3), np.uint8), -1
-        return render(read_image(dataset, i), letterbox(*dataset.sizes[i], image_size), image_size), i
+            return np.zeros((*image_size, 3), np.uint8), np.int32(-1)
+        return render(read_image(dataset, i), letterbox(*dataset.sizes[i], image_size), image_size), np.int32(i)
 
-    for examples in _batched(example, *order.span(0, steps), order.rows, threads):
-        images, index = zip(*examples, strict=True)
-        yield {"image": np.stack(images), "index": np.array(index, np.int32)}
-
-
-def _batched(
-    example: Callable[[int], tuple], start: int, stop: int | None, rows: int, threads: int | None
-) -> Iterator[list[tuple]]:
-    """Lists of `rows` examples, in order, made by threads (None: one per usable core) two batches ahead."""
-    pool = concurrent.futures.ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "detection")
-    ahead, n = collections.deque(), start
-    try:
-        while True:
-            while len(ahead) < 3 * rows and (stop is None or n < stop):
-                ahead.append(pool.submit(example, n))
-                n += 1
-            if not ahead:
-                return
-            yield [ahead.popleft().result() for _ in range(rows)]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    batches = batches_of(example, order, 0, -(-len(dataset) // batch_size), threads=threads)
+    return ({"image": images, "index": index} for images, index in batches)

@@ -9,43 +9,36 @@ from matplotlib.patches import Rectangle
 from evaluation.protocols.detection.data import DetectionSet, read_image
 
 _SHOWN_SCORE = 0.3  # detections below it are not drawn
-_COUNTS = ("train_images", "test_images", "detections")  # of a run's result: all else are scores
 
 
-def means(runs: dict[int, dict]) -> dict[str, float]:
-    """Mean of each score over the runs, and the standard deviation of AP (n - 1; None of one run)."""
-    first = next(iter(runs.values()))
-    names = [name for name, value in first.items() if isinstance(value, float)]
-    aps = [scores["AP"] for scores in runs.values()]
-    return {name: float(np.mean([scores[name] for scores in runs.values()])) for name in names} | {
-        "AP_std": float(np.std(aps, ddof=1)) if len(aps) > 1 else None
-    }
+def spread(repeats: dict[str, dict]) -> dict[str, float | None]:
+    """The standard deviation of AP over the repeats (n - 1; None of one)."""
+    aps = [scores["AP"] for scores in repeats.values()]
+    return {"AP_std": float(np.std(aps, ddof=1)) if len(aps) > 1 else None}
 
 
 def markdown(result: dict) -> str:
-    """A row per run and their mean, in per cent; "-" where the set has nothing of the kind."""
+    """A row per repeat and their mean, in per cent; "-" where the set has nothing of the kind."""
     names = [name for name in result if name.startswith(("AP", "AR")) and name != "AP_std"]
 
     def line(label: str, scores: dict) -> str:
-        return (
-            f"| {label} | "
-            + " | ".join("-" if scores[name] < 0 else f"{100 * scores[name]:.1f}" for name in names)
-            + " |"
-        )
+        shown = ["-" if scores[name] < 0 else f"{100 * scores[name]:.1f}" for name in names]
+        return f"| {label} | {' | '.join(shown)} |"
 
-    first = next(iter(result["runs"].values()))
-    std = "" if result["AP_std"] is None else f" AP's standard deviation over the runs: {100 * result['AP_std']:.2f}."
+    first = next(iter(result["repeats"].values()))
+    std = (
+        "" if result["AP_std"] is None else f" AP's standard deviation over the repeats: {100 * result['AP_std']:.2f}."
+    )
     return "\n".join(
         [
             f"# Detection: {result['config']}",
             "",
             f"Encoder: {result['checkpoint']}. Data: {result['data']}: trained on {first['train_images']} images, "
-            f"scored "
-            f"on {first['test_images']}. Boxes, metric {result['metric']}, in per cent.{std}",
+            f"scored on {first['test_images']}. Boxes, metric {first['metric']}, in per cent.{std}",
             "",
-            f"| seed | {' | '.join(names)} |",
+            f"| repeat | {' | '.join(names)} |",
             "| --- " * (1 + len(names)) + "|",
-            *(line(str(seed), scores) for seed, scores in result["runs"].items()),
+            *(line(name, scores) for name, scores in result["repeats"].items()),
             line("mean", result),
             "",
         ]

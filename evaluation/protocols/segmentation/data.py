@@ -4,19 +4,16 @@ A mask file holds a number for each pixel; `SegmentationSet.to_class` turns it i
 example i is a pure function of (seed, i), as in sampling.py. Nothing here needs TensorFlow.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
-import itertools
-import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import scipy.io
 from PIL import Image
 
+from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
@@ -337,8 +334,7 @@ def train_batches(
     """
     order = Order(seed, batch_size, process_index, process_count)
 
-    def example(n: int) -> tuple[np.ndarray, np.ndarray]:
-        i = order.example(n)
+    def example(i: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = dataset.read(sampling.pick(seed, i, len(dataset)))
         return augmented(
             image,
@@ -352,27 +348,5 @@ def train_batches(
             fill=fill,
         )
 
-    numbers = itertools.count(order.span(first_step, None)[0])
-    return _batches(in_parallel(example, numbers, threads, ahead=2 * order.rows), order.rows)
-
-
-def _batches(examples: Iterator[tuple[np.ndarray, np.ndarray]], rows: int) -> Iterator[dict[str, np.ndarray]]:
-    while True:
-        images, masks = zip(*(next(examples) for _ in range(rows)), strict=True)
-        yield {"image": np.stack(images), "mask": np.stack(masks)}
-
-
-def in_parallel(function: Callable, items: Iterable, threads: int | None = None, *, ahead: int = 8) -> Iterator:
-    """function(item) for each item, in order, with `threads` at work and a few results (`ahead`) waiting."""
-    threads = threads or len(os.sched_getaffinity(0))
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        pending: collections.deque = collections.deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) >= threads + ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    batches = batches_of(example, order, first_step, threads=threads)
+    return ({"image": images, "mask": masks} for images, masks in batches)

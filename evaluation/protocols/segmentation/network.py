@@ -9,8 +9,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from evaluation.protocols import interpolation as dense
-from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet, in_parallel, on_canvas, resized
+from evaluation.protocols.interpolation import EXACT, as_map, linear_weights, upsample
+from evaluation.protocols.parallel import in_parallel
+from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet, on_canvas, resized
 from vivi_jax.distributed import sharding
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.resnet import BatchNorm, Conv
@@ -36,7 +37,7 @@ class FCN(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """float [B, H, W, 3] in [0, 1] -> logits float32 [B, h, w, num_classes], of the size of the feature map."""
         _, stages = self.encoder(images, train=train)
-        x = dense.as_map(stages[self.layer])
+        x = as_map(stages[self.layer])
         for i in (1, 2):
             x = Conv(self.channels, 3, dilation=self.dilation, dtype=self.encoder.dtype, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(dtype=self.encoder.dtype, name=f"norm{i}")(x, train))
@@ -47,7 +48,7 @@ class FCN(nn.Module):
 
 
 class Segmenter:
-    """The method: embeddings are logits, the loss is cross-entropy per pixel. Functions: see vivi_jax/methods."""
+    """The method (vivi_jax/methods/base.py): embeddings are logits, the loss is cross-entropy per pixel."""
 
     def __init__(self, network: FCN):
         self.network = network
@@ -79,7 +80,7 @@ class Segmenter:
     ) -> tuple[jax.Array, Tree, Metrics]:
         """Mean cross-entropy over all labelled pixels of the batch, 0 if there are none."""
         mask_BxHxW = batch["mask"].astype(jnp.int32)
-        logits = dense.upsample(embeddings, *mask_BxHxW.shape[1:])
+        logits = upsample(embeddings, *mask_BxHxW.shape[1:])
         labelled = mask_BxHxW != IGNORE
         target = jnp.where(labelled, mask_BxHxW, 0)
         pixel_loss = optax.softmax_cross_entropy_with_integer_labels(logits, target)
@@ -105,11 +106,11 @@ def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, colum
     32 rows at a time: the logits of a whole image of ADE20K at full size would take a gigabyte.
     """
     _, height, width, _ = logits_BxhxwxC.shape
-    columns = jax.vmap(lambda positions: dense.interpolation(positions, width))(columns_BxW)
+    columns = jax.vmap(lambda positions: linear_weights(positions, width))(columns_BxW)
 
     def some_rows(rows_BxR: jax.Array) -> jax.Array:
-        rows = jax.vmap(lambda positions: dense.interpolation(positions, height))(rows_BxR)
-        logits = jnp.einsum("bYh,bhwc,bXw->bYXc", rows, logits_BxhxwxC, columns, precision=dense.EXACT)
+        rows = jax.vmap(lambda positions: linear_weights(positions, height))(rows_BxR)
+        logits = jnp.einsum("bYh,bhwc,bXw->bYXc", rows, logits_BxhxwxC, columns, precision=EXACT)
         return logits.argmax(axis=-1).astype(jnp.uint8)
 
     chunks = jnp.moveaxis(rows_BxH.reshape(len(rows_BxH), -1, CANVAS), 1, 0)  # [H / 32, B, 32]

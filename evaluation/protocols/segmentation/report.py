@@ -6,30 +6,27 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from evaluation.protocols.masks import palette
 from evaluation.protocols.segmentation.data import IGNORE
 
 OPACITY = 0.6  # of the classes over the image
 
 
-def over_repeats(repeats: list[dict], class_names: tuple[str, ...]) -> dict:
-    """{"miou", "miou_std": over the repeats, "pixel_accuracy", "iou": {class: mean or None}}."""
-    miou = [repeat["miou"] for repeat in repeats]
+def over_repeats(repeats: dict[str, dict], *, class_names: tuple[str, ...]) -> dict:
+    """{"miou_std": of mIoU over the repeats, "iou": {class: mean, None where no repeat has a value}}."""
     iou = {}
     for c, name in enumerate(class_names):
-        values = [repeat["iou"][c] for repeat in repeats if repeat["iou"][c] is not None]
+        values = [repeat["iou"][c] for repeat in repeats.values() if repeat["iou"][c] is not None]
         iou[name] = float(np.mean(values)) if values else None
-    return {
-        "miou": float(np.mean(miou)),
-        "miou_std": float(np.std(miou)),
-        "pixel_accuracy": float(np.mean([repeat["pixel_accuracy"] for repeat in repeats])),
-        "iou": iou,
-    }
+    return {"miou_std": float(np.std([repeat["miou"] for repeat in repeats.values()])), "iou": iou}
 
 
 def markdown(result: dict) -> str:
+    """Tables of the repeats with their mean, and of the classes, in per cent."""
+    first = next(iter(result["repeats"].values()))
     rows = [
-        f"| {i} | {100 * r['miou']:.1f} | {100 * r['pixel_accuracy']:.1f} | {r['steps']} |"
-        for i, r in enumerate(result["repeats"])
+        f"| {name} | {100 * r['miou']:.1f} | {100 * r['pixel_accuracy']:.1f} | {r['steps']} |"
+        for name, r in result["repeats"].items()
     ]
     classes = [
         f"| {name} | {'-' if value is None else f'{100 * value:.1f}'} |" for name, value in result["iou"].items()
@@ -38,8 +35,8 @@ def markdown(result: dict) -> str:
         [
             f"# Semantic segmentation: {result['config']}",
             "",
-            f"Encoder: {result['checkpoint']}. Data: {result['data']}, {result['train_images']} images for training, "
-            f"{result['val_images']} for the score.",
+            f"Encoder: {result['checkpoint']}. Data: {result['data']}, {first['train_images']} images for training, "
+            f"{first['val_images']} for the score.",
             "",
             "| repeat | mIoU, % | pixel accuracy, % | steps |",
             "|---|---|---|---|",
@@ -53,16 +50,6 @@ def markdown(result: dict) -> str:
             "",
         ]
     )
-
-
-def palette() -> np.ndarray:
-    """uint8[256, 3]: PASCAL VOC's colours, which DAVIS uses too; the bits of a number dealt out to red, green, blue."""
-    numbers = np.arange(256)
-    bits = (numbers[:, None] >> np.arange(8)) & 1  # [256, 8], lowest first
-    colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):  # bit 0 is red's highest, 1 green's, 2 blue's, 3 red's second highest, ...
-        colours[:, bit % 3] |= (bits[:, bit] << (7 - bit // 3)).astype(np.uint8)
-    return colours
 
 
 def overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -2,15 +2,16 @@
 
 import csv
 import io
-import json
 import pathlib
 import statistics
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.protocols.vtab.published import BY_TASK, LEADERBOARD, MEANS
-from evaluation.protocols.vtab.tasks import GROUPS, TASKS
+from evaluation.protocols.vtab.tasks import GROUPS, TASKS, Task
+from vivi_jax import files
 
 COLUMNS = ("task", "group", "accuracy", "repeats", "lr", "steps", "trained_on", "measured_on")
 
@@ -44,15 +45,16 @@ def write(
         "cost": cost(trials + [result for results in finals.values() for result in results]),
     }
     report["summary"] = summary(report)
-    (workdir / "vtab.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    (workdir / "vtab.csv").write_text(as_csv(rows))
-    (workdir / "vtab.md").write_text(markdown(report))
+    files.write_json(workdir / "vtab.json", report)
+    files.write_text(workdir / "vtab.csv", as_csv(rows))
+    files.write_text(workdir / "vtab.md", markdown(report))
     if rows:
-        picture(report).savefig(workdir / "vtab.png", dpi=150)
+        with files.atomic(workdir / "vtab.png") as path:
+            picture(report).savefig(path, format="png", dpi=150)
     return report
 
 
-def row(task, results: list[dict]) -> dict:
+def row(task: Task, results: list[dict]) -> dict:
     """One task's line: the median of the repeats (VIVI §4), in [0, 1]."""
     repeats = [result["accuracy"] for result in results]
     first = results[0]
@@ -151,7 +153,7 @@ def markdown(report: dict) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table_line(name: str, values) -> str:
+def table_line(name: str, values: Iterable[float]) -> str:
     return f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
 
 

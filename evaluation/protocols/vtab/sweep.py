@@ -4,27 +4,23 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
 
-import jax
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
-from evaluation import encoders
 from evaluation.protocols.vtab import data as vtab_data
 from evaluation.protocols.vtab import finetune
 from evaluation.protocols.vtab import report as vtab_report
 from evaluation.protocols.vtab.data import Examples
 from evaluation.protocols.vtab.tasks import Task
-from vivi_jax import checkpoint
-from vivi_jax.errors import ConfigError, DataError, lookup
-from vivi_jax.models import build_encoder
+from vivi_jax import checkpoint, files
+from vivi_jax.errors import DataError, lookup
+from vivi_jax.models.base import Encoder
 
-_LOG = logging.getLogger("evaluation.vtab")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +68,7 @@ def choose_settings(scores: dict[str, dict[Setting, float]], *, one_setting: boo
 class Runs:
     """The training runs of one encoder, each with its file in WORKDIR/runs/TASK; one with a file is not repeated."""
 
-    def __init__(self, config: ml_collections.ConfigDict, encoder: nn.Module, variables: dict, workdir: pathlib.Path):
+    def __init__(self, config: ml_collections.ConfigDict, encoder: Encoder, variables: dict, workdir: pathlib.Path):
         self.config, self.encoder, self.variables, self.workdir = config, encoder, variables, workdir
         self._trainers: dict[int, finetune.Trainer] = {}  # by number of classes
 
@@ -131,7 +127,9 @@ class Runs:
                 },
             }
             compiled = 0
-            write_whole(self.path(task, stage, setting, repeat), json.dumps(result, indent=1, allow_nan=False) + "\n")
+            path = self.path(task, stage, setting, repeat)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, result)
             _LOG.info(
                 "%s %s %s repeat %d: %.1f %% of %s, %.0f s",
                 task.name,
@@ -157,24 +155,16 @@ class Runs:
         return module, variables, self._trainers[classes], 0 if known else 1
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill leaves all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # machines may share the folder
-    unfinished.write_text(text)
-    unfinished.replace(path)
-
-
 # ---- The whole ------------------------------------------------------------------------------------------------------
 def evaluate(
     config: ml_collections.ConfigDict,
-    encoder: nn.Module,
+    encoder: Encoder,
     variables: dict,
     *,
     name: str,
     tasks: list[Task],
     protocol: str,
-    data_dir: str,
+    data: str,
     workdir: str,
     shard: tuple[int, int] = (0, 1),
 ) -> dict:
@@ -187,17 +177,15 @@ def evaluate(
       ConfigError, DataError: before anything is trained, unless an image does not decode.
     """
     rules = lookup("--protocol", protocol, PROTOCOLS)
-    found, absent = find_all(tasks, data_dir, config.check_sizes)
-    workdir = pathlib.Path(workdir)
-    claim(
-        workdir,
-        {
-            "config": json.loads(config.to_json()),
-            "protocol": protocol,
-            "encoder_sha256": checkpoint.state_sha256(variables),
-        },
-    )
-    runs = Runs(config, encoder, variables, workdir)
+    found, absent = find_all(tasks, data, config.check_sizes)
+    identity = {
+        "config": json.loads(config.to_json()),
+        "protocol": protocol,
+        "encoder_sha256": checkpoint.state_sha256(variables),
+    }
+    root = pathlib.Path(workdir)
+    files.claim(root / "evaluation.json", identity)
+    runs = Runs(config, encoder, variables, root)
     settings = [Setting(lr, steps) for lr, steps in itertools.product(config.learning_rates, config.steps)]
     mine = list(found.items())[shard[0] :: shard[1]]
     for task, load in mine:
@@ -229,7 +217,7 @@ def evaluate(
     }
     finished = {task: results for task, results in finals.items() if all(results)}
     return vtab_report.write(
-        workdir,
+        root,
         finished,
         trials=[r for task in found for s in settings if (r := runs.result(task, "trial", s, 0))],
         absent=absent,
@@ -240,7 +228,7 @@ def evaluate(
 
 
 def find_all(
-    tasks: list[Task], data_dir: str, check_sizes: bool
+    tasks: list[Task], data: str, check_sizes: bool
 ) -> tuple[dict[Task, Callable[[str], Examples]], dict[str, str]]:
     """({task: its data}, {name of a task without data: the step that brings them}).
 
@@ -250,7 +238,7 @@ def find_all(
     found, absent, wrong = {}, {}, []
     for task in tasks:
         try:
-            found[task] = vtab_data.find(task, data_dir, check_sizes=check_sizes)
+            found[task] = vtab_data.find(task, data, check_sizes=check_sizes)
         except vtab_data.Absent as error:
             absent[task.name] = str(error)
             _LOG.warning("left out: %s", error)
@@ -259,41 +247,5 @@ def find_all(
     if wrong:
         raise DataError(" | ".join(wrong))
     if not found:
-        raise DataError(f"no task has data in {data_dir}; the first: {next(iter(absent.values()))}")
+        raise DataError(f"no task has data in {data}; the first: {next(iter(absent.values()))}")
     return found, absent
-
-
-def load_encoder(source: str, config: ml_collections.ConfigDict) -> tuple[nn.Module, dict]:
-    """(encoder, variables) of a run or a file; of "none": config.random_encoder with random weights."""
-    if source != "none":
-        return encoders.load_encoder(source)[:2]
-    encoder = build_encoder(**config.random_encoder.to_dict())
-    image = np.zeros((1, 32, 32, 3), np.float32)
-    return encoder, jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(config.seed))
-
-
-def claim(workdir: pathlib.Path, identity: dict) -> None:
-    """Writes what is evaluated into a new WORKDIR; refuses one that holds the runs of something else.
-
-    Raises:
-      ConfigError: the differences, with both values.
-    """
-    path = workdir / "evaluation.json"
-    if not path.exists():
-        write_whole(path, json.dumps(identity, indent=1) + "\n")
-        return
-    there = json.loads(path.read_text())
-    flat = [
-        {**{f"config.{k}": v for k, v in d["config"].items()}, **{k: d[k] for k in d if k != "config"}}
-        for d in (there, identity)
-    ]
-    different = [
-        f"{key}: {flat[0].get(key)} there, {flat[1].get(key)} here"
-        for key in sorted(flat[0].keys() | flat[1])
-        if flat[0].get(key) != flat[1].get(key)
-    ]
-    if different:
-        raise ConfigError(f"{workdir} holds another evaluation ({'; '.join(different)}); use another --workdir")
-
-
-# ---- Command line ---------------------------------------------------------------------------------------------------
