@@ -138,8 +138,8 @@ def test_names_and_shapes_are_timms():
         (BIT, "timm.create_model('resnetv2_50x1_bit', num_classes=0)"),
         (dict(BIT, width=3.0, num_classes=10), "timm.create_model('resnetv2_50x3_bit', num_classes=10)"),
         (V2, "timm.create_model('resnetv2_50', num_classes=0, stem_type='fixed')"),
-        (dict(BIT, stem="small"), "no model of timm as it is"),
-        (dict(BIT, depth=18), "no model of timm as it is"),
+        (dict(BIT, stem="small"), "none (custom depth, width or stem)"),
+        (dict(BIT, depth=18), "none (custom depth, width or stem)"),
     ],
 )
 def test_the_metadata_say_which_model_of_timm_loads_the_file(options, loads):

@@ -68,7 +68,7 @@ def run(config, workdir: str) -> None:
         "state_sha256": checkpoint.state_sha256(state),
     }
     if jax.process_index() == 0:
-        pathlib.Path(workdir, "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        files.write_json(pathlib.Path(workdir, "summary.json"), summary)
         _LOG.info("done: step %d, checkpoint %s", summary["step"], summary["checkpoint"])
 
 

@@ -65,7 +65,7 @@ def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
 def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
     """Writes the encoder's safetensors file in torchvision's names; returns the metadata it carries."""
     plain = encoder.width == 1 and encoder.stem == "imagenet" and encoder.depth != 200
-    loads = f"torchvision.models.resnet{encoder.depth}" if plain else "no model of torchvision as it is"
+    loads = f"torchvision.models.resnet{encoder.depth}" if plain else "none (custom width or stem)"
     classes = "" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"
     return _export(
         TORCHVISION,
@@ -98,7 +98,7 @@ def timm_model(encoder: ResNet) -> str:
     """The call of timm that makes the model of this encoder."""
     model = TIMM_MODELS[encoder.norm].get((encoder.depth, encoder.width))
     if model is None or encoder.stem != "imagenet":
-        return "no model of timm as it is"
+        return "none (custom depth, width or stem)"
     stem = ", stem_type='fixed'" if encoder.norm == "batch" else ""  # BiT's have it
     return f"timm.create_model({model!r}, num_classes={encoder.num_classes or 0}{stem})"
 

@@ -43,9 +43,9 @@ class VdimNetwork(nn.Module):
     ) -> tuple[Features, Features]:
         """Both views to phi_j(f_j), float32 [B, locations, D] by layer.
 
-        S is T, or 2 T for temporal differences: then view 2's features are those of its second half less those of its
-        first. The paper splits "the features of the second view in half temporally", but layers 5, 6 and 8 have 7, 5
-        and 1 frames: so here the frames are split, and each half encoded.
+        S is T, or 2 T for temporal differences: then view 2's features are second-half features minus first-half
+        features. The paper splits "the features of the second view in half temporally", but layers 5, 6 and 8 have 7,
+        5 and 1 frames: so here the frames are split, and each half is encoded.
         """
         batch, frames, *rest = view1_BxTxHxWx3.shape
         view2_BxKxTxHxWx3 = view2_BxSxHxWx3.reshape(batch, -1, frames, *rest)

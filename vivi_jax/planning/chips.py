@@ -1,4 +1,4 @@
-"""What is known of accelerators, per device as JAX counts them (a core of TPU v3, else a chip), and of topologies."""
+"""Data sheets of accelerators, per device as JAX counts them (a core of TPU v3, else a chip), and topologies."""
 
 import dataclasses
 import math
@@ -58,8 +58,11 @@ class Topology:
         return self.chip.clock > 0
 
     def message_seconds(self, extent: tuple[int, ...]) -> float:
-        """The least time in which all chips of a box of so many along each axis hear from all others: half way round
-        the ring where the box spans the axis, else from end to end. (A plane has a third axis of 1.)"""
+        """Lower bound on the latency of an all-to-all within a box of `extent` chips along each axis, in seconds.
+
+        Along an axis that the box spans, messages go half way round the ring; along others from end to end. (A
+        plane has a third axis of 1.)
+        """
         if not self.is_tpu:
             return GPU_SECONDS
         return HOP_SECONDS * sum(n // 2 if n == whole else n - 1 for n, whole in zip(extent, self.shape, strict=False))
