@@ -1,4 +1,4 @@
-"""Running a Beam pipeline from a command of ours: options checked first, and one line where a worker fails."""
+"""Runs a Beam pipeline: its options are checked first, and a worker's DataError becomes the command's."""
 
 import logging
 import re
@@ -26,12 +26,12 @@ def parse(options: list[str]) -> PipelineOptions:
 
 
 def run(options: PipelineOptions, build: Callable[[beam.Pipeline], object]) -> None:
-    """Runs what `build` adds to a pipeline, to its end.
+    """Runs the pipeline that `build` fills, to its end.
 
     Raises:
-      DataError: a worker's; whatever else a worker raises comes as Beam raises it.
+      DataError: a worker's; other errors of workers are raised as Beam raises them.
     """
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its stack traces would bury the line that counts
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its stack traces would hide the line that counts
     try:
         with beam.Pipeline(options=options) as pipeline:
             build(pipeline)

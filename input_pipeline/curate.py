@@ -5,7 +5,8 @@
 
 CSV files: the manifest has the columns video,title and, if the videos were searched for by class, class; the classes,
 one a line in the order of the classifier's outputs, class,names with synonyms between semicolons. WEIGHTS is a ResNet
-with a classifier: a .safetensors file in torchvision's or timm's names, or a run. The rule is steps.Rule.
+with a classifier: a .safetensors file in torchvision's or timm's names, or a run. The rule
+is Rule in curation/steps.py.
 
 OUT/decisions.jsonl says of every line of the manifest whether its video is kept, or why not; OUT/kept.csv is for
 prepare: --videos=DIR --labels=OUT/kept.csv --labelled_only. Report: OUT/report.json, .md and .png. Started again after
@@ -32,7 +33,8 @@ def main(argv: list[str]) -> None:
     try:
         if values.runner is None and argv[1:]:
             raise DataError(f"unexpected argument {argv[1]}; options of Beam need --runner")
-        rule = Rule(**{field.name: values[field.name].value for field in dataclasses.fields(Rule)})
+        given = values.flag_values_dict()
+        rule = Rule(**{field.name: given[field.name] for field in dataclasses.fields(Rule)})
         made = curate(
             values.manifest,
             values.classes,
@@ -68,7 +70,7 @@ def define_flags() -> None:
     flags.DEFINE_string("runner", None, "a runner of Apache Beam, such as DirectRunner; default: do it without Beam")
     for field in dataclasses.fields(Rule):
         define = flags.DEFINE_float if field.type in (float, "float") else flags.DEFINE_integer
-        define(field.name, getattr(DEFAULT, field.name), "see steps.Rule")
+        define(field.name, getattr(DEFAULT, field.name), "see Rule in input_pipeline/curation/steps.py")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Labelled images for evaluation: class folders, prepared videos, or a TFDS name, all read in one way."""
+"""Labelled images, for training and evaluation: class folders, prepared videos, or a TFDS name, read in one way."""
 
 import dataclasses
 import difflib
@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from vivi_jax.errors import DataError
 _LOG = logging.getLogger(__name__)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 _TEST_FOLDERS = ("test", "val", "validation")
-_HELD_OUT = 5  # one image in five, where a source does not come in two parts
+_HELD_OUT = 5  # one image in five is for testing, where a source has no test part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +172,7 @@ def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImag
 
 
 def _hold_out(images: LabelledImages, split: str) -> LabelledImages:
-    """The part of the images that belongs to a split; an image stays in its part when others come or go."""
+    """The images of a split; an image stays in its split when others are added or removed."""
 
     def is_test(i: int) -> bool:
         name = os.path.relpath(images.name(i), images.source)
@@ -204,7 +205,7 @@ def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
             f"{source!r} is neither a folder nor a TFDS data set" + (f"; nearest: {', '.join(near)}" if near else "")
         )
     try:
-        builder = tfds.builder(source, data_dir=data_dir)
+        builder: Any = tfds.builder(source, data_dir=data_dir)
         features = dict(builder.info.features)
         image_key, label_key = builder.info.supervised_keys or (None, None)
         if not (
@@ -215,7 +216,7 @@ def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
         builder.download_and_prepare()
         dataset = builder.as_dataset(split=split, shuffle_files=False, decoders={image_key: tfds.decode.SkipDecoding()})
         examples = [(example[image_key], example[label_key]) for example in dataset.as_numpy_iterator()]
-    except Exception as e:  # TFDS raises whatever its downloads, checksums, versions and splits raise
+    except Exception as e:  # TFDS passes on what downloads, checksums, versions and splits raise
         raise DataError(f"TFDS cannot provide {split!r} of {source!r}: {' '.join(str(e).split())[:300]}") from e
     return LabelledImages(
         source,

@@ -10,7 +10,7 @@ goes on where it was, and so does prepare.py where OUT is local.
               -> worker: fetch, sandbox, shard, one video at a time; then OUT/.partial/rows-S.json
     all rows  -> ledger, index and meta, by the command itself
 
-Only the names of inputs travel between the workers, never a frame. A worker that dies loses the shard it was at.
+Only the names of inputs travel between the workers, never a frame. A worker that dies loses the shard it was making.
 """
 
 import sys

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
 from vivi_jax import files
 from vivi_jax.errors import DataError

@@ -5,12 +5,12 @@
 
 writes OUT/{train,test}/CLASS/*.mp4 (H.264, by default 25 frames per second). A class is the shape of one moving object
 and nothing else: every shape has the same area, and position, size, rotation, colours, backgrounds and their motion are
-drawn from one distribution for all classes. Within a clip all of these drift and only the shape stays, so what a loss
-between frames of a clip can rely on is what the object is. Videos under test/ have scenes of their own.
+drawn from one distribution for all classes. Within a clip all of these drift and only the shape stays, so a loss
+between frames of a clip can rely on nothing but what the object is. Videos under test/ have scenes of their own.
 
 With several shots, hard cuts join scenes that share the shape of the object and nothing else, so that a prediction from
 shot to shot can only rely on the shape. Colours then drift four times slower: within a shot they change less than at a
-cut, which is what tells a cut (shots.py), and a shot that makes its cut unclear is drawn again.
+cut, by which preparation/shots.py finds it. A shot that makes its cut unclear is drawn again.
 
 The pixels are a pure function of (seed, split, number of the video) and the settings. OUT/.settings.json holds the
 settings; a rendering that was broken off goes on when started again with the same ones.
@@ -24,7 +24,9 @@ from vivi_jax.errors import ConfigError, DataError
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m input_pipeline.synthetic", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m input_pipeline.synthetic", description=str(__doc__).split("\n\n")[0]
+    )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
     parser.add_argument("--seed", type=int, default=0)

@@ -4,10 +4,10 @@
 
 writes OUT/{train,test}/CLASS/*.mp4 (H.264, 25 frames per second), as input_pipeline.synthetic does. A disc has a
 horizontal and a vertical place and a size. A class says which of these run through their cycle and how; the others
-stand still at a random point of the same cycle. So in a single frame place and size have the same distribution for all
-classes, each by itself, and so have colours, background, light and speed. Only the order of the frames tells classes
-apart, in one pair (clockwise, anticlockwise) nothing else at all. Clips differ in little but motion, size and colours,
-so that what two windows of a clip have in common is chiefly its motion.
+stand still at a random point of the same cycle. So in a single frame place and size each have the same distribution for
+all classes, and so have colours, background, light and speed. Only the order of the frames tells classes apart; single
+frames of clockwise and anticlockwise clips are even distributed alike in every respect. Clips differ in little but
+motion, size and colours, so that two windows of a clip have chiefly its motion in common.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from vivi_jax.errors import ConfigError, DataError
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.synthetic_actions", description=__doc__.split("\n\n")[0]
+        prog="python -m input_pipeline.synthetic_actions", description=str(__doc__).split("\n\n")[0]
     )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")

@@ -1,4 +1,4 @@
-"""Curation by the workers of a Beam runner: see curate.py and steps.py.
+"""Curation by the workers of a Beam runner; see steps.py.
 
 manifest -> chunks of its lines -> spread over the workers -> worker: fetch, sandbox, classifier, chunk-C
 """
@@ -21,7 +21,7 @@ def decide(manifest: str, out: str, task: dict, load: Callable, classifier_sha25
     """Writes the chunks of decisions that are not there yet.
 
     Args:
-      task: keyword arguments of curation.decide that are the same for all lines.
+      task: keyword arguments of steps.decide that are the same for all lines.
       load: () -> evaluation.encoders.FrameClassifier, called once by each worker.
       classifier_sha256: the beginning of what its `sha256` must be.
       options: Beam's, see beam_runner.parse.
@@ -43,12 +43,12 @@ def decide(manifest: str, out: str, task: dict, load: Callable, classifier_sha25
 
 
 def read_chunks(manifest: str) -> Iterator[tuple[int, list[Line]]]:
-    """Numbered chunks of a manifest. A worker reads it, because a runner takes a few MB with the pipeline at most."""
+    """Numbered chunks of a manifest. A worker reads it, because a pipeline's own data are limited to a few MB."""
     yield from enumerate(steps.chunks_of(steps.read_manifest(manifest)))
 
 
 class DecideChunk(beam.DoFn):
-    """Decides on a chunk of lines, unless that is done. Twice at the same time does no harm: the bytes are the same."""
+    """Decides on a chunk of lines, unless that is done. Two workers may do the same one: they write the same bytes."""
 
     def __init__(self, out: str, task: dict, load: Callable, classifier_sha256: str):
         self._out, self._task, self._load, self._sha256 = out, task, load, classifier_sha256

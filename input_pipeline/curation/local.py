@@ -18,7 +18,7 @@ DEFAULT = Rule()
 
 
 def load_classifier(weights: str, batch_size: int):
-    """The one place where the input pipeline reaches for a network; returns evaluation.encoders's.
+    """The classifier of evaluation.encoders; the input pipeline needs a network nowhere else.
 
     Raises:
       DataError: it cannot be loaded.
@@ -101,7 +101,7 @@ def curate(
 
 def _decide_here(lines: list[Line], out: str, task: dict, top1: Callable, workers: int) -> None:
     """Writes the chunks that are not there yet."""
-    waiting = collections.deque()  # chunks in work; a second one, so that one long video stops nobody
+    waiting = collections.deque()  # chunks under way; two, so that one long video does not hold up the others
     with pool(workers, task["rule"].limits) as submit, progress(len(lines)) as done:
         for number, chunk in enumerate([*steps.chunks_of(lines), None]):
             if chunk:

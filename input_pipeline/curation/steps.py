@@ -1,7 +1,7 @@
 """VideoNet's rule (VITO, section 3.3): videos whose title names a class and of which a classifier sees that class.
 
-A decision is a function of one line of the manifest, its video, the classes, the classifier and the rule alone; so it
-does not matter who makes it, when, or with what others. Chunks of decisions are written as they are made:
+A decision depends on one line of the manifest, its video, the classes, the classifier and the rule only. So any process
+may make it, in any order, and more than once. Decisions are written in chunks:
 
     OUT/.partial/plan.json      written first; another plan is refused
     OUT/.partial/chunk-C.jsonl  decisions on consecutive lines of the manifest; present means complete
@@ -158,7 +158,7 @@ def _read_csv(path: str, columns: tuple[str, ...]) -> Iterable[dict]:
 
 
 def make_plan(rule: Rule, *, manifest: str, classes: str, classifier_sha256: str) -> dict:
-    """What must be the same to go on."""
+    """What must not change between two starts of a curation."""
 
     def digest(path: str) -> str:
         return hashlib.sha256(storage.read(path)).hexdigest()[:16]
@@ -250,7 +250,7 @@ def decide(
     if head["seconds"] < rule.min_seconds:
         return decision | {"reason": f"short: {head['seconds']:.1f} s"}
     votes = np.bincount(top1(frames_NxSxSx3), minlength=len(classes.names))
-    winner = max(candidates, key=lambda name: votes[classes.names.index(name)])  # of equals the first
+    winner = max(candidates, key=lambda name: votes[classes.names.index(name)])  # the first of equals
     decision["votes"] = int(votes[classes.names.index(winner)])
     if decision["votes"] < rule.min_votes:
         return decision | {

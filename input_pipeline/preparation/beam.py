@@ -78,7 +78,7 @@ def prepare_with_beam(
 
 
 def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
-    """The shards of a plan.json. A worker reads it, because a runner takes a few MB with the pipeline at most."""
+    """The shards of a plan.json. A worker reads it, because a pipeline's own data are limited to a few MB."""
     named = json.loads(storage.read(path))["inputs"]
     shards = steps.shards_of(len(named), per_shard)
     for number, members in enumerate(shards):
@@ -90,7 +90,7 @@ def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
 
 
 class MakeShard(beam.DoFn):
-    """Makes a shard, unless it is there. Twice at the same time does no harm: the bytes are the same."""
+    """Makes a shard, unless it is there. Two workers may make the same one at once: they write the same bytes."""
 
     def __init__(self, out: str, settings: Settings, software: dict):
         self._out, self._settings, self._software = out, settings, software

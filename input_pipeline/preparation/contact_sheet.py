@@ -7,12 +7,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from input_pipeline import store
+from vivi_jax.errors import DataError
 
-MAX_VIDEOS, MAX_SHOTS = 60, 24  # a sheet is for looking at
+MAX_VIDEOS, MAX_SHOTS = 60, 24  # as much as a person can look through
 WIDTH, MARGIN, LEFT = 1680, 24, 250  # pixels; LEFT: the column of names
 THUMB_HEIGHT, MAX_THUMB_WIDTH, CARD_GAP, CAPTION = 84, 200, 14, 20
 BAR_HEIGHT, BAR_GAP = 8, 10
 INK, MUTED, RULE = "#1b1f24", "#68707a", "#dfe3e8"
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SHOT_COLOURS = ("#2f6f9f", "#d9822b")  # neighbouring shots differ
 
 
@@ -97,13 +99,15 @@ def _draw_time_line(pen: ImageDraw.ImageDraw, shots: np.ndarray, num_frames: int
 
 
 def _thumbnail(frames: store.FrameStore, video: int, frame: int, size: tuple[int, int]) -> Image.Image:
-    jpeg = frames.read(np.array([frames.first_record[video] + frame]))[0]
+    [jpeg] = frames.read_frames(video, np.array([frame]))
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise DataError(f"{frames.frame_name(video, frame)} is damaged and does not decode; prepare it again")
     return Image.fromarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA)[..., ::-1])
 
 
-def _shorten(text: str, font: ImageFont.ImageFont) -> str:
-    """Text that fits the left column; of a long one the beginning and the end."""
+def _shorten(text: str, font: _Font) -> str:
+    """Text that fits the left column; a long one keeps its beginning and end."""
     text = text.encode(errors="replace").decode()
     keep = len(text)
     while font.getlength(text) > LEFT - MARGIN - 16:
@@ -112,5 +116,5 @@ def _shorten(text: str, font: ImageFont.ImageFont) -> str:
     return text
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def _font(size: int) -> _Font:
     return ImageFont.load_default(size)

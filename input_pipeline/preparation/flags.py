@@ -12,11 +12,12 @@ DEFAULT = Settings()
 
 
 def settings_of(values: flags.FlagValues) -> Settings:
-    return Settings(**{field.name: values[field.name].value for field in dataclasses.fields(Settings)})
+    given = values.flag_values_dict()
+    return Settings(**{field.name: given[field.name] for field in dataclasses.fields(Settings)})
 
 
 def define_flags() -> None:
-    """Those of both commands; only when run as a program: other programs have flags of the same names."""
+    """Defines the flags of both commands; for programs only, because others have flags of the same names."""
     flags.DEFINE_string("videos", None, "directory, searched recursively, or quoted glob pattern", required=True)
     flags.DEFINE_string("out", None, "directory to write the frame store to", required=True)
     flags.DEFINE_string("labels", "", "CSV file with columns video,label; or the word: folder")
@@ -24,7 +25,9 @@ def define_flags() -> None:
     flags.DEFINE_float("fps", DEFAULT.fps, "frames per second kept; never more than the video has")
     flags.DEFINE_integer("short_side", DEFAULT.short_side, "pixels of the short side; smaller videos keep their size")
     flags.DEFINE_integer("jpeg_quality", DEFAULT.jpeg_quality, "1 to 100")
-    flags.DEFINE_enum("shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see shots.py")
+    flags.DEFINE_enum(
+        "shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see preparation/shots.py"
+    )
     flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
     flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
@@ -33,7 +36,7 @@ def define_flags() -> None:
 
 
 def parse_known_flags(argv: list[str]) -> list[str]:
-    """absl's parsing for commands that run on Beam: what it does not know is returned, for Beam."""
+    """Parses the flags of a command that runs on Beam; returns the unknown ones, which are Beam's."""
     remaining = flags.FLAGS(argv, known_only=True)
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("input_pipeline").setLevel(logging.INFO)

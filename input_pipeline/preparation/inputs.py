@@ -24,8 +24,8 @@ class Input(NamedTuple):
 def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
-    Whether a file is a video is found out by opening it, not by its name. Hidden files and folders (.DS_Store, .git)
-    are no inputs, nor is anything under `out`. Links are followed. Both may be in a bucket, see storage.py.
+    A file is recognised as a video by opening it later, not by its name. Hidden files and folders (.DS_Store, .git) and
+    everything under `out` are skipped. Links are followed. Both may be in a bucket, see storage.py.
 
     Raises:
       DataError: nothing there, or a folder that cannot be read.

@@ -72,7 +72,9 @@ def cannot_write(out: str, error: OSError) -> str:
 def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> Iterator[dict]:
     """What steps.pack returned for every shard, in order."""
     shards, settings = plan.shards, plan.settings
-    ahead = 4 + 2 * workers // settings.videos_per_shard  # shards in work, so that one long video stops nobody
+    ahead = (
+        4 + 2 * workers // settings.videos_per_shard
+    )  # shards under way, so that one long video does not hold up the others
     waiting = collections.deque()
     with pool(workers, settings.limits) as submit, progress(len(plan.inputs)) as done:
         for shard in range(len(shards) + ahead):
@@ -147,7 +149,7 @@ def _decode_one(
 def _pack(
     root: pathlib.Path, partial: pathlib.Path, shard: int, num_shards: int, members: range, rows: list[dict]
 ) -> None:
-    """Moves the frames of consecutive files from their frame files to a shard."""
+    """Moves the frames of consecutive inputs from their frame files to a shard."""
     path = root / store.shard_name(shard, num_shards)
     packed = steps.pack(str(path), ((row, str(_frame_file(partial, i))) for i, row in zip(members, rows, strict=True)))
     files.write_json(_rows_path(partial, shard), packed, indent=None)

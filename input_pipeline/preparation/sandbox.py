@@ -49,6 +49,8 @@ class Sandbox:
             start_new_session=True,  # Ctrl-C is for the parent
             env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         )
+        assert self._server.stdin and self._server.stdout  # they are pipes
+        self._requests, self._answers = self._server.stdin, self._server.stdout
 
     def decode(self, path: str, frame_file: str, *, function: str = "decode_file", **settings) -> dict:
         """Runs a function of video.py, as decode_file(path, frame_file, **settings), within the limits.
@@ -67,9 +69,9 @@ class Sandbox:
             "limits": self._limits,
         }
         try:
-            self._server.stdin.write(json.dumps(request).encode() + b"\n")
-            self._server.stdin.flush()
-            row = json.loads(self._server.stdout.readline())
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+            row = json.loads(self._answers.readline())
         except (BrokenPipeError, ValueError) as e:
             raise RuntimeError(f"the decoder process ended with code {self._server.wait()}") from e
         if row["status"] == "unwritable":
@@ -78,9 +80,9 @@ class Sandbox:
 
     def close(self) -> None:
         """Ends the decoder process, and a file it is at."""
-        self._server.stdin.close()
+        self._requests.close()
         self._server.wait()
-        self._server.stdout.close()
+        self._answers.close()
 
 
 def _serve() -> None:

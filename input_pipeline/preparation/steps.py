@@ -1,7 +1,7 @@
-"""What makes a frame store, whoever does the work: the local command (prepare.py) or Beam's workers (prepare_beam.py).
+"""The steps of a preparation, which the local command (prepare.py) and Beam's workers (prepare_beam.py) share.
 
-A plan decides every byte of a store. It is cut into shards of consecutive inputs, and a shard is a function of its
-inputs and the settings alone; so it does not matter who makes it, when, how often, or with what others.
+A plan determines every byte of a store. It is cut into shards of consecutive inputs, and a shard depends on its inputs
+and the settings only. So any process may make it, in any order, and more than once.
 
     OUT/.partial/plan.json      written first; another plan is refused
     OUT/frames-S-of-N           a shard, then its rows in OUT/.partial/rows-S.json: present means complete
@@ -29,7 +29,7 @@ from vivi_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that decides the bytes of a store, next to its inputs. Kept in meta.json."""
+    """What determines the bytes of a store, together with its inputs. Kept in meta.json."""
 
     fps: float = 25.0
     short_side: int = 256
@@ -66,13 +66,13 @@ class Settings:
 
 
 class Plan(NamedTuple):
-    """All that decides a store."""
+    """What determines a store."""
 
     inputs: list[inputs.Input]
     settings: Settings
     label_of: list[int]  # of each input, -1: none
     class_names: list[str]
-    identity: dict  # what must be the same to go on: JSON values "settings", "software", "inputs"
+    identity: dict  # what must not change between two starts: JSON values "settings", "software", "inputs"
 
     @property
     def shards(self) -> list[range]:
@@ -173,7 +173,7 @@ def begin(root: str, plan: Plan) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _locked(root: str, partial: str) -> Iterator[None]:
-    if storage.is_remote(root):  # buckets have no locks; two at once would write the same bytes
+    if storage.is_remote(root):  # buckets have no locks; two commands at once would write the same bytes
         yield
         return
     with open(os.path.join(partial, "lock"), "w") as lock:
@@ -194,9 +194,9 @@ def _check_same(root: str, begun: dict, now: dict) -> None:
 
 
 def _check_inputs(root: str, begun: list, now: list) -> None:
-    begun, now = dict(begun), dict(now)
-    new, gone = sorted(now.keys() - begun.keys()), sorted(begun.keys() - now.keys())
-    changed = sorted(name for name in now.keys() & begun.keys() if now[name] != begun[name])
+    then, size_of = dict(begun), dict(now)
+    new, gone = sorted(size_of.keys() - then.keys()), sorted(then.keys() - size_of.keys())
+    changed = sorted(name for name in size_of.keys() & then.keys() if size_of[name] != then[name])
     if new or gone or changed:
         raise DataError(
             f"the input files are not those {root} was begun with: {len(new)} new, {len(gone)} gone, "

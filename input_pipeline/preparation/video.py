@@ -2,8 +2,8 @@
 
     decode_file -> _inspect (packets only) -> _pictures (decoder) -> _on_grid (times) -> scale, turn, JPEG, histogram
 
-A file is used whole or refused with a reason: one that breaks off in the middle is not half kept. Headers are claims
-that may be absurd; sizes, rates and durations are checked against what the file holds.
+A file is used whole or refused with a reason: one that breaks off in the middle is not half kept. Headers may
+claim absurd values; sizes, rates and durations are checked against what the file holds.
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import av
+import av.error
+import av.stream
 import cv2
 import numpy as np
 from av.video.reformatter import VideoReformatter
@@ -71,7 +73,9 @@ def decode_file(
     scaler = VideoReformatter()  # kept: setting one up costs as much as scaling a picture
     lengths, distances = [], []
     shown = histogram = None
-    pathlib.Path(frame_file).unlink(missing_ok=True)  # whoever still writes to it does not write into ours
+    pathlib.Path(frame_file).unlink(
+        missing_ok=True
+    )  # a decoder that still writes to the old file must not reach the new one
     with open(frame_file, "wb") as out:
         for frame in _on_grid(_pictures(video, info), info):
             if frame is shown:  # still on display: the same JPEG again
@@ -82,7 +86,7 @@ def decode_file(
                 picture_HxWx3 = _to_bgr(frame, scaler, size, orientation)
                 jpeg = cv2.imencode(".jpg", picture_HxWx3, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes()
                 before, histogram = histogram, shots.histogram(picture_HxWx3)
-                distances.append(0.0 if shown is None else shots.distance(before, histogram))
+                distances.append(0.0 if before is None else shots.distance(before, histogram))
                 shown = frame
             out.write(jpeg)
             lengths.append(len(jpeg))
@@ -128,14 +132,14 @@ def decode_head(video: str, frame_file: str, *, frames: int, short_side: int, im
             picture_HxWx3 = _to_bgr(frame, scaler, size, orientation)
             top, left = ((side - image_size) // 2 for side in picture_HxWx3.shape[:2])
             square = picture_HxWx3[top : top + image_size, left : left + image_size, ::-1]
-            out.write(np.ascontiguousarray(square))
+            out.write(square.tobytes())
             written += 1
     return {"frames": written, "seconds": float(info.count / info.native_rate)}
 
 
 @contextlib.contextmanager
 def _errors_refuse(kind: str) -> Iterator[None]:
-    """What FFmpeg and PyAV raise on bad files becomes Refused; on damaged ones PyAV does not only raise its own."""
+    """What FFmpeg and PyAV raise on bad files becomes Refused; on damaged files PyAV also raises ValueError."""
     try:
         yield
     except MemoryError:
@@ -145,7 +149,7 @@ def _errors_refuse(kind: str) -> Iterator[None]:
 
 
 def _open(video: str) -> tuple[Any, Any]:
-    """(container, its first stream of moving pictures); all but local files of known containers is shut out."""
+    """(container, its first stream of moving pictures); opens nothing but local files of known containers."""
     try:
         if os.path.getsize(video) == 0:
             raise Refused("empty file")
@@ -269,9 +273,9 @@ def _on_grid(pictures: Iterable[tuple[Fraction, Fraction, Any]], info: Info) -> 
     # Time stamps are rounded to ticks: without slack, a grid of the native rate would repeat and drop pictures. Ticks
     # above 2 ms are whole frames, and exact.
     slack = min(info.tick, Fraction(2, 1000), step / 4)
-    due = shown = end = None
+    shown, due, end = None, Fraction(0), Fraction(0)
     for time, duration, picture in pictures:
-        if due is None:
+        if shown is None:
             due = time
         while shown is not None and due < time - slack:
             yield shown

@@ -8,8 +8,8 @@ import numpy as np
 
 from input_pipeline.rendered import shapes
 
-# (x, y, size) of each class: what its cycle `t`, an angle in radians that grows with time, does to them; None stands
-# still. All are sines, whose values a random point of a cycle shares. y points down.
+# (x, y, size) of each class as functions of its cycle's angle t, in radians, which grows with time; None stands still.
+# All are sines, so that at a random point of the cycle they have one distribution of values. y points down.
 ACTIONS = {
     "left_right": (np.sin, None, None),
     "up_down": (None, np.sin, None),
@@ -27,7 +27,7 @@ GROWTH = 0.35  # exp(+-0.35): the size varies by a factor of 2
 
 
 def draw_pose(rng: np.random.Generator, action: str, *, size: int, frames: int, fps: float = shapes.FPS) -> shapes.Pose:
-    """Pose of an object that does `action`, one of ACTIONS; everything else from `rng` in the same way for all."""
+    """Pose of an object that does `action`, one of ACTIONS; the rest is drawn from `rng` in the same way for all."""
     time = np.arange(frames) / fps  # seconds
     cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * rng.uniform(*HERTZ) * time
     still = rng.uniform(0, 2 * np.pi, 3)

@@ -46,7 +46,7 @@ def _heart() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """A disc of radius 1 less a disc of radius 0.85 moved right by 0.5."""
+    """A disc of radius 1 without a disc of radius 0.85 that is moved right by 0.5."""
     outer_tip = np.arccos((1 + 0.5**2 - 0.85**2) / (2 * 0.5))
     inner_tip = np.arccos((0.85**2 + 0.5**2 - 1) / (2 * 0.85 * 0.5))
     outer = _arc(1.0, outer_tip, 2 * np.pi - outer_tip)
@@ -198,8 +198,8 @@ def render_scene(
             roughness[t] * (fade[t] - first),
             0,
         )
-        scene = cv2.add(scene, (*ground_rgb[t], 0))
-        surface = cv2.add(skin[skin_y : skin_y + size, skin_x : skin_x + size], (*object_rgb[t], 0))
+        scene = _tinted(scene, ground_rgb[t])
+        surface = _tinted(skin[skin_y : skin_y + size, skin_x : skin_x + size], object_rgb[t])
         place, *form = (path[t] for path in pose)
         mask = _object_mask(contours, size, place, *form)
         shadow = _object_mask(contours, size, place + size / 32, *form)
@@ -208,6 +208,11 @@ def render_scene(
         scene = cv2.add(scene, cv2.multiply(surface, cv2.merge([mask] * 3)))
         video[t] = cv2.convertScaleAbs(np.maximum(scene, 0, out=scene), alpha=255)  # rounds, saturates at 255
     return video
+
+
+def _tinted(picture: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Adds a colour to all pixels of float32[H, W, 3]."""
+    return cv2.add(picture, (*rgb, 0))  # pyright: ignore[reportCallIssue, reportArgumentType]  its types know no scalars
 
 
 def _object_mask(
@@ -230,8 +235,8 @@ def render_video(
 ) -> np.ndarray:
     """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB.
 
-    Each shot gets at least four fifths of an equal share of the frames. From shot to shot the camera comes nearer, ZOOM
-    times in all: what else there is in a shot does not tell whether it came before another one.
+    Each shot has at least four fifths of an equal share of the frames. From shot to shot the camera comes nearer, ZOOM
+    times in all: nothing else in a shot tells its place in the order.
     """
     contours = unit_shape(shape)
     if shots == 1:
@@ -244,17 +249,17 @@ def render_video(
         draws = (
             render_shot(rng, contours, size=size, frames=int(stop - start), fps=fps, colour_pace=COLOUR_PACE, zoom=zoom)
             for _ in range(1000)
-        )  # every other one is taken, or more
+        )  # at least half of them are accepted
         longer = (np.concatenate([video, shot]) for shot in draws)
         video = next(candidate for candidate in longer if cuts_are_clear(candidate, cuts[cuts < stop]))
     return video
 
 
 def cuts_are_clear(video: np.ndarray, cuts: np.ndarray) -> bool:
-    """Whether colour histograms of uint8[T, H, W, 3] tell these cuts and no others, by every rule of shots.py.
+    """Whether colour histograms of uint8[T, H, W, 3] show these cuts and no others, by every rule of shots.py.
 
-    At a cut three fifths of the pixels change their bin and elsewhere at most a fifth, without a sudden rise. The
-    latter holds for each shot by itself, so that a good next one can always be found.
+    At a cut three fifths of the pixels change their bin; elsewhere at most a fifth does, without a sudden rise. The
+    second condition is on each shot by itself, so that a suitable next shot can always be found.
     """
     histogram_T = [histogram(frame) for frame in video]
     d_T = np.array([0.0] + [distance(a, b) for a, b in itertools.pairwise(histogram_T)])

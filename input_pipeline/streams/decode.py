@@ -1,6 +1,6 @@
 """Encoded images -> uint8 batches, with tf.data: decode the crop only, resize, flip, batch; in parallel and in order.
 
-Decoding is a TensorFlow operation and resizing an OpenCV one, both outside Python's lock; Python says what to read.
+TensorFlow decodes and OpenCV resizes, both without Python's lock; Python only says what to read.
 """
 
 import atexit
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-# Before TensorFlow is imported: its notes on oneDNN and CPU instructions would bury our own lines.
+# Before TensorFlow is imported: its notes on oneDNN and CPU instructions would hide our own log lines.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -51,7 +51,7 @@ def from_store(store: FrameStore, video: int, plan: ViewPlan, fields: Mapping[st
     return Example(
         store.read_frames(video, plan.frames),
         plan,
-        lambda picture: store.frame_name(video, plan.frames[picture]),
+        lambda picture: store.frame_name(video, int(plan.frames[picture])),
         fields,
     )
 
@@ -65,7 +65,7 @@ def decode_jpeg(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
 
 def decode_any(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """As decode_jpeg, also for PNG, BMP and GIF files (the first picture of it; opacity is dropped)."""
+    """As decode_jpeg, also for PNG, BMP and GIF files (the first picture of a GIF; opacity is dropped)."""
     y, x, height, width = tf.unstack(box)
     return tf.cond(
         tf.io.is_jpeg(data),
@@ -146,7 +146,7 @@ def decoded(
       DataError: what example() raises, or an image that does not decode.
     """
     counts = [math.prod(layout) for layout in pictures.values()]
-    fields, threads = dict(fields or {}), threads or _usable_cores()
+    fields, threads = dict(fields or {}), threads or len(os.sched_getaffinity(0))
     failures = []
 
     def read(n: np.int64) -> tuple[np.ndarray, ...]:
@@ -163,7 +163,7 @@ def decoded(
 
     @tf.autograph.experimental.do_not_convert
     def cut(n: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = (tf.string, tf.int32, tf.bool, tf.int64, *map(tf.as_dtype, fields.values()))
+        types = (tf.string, tf.int32, tf.bool, tf.int64, *(np.dtype(dtype).name for dtype in fields.values()))
         data, boxes, flips, turns, *scalars = tf.numpy_function(read, [n], types)
         data = tf.unstack(tf.ensure_shape(data, (sum(counts),)))
         boxes = tf.unstack(tf.ensure_shape(boxes, (sum(counts), 4)))
@@ -184,7 +184,7 @@ def decoded(
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
+    def batches() -> Iterator[Any]:
         first = start
         try:
             for batch in ds.with_options(options).as_numpy_iterator():
@@ -232,15 +232,11 @@ def image_height_width(data: bytes, name: str) -> tuple[int, int]:
         raise DataError(f"{name} is no image or is damaged; replace or remove it") from e
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 _OPEN = weakref.WeakSet()  # iterators handed out
 
 
 @atexit.register
 def _close_all() -> None:
-    # TensorFlow's threads call Python; one that does so while the interpreter shuts down aborts the process.
+    # TensorFlow's threads call Python; a call while the interpreter shuts down would abort the process.
     for batches in list(_OPEN):
         batches.close()

@@ -59,9 +59,9 @@ def video_rng(seed: int, video: int) -> np.random.Generator:
 
 
 def balanced_subset(seed: int, labels: np.ndarray, per_class: int) -> np.ndarray:
-    """Random `per_class` examples of each class, all of a smaller one: int64[n] ascending indices into labels int[N].
+    """`per_class` random examples of each class, or all of a smaller class: int64[n] ascending indices into int[N].
 
-    With one seed, the subset of a smaller `per_class` is a part of that of a larger one.
+    The subsets of one seed are nested: a smaller `per_class` gives a part of what a larger one gives.
     """
     shuffled = _generator(_SUBSET, seed, 0).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
@@ -78,7 +78,7 @@ def marginal(rng: np.random.Generator, num_frames: int, views: int, delay: int) 
 def fixed_delay(rng: np.random.Generator, num_frames: int, views: int, delay: int) -> np.ndarray:
     """Neighbouring views exactly `delay` frames apart (VINCE, Gordon et al. 2020; VITO Fig. A.2).
 
-    Those papers take pairs; going on at the same step for a third view is ours.
+    Those papers take pairs; more views at the same step are our extension.
 
     >>> np.diff(fixed_delay(example_rng(0, 3), num_frames=64, views=3, delay=25)).tolist()
     [25, 25]
@@ -124,7 +124,7 @@ def random_resized_crop(
     """Random crop (y, x, height, width) in pixels, as BYOL cuts it (VITO A.1).
 
     Its area is uniform in [min_area, max_area] of the image's, its aspect ratio (width / height) log-uniform in
-    `aspect`. Sides are rounded and clamped to the image; nothing is drawn again, so that crops of a wide image can fall
+    `aspect`. Sides are rounded, and clamped to the image without drawing again, so that crops of a wide image can fall
     below the minimum area.
     """
     u_area, u_ratio, u_y, u_x = rng.random(4).tolist()  # one call: this runs for every view

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +35,8 @@ def shot_frames(
 ) -> Batches:
     """M frames of each of K consecutive shots (VIVI section 4): every video once per epoch, at a random place.
 
-    Videos without K consecutive shots of M frames are dropped (the paper: "dropping those videos with fewer shots";
-    what it does with short shots it does not say) and counted in the log.
+    Videos without K consecutive shots of M frames are dropped and counted in the log. (The paper: "dropping those
+    videos with fewer shots". It does not say what happens to short shots.)
 
     Every frame has a crop and a flip of its own. The paper names the mechanism of GoogLeNet (Szegedy et al. 2015,
     section 6): area uniform in 8 % to 100 %, aspect ratio in [3/4, 4/3]. The published code of S4L, which shares
@@ -47,9 +48,9 @@ def shot_frames(
       order: of the examples.
       shots: K (VIVI: 2 or 4).
       frames: M (VIVI: 8 for exemplars, 4 for rotations).
-      frame_rate: of the M frames, in Hz (VIVI: 1); the nearest whole number of the video's frames apart.
+      frame_rate: of the M frames, in Hz (VIVI: 1), rounded to a whole number of the video's frames between two.
       sampler: "consecutive"; or "single": M crops of a single frame per video, the same one in every epoch ("a data set
-        obtained by selecting a single random frame from each video"), for which K is 1 and frame_rate without effect.
+        obtained by selecting a single random frame from each video"), which needs K = 1 and ignores frame_rate.
       image_size: height and width in pixels (VIVI: 224).
       min_crop_area: smallest crop as a share of the frame.
 
@@ -185,16 +186,16 @@ def _runs(store: FrameStore, shots: int, frames: int, frame_rate: float) -> tupl
     return first, video_S[first]
 
 
-def _possible(store: FrameStore, batch_size: int, **asked: float) -> list[str]:
+def _possible(store: FrameStore, batch_size: int, **asked: Any) -> list[str]:
     """Of shots, frames and frame_rate each: the nearest value that gives a batch, the others as asked; or nothing."""
     rates = (math.ceil(asked["frame_rate"] * 1.25**k * 100) / 100 for k in itertools.count(1))
     tries = {
-        "shots": range(int(asked["shots"]) - 1, 0, -1),
-        "frames": range(int(asked["frames"]) - 1, 0, -1),
+        "shots": range(asked["shots"] - 1, 0, -1),
+        "frames": range(asked["frames"] - 1, 0, -1),
         "frame_rate": itertools.takewhile(lambda rate: rate <= 2 * store.fps.max(), rates),  # above, no step is left
     }
 
-    def enough(name: str, value: float) -> bool:
+    def enough(name: str, value: Any) -> bool:
         _, video = _runs(store, **asked | {name: value})
         return len(np.unique(video)) >= batch_size
 

@@ -122,8 +122,8 @@ def labelled_images(
         batch; while iterating, an image that does not decode.
     """
     check_values(min_crop_area=min_crop_area, image_size=image_size)
-    # The upper half of the seeds: with that of the videos, row by row the same crops and, in a data set of the same
-    # size, the same numbers would be drawn.
+    # A seed of its own, from the upper half: with that of the videos, both streams would draw the same crops row by row
+    # and, from data sets of the same size, the same numbers.
     order = dataclasses.replace(order, seed=order.seed + 2**63)
     used = images.take(_balanced(images, order.seed, fraction))
     what = f"labelled images ({fraction:.3g} of those in {images.source})"

@@ -43,8 +43,8 @@ def clip_pairs(
       order: of the examples.
       frames: T, length of view 1, the first frames of the window (VDIM: 32).
       offset: frame of the window at which view 2 starts (VDIM: 0 or T).
-      downsample: view 2 takes every so many-th frame (VDIM: 1, 2 or 3).
-      difference: view 2 is twice as long: two adjacent halves, whose features the method subtracts.
+      downsample: frame stride of view 2 (VDIM: 1, 2 or 3).
+      difference: view 2 is twice as long, two adjacent halves whose features the method subtracts.
       image_size: height and width of the views in pixels (VDIM: 128).
       min_crop_area: smallest crop as a share of the frame (AMDIM's code: 0.3); aspect ratio in AMDIM_ASPECT.
       flip_prob: chance that a view is mirrored (VDIM lists no flips: 0).
@@ -98,7 +98,7 @@ def labelled_clips(
     aspect: tuple[float, float],
     flip_prob: float,
 ) -> Batches:
-    """Training clips with labels: K views one behind the other from a random start, each with its own crop and flip.
+    """Training clips with labels: K consecutive views from a random start, each with a crop and flip of its own.
 
     VDIM section 4.1: "K subsequences, each of which has an offset that is a multiple of 32". Where the video ends
     earlier, its last frame is repeated.
@@ -164,7 +164,7 @@ def test_clips(
     clips: int | None,
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Test clips: fixed windows of every video, of the shape that labelled_clips gives, cut out of the middle.
+    """Test clips: fixed windows of every video, with central crops, in the layout of labelled_clips.
 
     Args:
       store: prepared videos.
@@ -228,15 +228,15 @@ def clip_offsets(store: FrameStore, *, views: int, frames: int, fps: float | Non
 def window_starts(num_frames: int, span: int, *, stride: int | None, clips: int | None) -> np.ndarray:
     """First frames of a video's test windows of `span` frames: int64[n], n >= 1.
 
-    Either every `stride`-th frame from which a whole window fits, or `clips` of them evenly spaced from the first to
-    the last, equal ones once. A video shorter than the span has one start, 0.
+    Either every `stride`-th frame from which a whole window fits, or `clips` starts evenly spaced from the first such
+    frame to the last, without duplicates. A video shorter than the span has one start, 0.
     """
     last = max(num_frames - span, 0)
-    if (stride is None) == (clips is None):
-        raise DataError(f"test windows: give a stride or a number of clips, not stride={stride} and clips={clips}")
-    if stride is not None:
+    if stride is not None and clips is None:
         return np.arange(0, last + 1, stride)
-    return np.unique(np.linspace(0, last, clips).round().astype(np.int64))
+    if clips is not None and stride is None:
+        return np.unique(np.linspace(0, last, clips).round().astype(np.int64))
+    raise DataError(f"test windows: give a stride or a number of clips, not stride={stride} and clips={clips}")
 
 
 def _log_short(store: FrameStore, videos: np.ndarray, spans: np.ndarray) -> None:
