@@ -30,7 +30,7 @@ def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
     config.name = names[0]
     if names[0] == "hmdb51_vdim":
         config.data.views = 2  # VDIM §4.3: its clips are shorter
-        config.schedule.update(dict(steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3
+        config.schedule.update(dict(total_steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3
     if names[0] == "demo":
         demo(config)
     return config
@@ -105,9 +105,9 @@ def vdim() -> ml_collections.ConfigDict:
     config.schedule = ml_collections.ConfigDict(
         dict(
             name="piecewise",
-            steps=30_000,  # VDIM §4.3
+            total_steps=30_000,  # VDIM §4.3
             lr=1e-3,  # VDIM §4.1
-            warmup=0,
+            warmup_steps=0,
             boundaries=halvings(3000, 30_000),  # VDIM §4.3; §4.1's "every 30000 steps" would never come
             factor=0.5,  # VDIM §4.1
         )
@@ -138,7 +138,7 @@ def vito() -> ml_collections.ConfigDict:
             name="piecewise",
             epochs=21.0,
             lr=1e-4,
-            warmup=0.0,
+            warmup_steps=0,
             boundaries=(11.0, 15.0, 19.0),  # epochs 6, 10 and 14 after the 5 of the classifier alone
             factor=0.3,
         )
@@ -154,5 +154,5 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.data.update(dict(views=1, frames=8, image_size=48))
     config.test.update(dict(resize=55, stride=8))
     config.prepare.update(dict(fps=12.5, short_side=64))  # 8 frames are about a cycle
-    config.schedule.update(dict(steps=200, boundaries=(100, 150)))
+    config.schedule.update(dict(total_steps=200, boundaries=(100, 150)))
     config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -86,7 +86,7 @@ def fcos() -> ml_collections.ConfigDict:
         dict(
             name="piecewise",
             epochs=30.0,  # VITO A.2
-            warmup=0.25,  # VITO A.2, linear
+            warmup_epochs=0.25,  # VITO A.2, linear
             boundaries=(20.0, 30 * 8 / 9),  # VITO A.2: 2/3 and 8/9 of the training
             factor=0.1,  # VITO A.2
             lr=1e-3,  # VITO A.2, at its batch of 128
@@ -137,7 +137,7 @@ def retinanet(config: ml_collections.ConfigDict) -> None:
     )
     config.optimizer = ml_collections.ConfigDict(dict(name="sgd", weight_decay=1e-4, momentum=0.9))
     config.schedule = ml_collections.ConfigDict(
-        dict(name="piecewise", steps=90_000, warmup=1000, boundaries=(60_000, 80_000), factor=0.1, lr=0.01)
+        dict(name="piecewise", total_steps=90_000, warmup_steps=1000, boundaries=(60_000, 80_000), factor=0.1, lr=0.01)
     )
     config.test.max_overlap = 0.5
 
@@ -160,7 +160,7 @@ def demo(config: ml_collections.ConfigDict) -> None:
     )
     config.method.update(dict(channels=32, layers=2))
     config.schedule = ml_collections.ConfigDict(
-        dict(name="piecewise", steps=100, warmup=10, boundaries=(70, 90), factor=0.1, lr=config.schedule.lr)
+        dict(name="piecewise", total_steps=100, warmup_steps=10, boundaries=(70, 90), factor=0.1, lr=config.schedule.lr)
     )
     config.test.update(dict(batch_size=8, per_level=200))
     config.run.update(dict(log_every=10, checkpoint_every=50))

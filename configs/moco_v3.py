@@ -66,7 +66,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             name="cosine",  # code
             base_lr=1.5e-4,  # code, per 256 examples
             epochs=300.0,  # code
-            warmup=40.0,  # epochs; code
+            warmup_epochs=40.0,  # code
             examples_per_epoch=1_281_167,  # ImageNet
         )
     )
@@ -91,6 +91,6 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.ema.base = 0.9
     config.data.image_size = 64
     config.optimizer.weight_decay = 0.01
-    config.schedule.update(dict(base_lr=4e-3, epochs=30.0, warmup=3.0, examples_per_epoch=640))
+    config.schedule.update(dict(base_lr=4e-3, epochs=30.0, warmup_epochs=3.0, examples_per_epoch=640))
     config.evaluation.update(dict(image_size=64, batch_size=120))
     config.run.update(dict(log_every=20, checkpoint_every=100))

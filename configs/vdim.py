@@ -5,8 +5,9 @@
     python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN --data=VIDEOS
 
 The paper's best run on UCF-101 (74.1 % on split 1 after fine-tuning): 50,000 steps on the 9,537 training videos of
-split 1. The one on Kinetics-600 (79.7 % UCF-101, 49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. The
-paper gives training times for neither. One device runs the same batch with --config.micro_batches=16 (BatchNorm per micro-batch then).
+split 1. The one on Kinetics-600 (79.7 % UCF-101, 49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. The paper
+gives training times for neither. One device runs the same batch with --config.micro_batches=16 (BatchNorm per
+micro-batch then).
 `configs/vdim.py:demo` is a two-core laptop's version of a few minutes.
 
 Variants, comma-separated after a colon:
@@ -101,8 +102,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         dict(
             name="piecewise",  # constant: VDIM §4
             lr=2e-4,  # VDIM §4
-            steps=50_000,  # VDIM §4.2
-            warmup=0,  # not mentioned; AMDIM's code: 500
+            total_steps=50_000,  # VDIM §4.2
+            warmup_steps=0,  # not mentioned; AMDIM's code: 500
             boundaries=(),
             factor=1.0,
         )
@@ -114,7 +115,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
     if variant["color"] == "lab":  # comes normalised from augment_vdim
         config.encoder.update(dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0)))
     if variant["data"] == "kinetics600":
-        config.schedule.steps = 100_000  # VDIM §4.3
+        config.schedule.total_steps = 100_000  # VDIM §4.3
     if variant["demo"] == "yes":
         demo(config)
     return config
@@ -129,6 +130,6 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.encoder.update(dict(table="small", frames=8, dtype="float32"))
     config.method.embed_dim = 128
     config.data.update(dict(frames=8, image_size=48, offset=config.data.offset * 8 // 32))
-    config.schedule.update(dict(lr=1e-3, steps=450, warmup=20))
+    config.schedule.update(dict(lr=1e-3, total_steps=450, warmup_steps=20))
     config.evaluation.image_size = 48
     config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -92,7 +92,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             name="cosine",  # VITO A.2
             base_lr=0.3,  # VITO A.2, per 256 examples: 4.8 at batch 4096
             epochs=300.0,  # VITO §4.2; 200 in Table 1
-            warmup=10.0,  # epochs; BYOL's code
+            warmup_epochs=10.0,  # BYOL's code
             examples_per_epoch=1_281_167,  # an "ImageNet-equivalent epoch", whatever the data: VITO §4.1
         )
     )
@@ -133,6 +133,6 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.ema.base = 0.8
     config.data.image_size = 64
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
-    config.schedule.update(dict(base_lr=0.032, epochs=30.0, warmup=2.0, examples_per_epoch=640))
+    config.schedule.update(dict(base_lr=0.032, epochs=30.0, warmup_epochs=2.0, examples_per_epoch=640))
     config.evaluation.update(dict(image_size=64, batch_size=120))
     config.run.update(dict(log_every=20, checkpoint_every=100))

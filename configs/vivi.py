@@ -191,21 +191,23 @@ def lambda_video(model: dict, aa: bool) -> float:
 def schedule(co: str) -> dict:
     """VIVI §4. For co-training it gives the number of steps only; with 10 % the rest is [68]'s for its exemplars."""
     if co == "no":
-        return dict(name="piecewise", lr=0.8, steps=120_000, warmup=0, boundaries=(90_000, 110_000), factor=0.1)
+        return dict(
+            name="piecewise", lr=0.8, total_steps=120_000, warmup_steps=0, boundaries=(90_000, 110_000), factor=0.1
+        )
     if co == "10":
         return dict(
             name="piecewise",
             lr=0.05,
-            steps=100_000,
-            warmup=5_000,
+            total_steps=100_000,
+            warmup_steps=5_000,
             boundaries=(70_000, 80_000, 90_000),
             factor=0.1,
         )
     return dict(
         name="piecewise",
         lr=0.8,
-        steps=100_000,
-        warmup=5_000,
+        total_steps=100_000,
+        warmup_steps=5_000,
         boundaries=(70_000, 85_000, 95_000),
         factor=0.1,
     )
@@ -245,7 +247,7 @@ def demo(config: ml_collections.ConfigDict) -> None:
         data.frame_rate = 2.0
     config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
     config.schedule = ml_collections.ConfigDict(
-        dict(name="piecewise", lr=0.002, steps=250, warmup=20, boundaries=(170, 220), factor=0.1)
+        dict(name="piecewise", lr=0.002, total_steps=250, warmup_steps=20, boundaries=(170, 220), factor=0.1)
     )
     config.evaluation.update(dict(image_size=48, batch_size=120))
     config.run.update(dict(log_every=20, checkpoint_every=100))

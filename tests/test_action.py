@@ -414,7 +414,7 @@ def test_real_videos_from_files_to_a_score(sample_data, tmp_path):
         f"--data={tmp_path / 'data'}",
         f"--workdir={tmp_path / 'w'}",
         "--config.encoder.width=0.25",
-        "--config.schedule.steps=6",
+        "--config.schedule.total_steps=6",
         "--config.schedule.boundaries=(3,)",
         "--config.batch_size=4",
         "--config.data.views=2",

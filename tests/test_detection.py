@@ -328,8 +328,8 @@ BY_HEART = (
     "--config.data.flip_prob=0.0",
     "--config.data.image_size=(64,96)",
     "--config.method.layers=1",
-    "--config.schedule.warmup=5",
-    "--config.schedule.steps=100",
+    "--config.schedule.warmup_steps=5",
+    "--config.schedule.total_steps=100",
     "--config.schedule.boundaries=(70,90)",
     "--config.run.log_every=5",
 )
@@ -408,7 +408,7 @@ def test_what_is_wrong_with_the_config_is_said_before_the_training(plain_coco, t
         (
             dict(schedule__epochs=2.0),
             ConfigError,
-            "exactly one of .*, and has steps=100 and epochs=2.0",
+            "exactly one of .*, and has total_steps=100 and epochs=2.0",
         ),
         (dict(data__flips=0.5), ConfigError, "config.data: .*flips"),
         (dict(data__scale=(1.25, 0.8)), DataError, r"scale=\(1.25, 0.8\).*sizes need 0 < low <= high"),

@@ -1,5 +1,7 @@
 """LARS by hand, masks, and the schedules of VITO A.2 at their known points."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -69,38 +71,40 @@ def test_the_papers_run_has_its_numbers():
 
 
 def test_piecewise_rates_fall_at_their_steps_and_warm_up_in_a_line():
-    schedule, total = optim.piecewise(1, lr=0.8, steps=120, warmup=4, boundaries=(90, 110), factor=0.1)
+    schedule, total = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=4, boundaries=(90, 110), factor=0.1)
     assert total == 120
     np.testing.assert_allclose(
         [schedule(step) for step in (0, 1, 4, 89, 91, 109, 111)], [0.16, 0.32, 0.8, 0.8, 0.08, 0.08, 0.008], rtol=1e-5
     )
-    without_warmup, _ = optim.piecewise(1, lr=0.8, steps=120, warmup=0, boundaries=(), factor=0.1)
+    without_warmup, _ = optim.piecewise(1, lr=0.8, total_steps=120, warmup_steps=0, boundaries=(), factor=0.1)
     np.testing.assert_allclose([without_warmup(0), without_warmup(119)], 0.8, rtol=1e-6)
 
 
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ConfigError, match="warm-up"):
-        optim.cosine(256, base_lr=0.3, epochs=10, warmup=10, examples_per_epoch=256)
+        optim.cosine(256, base_lr=0.3, epochs=10, warmup_epochs=10, examples_per_epoch=256)
     with pytest.raises(ConfigError, match="warm-up"):
-        optim.piecewise(256, lr=0.3, steps=10, warmup=10, boundaries=(), factor=0.1)
+        optim.piecewise(256, lr=0.3, total_steps=10, warmup_steps=10, boundaries=(), factor=0.1)
     with pytest.raises(ConfigError, match="less than one batch"):
-        optim.cosine(256, base_lr=0.3, epochs=0.5, warmup=0, examples_per_epoch=256)
+        optim.cosine(256, base_lr=0.3, epochs=0.5, warmup_epochs=0, examples_per_epoch=256)
 
 
-def test_a_run_lasts_so_many_steps_epochs_or_examples():
-    for length, steps, unit in ((dict(steps=7), 7, 1), (dict(epochs=2.5), 10, 4), (dict(examples=512), 2, 1 / 256)):
-        total, in_steps = optim.run_length(256, 1024, **length)
-        assert (total, in_steps(3)) == (steps, 3 * unit)
-    for length, message in (
-        ({}, "exactly one of steps, epochs, examples, and has none"),
-        (dict(steps=7, epochs=2.0), "has steps=7 and epochs=2.0"),
-        (dict(epochs=0.2), "0.2 epochs of 1024 examples are less than one batch of 256; raise epochs"),
-        (dict(examples=255), "255 examples are less than one batch"),
+def test_a_duration_is_in_steps_epochs_or_examples():
+    for given, steps, unit in (
+        (dict(total_steps=7), 7, 1),
+        (dict(epochs=2.5), 10, 4),
+        (dict(examples=512), 2, 1 / 256),
     ):
-        with pytest.raises(ConfigError, match=message):
-            optim.run_length(256, 1024, **length)
-    with pytest.raises(ConfigError, match="epochs needs examples_per_epoch"):
-        optim.run_length(256, None, epochs=1.0)
+        assert optim.durations(256, 1024, given, optim.LENGTHS) == [(steps, unit)]
+    for given, message in (
+        ({}, "exactly one of total_steps, epochs, examples, and has none"),
+        (dict(total_steps=7, epochs=2.0), "has total_steps=7 and epochs=2.0"),
+        (dict(total_steps=7, epoch=1), "'epoch' is unknown, did you mean 'epochs'?"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            optim.durations(256, 1024, given, optim.LENGTHS)
+    with pytest.raises(ConfigError, match="warmup_epochs needs examples_per_epoch, .* give warmup_steps"):
+        optim.durations(256, None, dict(warmup_epochs=1.0), optim.WARMUPS)
 
 
 def test_poly_falls_to_zero_along_its_power():

@@ -134,7 +134,7 @@ def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_
             "--config.encoder.width=0.125",
             "--config.run.log_every=1",
             "--config.run.checkpoint_every=5",
-            "--config.schedule.steps=60",
+            "--config.schedule.total_steps=60",
         ]
         with open(tmp_path / f"{name}.log", "a") as log:
             return start_module("vivi_jax.main", *flags, stdout=log, stderr=log)

@@ -31,7 +31,7 @@ def tiny(norm: str, micro_batches: int = 1):
         projector_out=8,
         temperature=0.1,
     )
-    schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup=0, examples_per_epoch=256)
+    schedule, _ = optim.cosine(256, base_lr=1.0, epochs=TOTAL_STEPS, warmup_epochs=0, examples_per_epoch=256)
     optimizer = optim.lars(schedule, weight_decay=1e-6, momentum=0.9, trust_coefficient=1e-3)
     ema = optim.ema_cosine(TOTAL_STEPS, base=0.99)
     step = make_train_step(method, optimizer, schedule, ema, seed=0, micro_batches=micro_batches)

@@ -225,7 +225,7 @@ def tiny(norm: str, micro_batches: int = 1, difference: bool = True):
         clip_score=20.0,
         score_penalty=0.05,
     )
-    schedule, _ = optim.piecewise(8, lr=1e-2, steps=9, warmup=0, boundaries=(), factor=1.0)
+    schedule, _ = optim.piecewise(8, lr=1e-2, total_steps=9, warmup_steps=0, boundaries=(), factor=1.0)
     optimizer = optim.sgd(schedule, weight_decay=0.0, momentum=0.9)
     data = ml_collections.ConfigDict(dict(frames=FRAMES, image_size=SIZE, difference=difference))
     spec = method.batch_spec(BATCH, data)
@@ -362,8 +362,8 @@ def test_a_run_from_video_files_resumes_bit_for_bit(tmp_path):
         f"--config.data.path={tmp_path / 'store'}",
         "--config.batch_size=8",
         "--config.encoder.width=0.125",
-        "--config.schedule.steps=4",
-        "--config.schedule.warmup=1",
+        "--config.schedule.total_steps=4",
+        "--config.schedule.warmup_steps=1",
         "--config.run.checkpoint_every=2",
     ]
 

@@ -62,7 +62,7 @@ def batch() -> dict:
 def one_step(micro_batches: int = 1, devices: int = 1):
     """State and metrics after one step of triplet, InfoNCE and labelled loss on `devices` devices, fetched."""
     vivi_method = method(shot_loss="triplet", video_loss="info_nce")
-    schedule, _ = optim.piecewise(1, lr=0.1, steps=10, warmup=0, boundaries=(5,), factor=0.1)
+    schedule, _ = optim.piecewise(1, lr=0.1, total_steps=10, warmup_steps=0, boundaries=(5,), factor=0.1)
     optimizer = optim.sgd(schedule, weight_decay=1e-4, momentum=0.9)
     step = make_train_step(vivi_method, optimizer, schedule, None, seed=0, micro_batches=micro_batches)
     mesh = sharding.make_mesh(jax.devices()[:devices])
@@ -222,7 +222,7 @@ def test_the_papers_numbers(row):
     spec = build(config).batch_spec
     assert spec["shots"].shape == (videos, shots, frames, 224, 224, 3)
     assert ("image" in spec and spec["image"].shape[0]) == labelled
-    assert config.schedule.steps == steps
+    assert config.schedule.total_steps == steps
     assert lr is None or (config.schedule.lr, config.schedule.boundaries) == (lr, boundaries)
     assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.9)
     assert config.encoder.norm == ("group" if labelled else "batch")

@@ -1,6 +1,7 @@
 """Optimizers, learning-rate and momentum schedules, parameter masks. All updates are optax's."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -38,74 +39,64 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-def run_length(
-    batch_size: int,
-    examples_per_epoch: int | None,
-    *,
-    steps: float | None = None,
-    epochs: float | None = None,
-    examples: float | None = None,
-) -> tuple[float, Callable[[float], float]]:
-    """The length of a run, of which config.schedule gives exactly one of `steps`, `epochs` and `examples`.
+# Keys of config.schedule, of each row exactly one: the length of the run, and of the warm-up where there is one.
+LENGTHS = ("total_steps", "epochs", "examples")
+WARMUPS = ("warmup_steps", "warmup_epochs", "warmup_examples")
 
-    >>> steps, in_steps = run_length(256, 1024, epochs=2.5)
-    >>> steps, in_steps(0.5)
-    (10.0, 2.0)
+
+def durations(
+    batch_size: int, examples_per_epoch: int | None, given: Mapping[str, float], *rows: tuple[str, ...]
+) -> list[tuple[float, float]]:
+    """Durations in steps, not rounded, from the keys of config.schedule that give them in steps, epochs or examples.
+
+    >>> durations(256, 1024, {"epochs": 2.5, "warmup_steps": 3}, LENGTHS, WARMUPS)
+    [(10.0, 4.0), (3.0, 1.0)]
 
     Args:
-      examples_per_epoch: None if nothing says it; then `epochs` cannot be given.
+      examples_per_epoch: None if nothing says it; then nothing can be given in epochs.
+      given: key -> value.
+      rows: of each, exactly one key must be given.
 
     Returns:
-      (steps of the run, the function that turns its unit into steps), neither rounded.
+      For each of `rows`: (steps, steps in one of its units).
 
     Raises:
-      ConfigError: none or several of the three, epochs without examples_per_epoch, or less than one step.
+      ConfigError: none or several of a row, a key of no row, or epochs without examples_per_epoch.
     """
-    lengths = {"steps": steps, "epochs": epochs, "examples": examples}
-    given = {name: value for name, value in lengths.items() if value is not None}
-    if len(given) != 1:
-        raise ConfigError(
-            f"config.schedule needs exactly one of {', '.join(lengths)}, and has "
-            f"{' and '.join(f'{name}={value}' for name, value in given.items()) or 'none'}"
-        )
-    ((name, value),) = given.items()
-    if name == "epochs" and not examples_per_epoch:
-        raise ConfigError("config.schedule.epochs needs examples_per_epoch, which is not known here; give steps")
-    examples_per_unit = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[name]
-
-    def in_steps(time: float) -> float:
-        return time * examples_per_unit / batch_size
-
-    if in_steps(value) < 1:
-        of = f" of {examples_per_epoch} examples" if name == "epochs" else ""
-        raise ConfigError(
-            f"config.schedule: {value} {name}{of} are less than one batch of {batch_size}; raise {name} or lower "
-            "config.batch_size"
-        )
-    return in_steps(value), in_steps
+    known = [key for row in rows for key in row]
+    if unknown := [key for key in given if key not in known]:
+        nearest = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"config.schedule: {unknown[0]!r} is unknown, did you mean {nearest!r}?")
+    found = []
+    for row in rows:
+        keys = [key for key in row if given.get(key) is not None]
+        if len(keys) != 1:
+            has = " and ".join(f"{key}={given[key]}" for key in keys) or "none"
+            raise ConfigError(f"config.schedule needs exactly one of {', '.join(row)}, and has {has}")
+        unit = keys[0].rsplit("_", 1)[-1]
+        if unit == "epochs" and not examples_per_epoch:
+            raise ConfigError(
+                f"config.schedule.{keys[0]} needs examples_per_epoch, which is not known here; give {row[0]}"
+            )
+        steps_per_unit = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[unit] / batch_size
+        found.append((given[keys[0]] * steps_per_unit, steps_per_unit))
+    return found
 
 
 def cosine(
-    batch_size: int,
-    *,
-    base_lr: float,
-    warmup: float,
-    examples_per_epoch: int | None = None,
-    steps: float | None = None,
-    epochs: float | None = None,
-    examples: float | None = None,
+    batch_size: int, *, base_lr: float, examples_per_epoch: int | None = None, **lengths: float
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
 
     Args:
-      warmup: in the unit that the length is given in; others see run_length.
+      lengths: one of LENGTHS and one of WARMUPS.
 
     Returns:
       (learning rate by step, steps of the run); the run's and the warm-up's steps are rounded down.
     """
-    length, in_steps = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
-    total_steps, warmup_steps = int(length), int(in_steps(warmup))
-    check_warmup(warmup_steps, total_steps)
+    (length, _), (warmup, _) = durations(batch_size, examples_per_epoch, lengths, LENGTHS, WARMUPS)
+    total_steps, warmup_steps = int(length), int(warmup)
+    check_length(warmup_steps, total_steps, batch_size)
     return optax.warmup_cosine_decay_schedule(
         0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps
     ), total_steps
@@ -115,52 +106,51 @@ def piecewise(
     batch_size: int,
     *,
     lr: float,
-    warmup: float,
     boundaries: tuple[float, ...],
     factor: float,
     examples_per_epoch: int | None = None,
-    steps: float | None = None,
-    epochs: float | None = None,
-    examples: float | None = None,
+    **lengths: float,
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries`: VIVI §4, VDIM §4, detection.
 
     The papers give the rate itself, so it does not follow batch_size.
 
     Args:
-      warmup, boundaries: in the unit that the length is given in; others see run_length.
+      boundaries: in the unit that the length is given in.
+      lengths: one of LENGTHS and one of WARMUPS.
 
     Returns:
       (learning rate by step, steps of the run); steps are rounded to the nearest.
     """
-    length, in_steps = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
-    total_steps, warmup_steps = round(length), round(in_steps(warmup))
-    check_warmup(warmup_steps, total_steps)
-    decayed = optax.piecewise_constant_schedule(lr, {round(in_steps(time)): factor for time in boundaries})
+    (length, unit), (warmup, _) = durations(batch_size, examples_per_epoch, lengths, LENGTHS, WARMUPS)
+    total_steps, warmup_steps = round(length), round(warmup)
+    check_length(warmup_steps, total_steps, batch_size)
+    decayed = optax.piecewise_constant_schedule(lr, {round(time * unit): factor for time in boundaries})
     return (lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))), total_steps
 
 
 def poly(
-    batch_size: int,
-    *,
-    lr: float,
-    power: float,
-    examples_per_epoch: int | None = None,
-    steps: float | None = None,
-    epochs: float | None = None,
-    examples: float | None = None,
+    batch_size: int, *, lr: float, power: float, examples_per_epoch: int | None = None, **lengths: float
 ) -> tuple[optax.Schedule, int]:
     """lr * (1 - step / steps) ** power (segmentation).
+
+    Args:
+      lengths: one of LENGTHS.
 
     Returns:
       (learning rate by step, steps of the run, rounded down).
     """
-    length, _ = run_length(batch_size, examples_per_epoch, steps=steps, epochs=epochs, examples=examples)
+    ((length, _),) = durations(batch_size, examples_per_epoch, lengths, LENGTHS)
+    check_length(0, int(length), batch_size)
     return optax.polynomial_schedule(lr, 0.0, power, int(length)), int(length)
 
 
-def check_warmup(warmup_steps: int, total_steps: int) -> None:
-    """Raises ConfigError unless the warm-up is shorter than the run."""
+def check_length(warmup_steps: int, total_steps: int, batch_size: int) -> None:
+    """Raises ConfigError unless the run has a step, and is longer than its warm-up."""
+    if total_steps < 1:
+        raise ConfigError(
+            f"config.schedule: less than one batch of {batch_size}; make the run longer or lower config.batch_size"
+        )
     if not 0 <= warmup_steps < total_steps:
         raise ConfigError(
             f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "

@@ -52,17 +52,17 @@ def systems(store: str, steps: int) -> dict[str, ConfigDict]:
         "vdim": vdim.get_config("layers=68,demo"),
     }
     configs["vito"].method.update(dict(projector_hidden=16, projector_out=8, attention_hidden=8))
-    configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * steps, warmup=2.0))
+    configs["vito"].schedule.update(dict(examples_per_epoch=BATCH, epochs=1.0 * steps, warmup_epochs=2.0))
     configs["vito"].evaluation = ConfigDict(dict(dataset=store, image_size=SIZE, batch_size=8, linear=False, k=3))
     configs["vivi"].method.update(dict(num_classes=2, exemplar_dim=8, shot_dim=8, predictor_hidden=8, predictor_out=8))
     configs["vivi"].data.update(dict(frames=2, labelled_path=store, labelled_batch_size=BATCH))
     # The paper's SGD at a low rate: Adam makes whole steps of gradients that are but rounding, and after them mining
     # takes other negatives.
     configs["vivi"].optimizer = ConfigDict(dict(name="sgd", weight_decay=1e-4, momentum=0.9))
-    configs["vivi"].schedule.update(dict(lr=0.01, steps=steps, warmup=2))
+    configs["vivi"].schedule.update(dict(lr=0.01, total_steps=steps, warmup_steps=2))
     configs["vdim"].method.embed_dim = 16
     configs["vdim"].data.update(dict(frames=4, offset=4))
-    configs["vdim"].schedule.update(dict(steps=steps, warmup=2))
+    configs["vdim"].schedule.update(dict(total_steps=steps, warmup_steps=2))
     for config in configs.values():
         config.batch_size, config.data.path, config.data.image_size = BATCH, store, SIZE
         config.encoder = ConfigDict(dict(name="tiny", norm=config.encoder.norm))
