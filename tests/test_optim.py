@@ -96,6 +96,7 @@ def test_a_duration_is_in_steps_epochs_or_examples():
         (dict(examples=512), 2, 1 / 256),
     ):
         assert optim.durations(256, 1024, given, optim.LENGTHS) == [(steps, unit)]
+    assert optim.durations(49, 1, dict(epochs=49), optim.LENGTHS)[0][0] == 1  # 49 * (1 / 49) is less
     for given, message in (
         ({}, "exactly one of total_steps, epochs, examples, and has none"),
         (dict(total_steps=7, epochs=2.0), "has total_steps=7 and epochs=2.0"),

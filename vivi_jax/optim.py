@@ -78,8 +78,9 @@ def durations(
             raise ConfigError(
                 f"config.schedule.{keys[0]} needs examples_per_epoch, which is not known here; give {row[0]}"
             )
-        steps_per_unit = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[unit] / batch_size
-        found.append((given[keys[0]] * steps_per_unit, steps_per_unit))
+        examples = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[unit]
+        # Divided last: 49 epochs of 1 example in batches of 49 are 1 step, and not 1 - 1e-16, rounded down.
+        found.append((given[keys[0]] * examples / batch_size, examples / batch_size))
     return found
 
 
