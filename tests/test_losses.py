@@ -8,16 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers.vito import embeddings
 from vivi_jax import losses
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
-
-
-def embeddings(seed: int, batch: int = 16, views: int = 3, dim: int = 8, temperature: float = 0.1):
-    """Two float32[B, V, D] of norm 1/sqrt(temperature)."""
-    rng = np.random.default_rng(seed)
-    z = rng.normal(size=(2, batch, views, dim))
-    return (z / np.linalg.norm(z, axis=-1, keepdims=True) / np.sqrt(temperature)).astype(np.float32)
 
 
 def moclr_oracle(online, target) -> float:

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from test_losses import embeddings
-from test_train_step import batch, initial_state, tiny
+from helpers.vito import batch, embeddings, initial_state, tiny
 from vivi_jax import losses
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
