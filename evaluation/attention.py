@@ -83,24 +83,35 @@ def _central_square(data: bytes, size: int, name: str) -> np.ndarray:
     return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if size < side else cv2.INTER_CUBIC)
 
 
-def load_masks(run: str, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Attention masks of a run's online network: stage -> float32[N, h, w], each summing to 1.
-
-    Args:
-      run: run directory.
-      images: uint8[N, H, W, 3].
+def method_with_attention(run: str) -> HasAttention:
+    """The method of a run.
 
     Raises:
-      CheckpointError: no run there, or nothing good in it.
+      CheckpointError: no run there.
       ConfigError: its method has no attention.
     """
     method = build_method(ml_collections.ConfigDict(checkpoint.load_config(run)))
     if not isinstance(method, HasAttention):
         raise ConfigError(f"{run} is of {type(method).__name__}, which has no attention to show")
+    return method
+
+
+def load_masks(run: str, method: HasAttention, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Attention masks of a run's online network: feature map -> float32[N, h, w], each summing to 1.
+
+    Args:
+      run: run directory.
+      method: of the run.
+      images: uint8[N, H, W, 3].
+
+    Raises:
+      CheckpointError: nothing good in the run.
+      ConfigError: this configuration of its method has no attention.
+    """
     state = checkpoint.load_state(run)
     masks = jax.jit(method.attention_masks)(state["params"], state["model_state"], images.astype(np.float32) / 255)
     if not masks:
-        raise ConfigError(f"{run} was configured without attention (config.method): there is none to show")
+        raise ConfigError(f"{run} was configured without attention (config.method, config.encoder): none to show")
     return {stage: np.asarray(mask) for stage, mask in masks.items()}
 
 
@@ -159,9 +170,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=8, help="frames to show, at least 2")
     args = parser.parse_args(argv)
     try:
+        method = method_with_attention(args.checkpoint)
         size = checkpoint.load_config(args.checkpoint)["data"]["image_size"]
         images, captions = load_images(args.images, count=max(args.count, 2), size=size)
-        attention_figure(images, load_masks(args.checkpoint, images), captions, args.out)
+        attention_figure(images, load_masks(args.checkpoint, method, images), captions, args.out)
     except (CheckpointError, ConfigError, DataError) as e:
         sys.exit(f"error: {e}")
     print(f"wrote {args.out}")

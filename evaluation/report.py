@@ -1,6 +1,6 @@
 """One page about a run: WORKDIR/report.html, which needs no network and no other file to be read.
 
-    python -m evaluation.report --workdir=RUN
+    python -m evaluation.report --checkpoint=RUN
 
 Accuracy before and after, curves of metrics.jsonl, nearest neighbours, attention, and what was run. A part whose input
 is missing is replaced by a sentence that says so.
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
 from input_pipeline import images
-from vivi_jax import checkpoint
+from vivi_jax import checkpoint, files
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av")
@@ -82,7 +82,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     finished = (run / "summary.json").is_file()
     lead = f"{run.resolve()}, step {metrics[-1]['step'] if metrics else 0}{'' if finished else ' (not finished)'}"
     path = run / "report.html"
-    path.write_text(PAGE.format(title=html.escape(config["name"]), lead=html.escape(lead), body=body))
+    files.write_text(path, PAGE.format(title=html.escape(config["name"]), lead=html.escape(lead), body=body))
     return path
 
 
@@ -220,21 +220,23 @@ def _picture(axis, pixels: np.ndarray, caption: str, colour: str) -> None:
 
 
 def attention_section(run: pathlib.Path, config: dict) -> str:
-    frames, captions = attention.load_images(
-        config["data"]["path"], count=ATTENTION_FRAMES, size=config["data"]["image_size"]
-    )
+    method = attention.method_with_attention(str(run))
+    source, size = config["data"]["path"], config["data"]["image_size"]
+    if not source:
+        raise DataError("the run has no unlabelled images (config.data.path)")
+    frames, captions = attention.load_images(source, count=ATTENTION_FRAMES, size=size)
     png = io.BytesIO()
-    attention.attention_figure(frames, attention.load_masks(str(run), frames), captions, png)
+    attention.attention_figure(frames, attention.load_masks(str(run), method, frames), captions, png)
     return png_tag(png) + '<p class="note">Masks of the online network, each frame by itself (VITO, Figure A.1).</p>'
 
 
 def set_up(run: pathlib.Path, config: dict) -> str:
     """Files, versions and the whole config."""
-    files = [run / name for name in ("config.json", "metrics.jsonl", "summary.json")]
-    files += [run / "checkpoints" / str(step) for step in checkpoint.steps(run / "checkpoints")[-1:]]
-    files += sorted([*run.glob("*.safetensors"), *run.resolve().parent.glob("*.safetensors")])
+    paths = [run / name for name in ("config.json", "metrics.jsonl", "summary.json")]
+    paths += [run / "checkpoints" / str(step) for step in checkpoint.steps(run / "checkpoints")[-1:]]
+    paths += sorted([*run.glob("*.safetensors"), *run.resolve().parent.glob("*.safetensors")])
     links = ", ".join(
-        f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>' for f in files if f.exists()
+        f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>' for f in paths if f.exists()
     )
     versions = {
         "commit": commit(),
@@ -290,9 +292,9 @@ def png_tag(png: io.BytesIO) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, help="run directory")
+    parser.add_argument("--checkpoint", "--workdir", required=True, help="run directory")
     try:
-        print(f"wrote {write_report(parser.parse_args(argv).workdir)}")
+        print(f"wrote {write_report(parser.parse_args(argv).checkpoint)}")
     except CheckpointError as e:
         sys.exit(f"error: {e}")
 

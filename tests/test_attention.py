@@ -31,7 +31,7 @@ def store(tmp_path_factory):
 def test_masks_are_those_of_the_online_network(run):
     """Against the definition, from the weights on disk: softmax over space of a two-layer MLP of the features."""
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
-    masks = attention.load_masks(str(run), pictures)
+    masks = attention.load_masks(str(run), attention.method_with_attention(str(run)), pictures)
     assert {stage: mask.shape for stage, mask in masks.items()} == {"stage3": (3, 2, 2), "stage4": (3, 1, 1)}
     state = checkpoint.load_state(str(run))
     encoder = build(ml_collections.ConfigDict(checkpoint.load_config(run))).method.network.encoder
@@ -108,8 +108,9 @@ def test_command_line(run, store, tmp_path):
 
 def test_average_pooling_has_no_masks(tmp_path):
     run = make_run(tmp_path, "demo,pooling=average")
-    with pytest.raises(ConfigError, match="pools by averaging"):
-        attention.load_masks(str(run), np.zeros((1, 32, 32, 3), np.uint8))
+    method = attention.method_with_attention(str(run))
+    with pytest.raises(ConfigError, match="configured without attention"):
+        attention.load_masks(str(run), method, np.zeros((1, 32, 32, 3), np.uint8))
     with pytest.raises(SystemExit, match="error: .* is neither a frame store nor"):
         (tmp_path / "empty").mkdir()
         attention.main([f"--checkpoint={run}", f"--images={tmp_path}/empty", f"--out={tmp_path}/a.png"])

@@ -36,6 +36,7 @@ def test_weights_are_the_same_bits_and_features_the_same_numbers(earlier, name):
 
 def test_attention_of_an_earlier_run(earlier):
     """Its config has `ema_base` among the method's options."""
-    masks = attention.load_masks(str(earlier / "vito"), np.zeros((2, 64, 64, 3), np.uint8))
+    run = str(earlier / "vito")
+    masks = attention.load_masks(run, attention.method_with_attention(run), np.zeros((2, 64, 64, 3), np.uint8))
     assert {stage: mask.shape for stage, mask in masks.items()} == {"stage3": (2, 4, 4), "stage4": (2, 2, 2)}
     np.testing.assert_allclose([mask.sum((1, 2)) for mask in masks.values()], 1, rtol=1e-5)

@@ -46,6 +46,11 @@ def make_run(directory: pathlib.Path, variant: str, **data) -> pathlib.Path:
     config = vito.get_config(variant)
     config.encoder.width = 0.0625
     config.data.update(dict(image_size=32) | data)
+    return write_run(directory, config)
+
+
+def write_run(directory: pathlib.Path, config) -> pathlib.Path:
+    """A run directory of any config, at step 7, with random weights: without the time that initialising compiles."""
     experiment = build(config)
     shapes = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     rng = np.random.default_rng(0)
