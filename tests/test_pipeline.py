@@ -70,7 +70,7 @@ def collect(batches) -> np.ndarray:
     return np.stack([batch["views"] for batch in batches])  # [steps, B, V, H, W, 3]
 
 
-def planned(seed: int, i: int, sampler: str = "marginal") -> tuple[int, sampling.ViewPlan]:
+def planned(seed: int, i: int, sampler: str = "marginal", views: int = 3) -> tuple[int, sampling.ViewPlan]:
     """The published rule, written out: which video is example i, and the plan of its views."""
     video = USABLE[sampling.epoch_order(seed, i // len(USABLE), len(USABLE))[i % len(USABLE)]]
     num_frames, fps, height, width = VIDEOS[video]
@@ -80,7 +80,7 @@ def planned(seed: int, i: int, sampler: str = "marginal") -> tuple[int, sampling
         clip_frames=round(2.56 * fps),
         height=height,
         width=width,
-        views=3,
+        views=views,
         sampler=sampler,
         delay=round(0.5 * fps),
         min_crop_area=0.4,
@@ -112,6 +112,22 @@ def test_views_show_the_planned_frames_crops_and_flips(store, sampler):
             assert error.mean() < 1.5 and error.max() < 8  # JPEG and rounding
     # Two whole epochs and a half: each holds every usable video once.
     assert sorted(seen[:4]) == sorted(seen[4:8]) == USABLE
+
+
+def test_a_batch_may_hold_views_of_several_sizes(store):
+    """Two global views at 32 px and three local ones at 8: the bytes that a batch of one size has of the same crops."""
+
+    def example(i: int):
+        video, plan = planned(0, i, views=5)
+        return decode.from_store(store, video, plan)
+
+    def batch(pictures, image_size):
+        options = dict(rows=4, pictures=pictures, image_size=image_size, decode=decode.decode_jpeg)
+        return next(decode.decoded(example, 0, 4, **options))
+
+    both = batch({"views": (2,), "local_views": (3,)}, {"views": 32, "local_views": 8})
+    np.testing.assert_array_equal(both["views"], batch({"all": (5,)}, 32)["all"][:, :2])
+    np.testing.assert_array_equal(both["local_views"], batch({"all": (5,)}, 8)["all"][:, 2:])
 
 
 def test_single_takes_all_views_from_one_frame_and_uses_short_videos_too(store):

@@ -4,6 +4,7 @@ TensorFlow decodes and OpenCV resizes, both without Python's lock; Python only s
 """
 
 import atexit
+import itertools
 import math
 import os
 import struct
@@ -121,7 +122,7 @@ def decoded(
     *,
     rows: int,
     pictures: Mapping[str, tuple[int, ...]],
-    image_size: int,
+    image_size: int | Mapping[str, int],
     decode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     fields: Mapping[str, type[np.generic]] | None = None,
     threads: int | None = None,
@@ -134,18 +135,19 @@ def decoded(
       rows: examples in a batch; the last batch has fewer if they do not come out even.
       pictures: array of the batch -> how an example's pictures are laid out in it, such as {"views": (3,)}; of several
         arrays each takes as many pictures as it holds, one after the other.
-      image_size: in pixels.
+      image_size: in pixels; of several arrays each may have its own, such as global and local views.
       decode: decode_jpeg or decode_any.
       fields: the fields of an example -> their dtype.
       threads: examples under way at a time; None = one per usable core.
 
     Yields:
-      {array: uint8[rows, *its layout, image_size, image_size, 3], RGB; field: dtype[rows]}.
+      {array: uint8[rows, *its layout, its size, its size, 3], RGB; field: dtype[rows]}.
 
     Raises:
       DataError: what example() raises, or an image that does not decode.
     """
     counts = [math.prod(layout) for layout in pictures.values()]
+    sizes = image_size if isinstance(image_size, Mapping) else dict.fromkeys(pictures, image_size)
     fields, threads = dict(fields or {}), threads or len(os.sched_getaffinity(0))
     failures = []
 
@@ -158,8 +160,10 @@ def decoded(
             failures.append(e)
             raise
 
-    def resize(flips: np.ndarray, turns: np.ndarray, *crops: np.ndarray) -> np.ndarray:
-        return finish(crops, flips, turns, image_size)
+    def resize(flips: np.ndarray, turns: np.ndarray, *crops: np.ndarray) -> list[np.ndarray]:
+        stops = itertools.accumulate(counts)
+        parts = [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]
+        return [finish(crops[p], flips[p], turns[p], sizes[name]) for name, p in zip(pictures, parts, strict=True)]
 
     @tf.autograph.experimental.do_not_convert
     def cut(n: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -168,10 +172,9 @@ def decoded(
         data = tf.unstack(tf.ensure_shape(data, (sum(counts),)))
         boxes = tf.unstack(tf.ensure_shape(boxes, (sum(counts), 4)))
         crops = [decode(image, box) for image, box in zip(data, boxes, strict=True)]
-        pixels = tf.numpy_function(resize, [flips, turns, *crops], tf.uint8)
-        parts = tf.split(tf.ensure_shape(pixels, (sum(counts), image_size, image_size, 3)), counts)
+        parts = tf.numpy_function(resize, [flips, turns, *crops], [tf.uint8] * len(pictures))
         arrays = {
-            name: tf.reshape(part, (*layout, image_size, image_size, 3))
+            name: tf.reshape(part, (*layout, sizes[name], sizes[name], 3))
             for (name, layout), part in zip(pictures.items(), parts, strict=True)
         }
         return arrays | {name: tf.ensure_shape(scalar, ()) for name, scalar in zip(fields, scalars, strict=True)}
