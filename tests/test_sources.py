@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import vdim, vito, vivi
+from helpers.commands import assert_one_line_error, run_module
 from helpers.frame_stores import jpeg, write_store
 from input_pipeline.streams import sources
 from input_pipeline.streams.order import Order
@@ -103,7 +104,12 @@ def test_a_nonsense_value_of_any_key_is_refused(data, variant):
     refused(config, "sampler", "config.data" if "sampler" not in config_of(variant, data).data else "nonsense")
 
 
-def test_infinite_and_absent_times_are_refused(data):
+def test_a_flag_of_a_key_that_the_variant_has_not_is_one_line_with_its_whole_name():
+    run = run_module("vivi_jax.main", "--config=configs/vito.py:images,demo", "--config.data.sampler=nonsense")
+    assert_one_line_error(run, "the config has no key config.data.sampler")
+
+
+def test_infinite_times_are_refused(data):
     for key in ("clip_seconds", "delay_seconds"):
         for value in (math.inf, math.nan):
             config = config_of("video", data)

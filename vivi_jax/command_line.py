@@ -86,6 +86,11 @@ def parse(argv: list[str], values: dict[str, flags.FlagHolder], optional: Iterab
     except KeyError as error:
         raise ConfigError(f"the config has no key {' '.join(str(error.args[0]).split())}") from error
     except (AttributeError, TypeError, ValueError, OSError, flags.Error) as error:
+        if error.args and isinstance(error.args[0], KeyError):  # ml_collections: a flag of a key that is not there
+            key, *hint = str(error.args[0].args[0]).replace("'", "").split("\n")
+            options = [word.split("=")[0].lstrip("-") for word in argv]
+            option = next((option for option in options if option.endswith(f".{key}")), key)
+            raise ConfigError(". ".join([f"the config has no key {option}", *hint])) from error
         cause: BaseException = error
         while "Traceback" in str(cause) and (inner := cause.__cause__ or cause.__context__):
             cause = inner  # the config file's own error, without absl's wrapping

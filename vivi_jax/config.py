@@ -26,9 +26,8 @@ def call_with_config(section: str, function: Callable[..., T], *args: Any, **kwa
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        known = [
-            name for name, p in signature.parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
+        left = list(signature.parameters.values())[len(args) :]  # the others are no keys
+        known = [p.name for p in left if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
         hints = [
             f"{key!r} is unknown, did you mean {difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]!r}?"
             for key in kwargs
