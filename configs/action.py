@@ -46,7 +46,7 @@ def vdim() -> ml_collections.ConfigDict:
     config.batch_size = 64  # not in the paper
     config.micro_batches = 1  # > 1: less memory, BatchNorm per micro-batch
     config.max_missing = 0.01  # share of a list's videos that may be missing or damaged
-    config.videos_per_class = placeholder(int)  # train on so many of each class; None: on all
+    config.videos_per_class = placeholder(int)  # training videos to use of each class; None: all
     config.clips_per_video = 1  # random clips of each video in an epoch
     config.prepare = ml_collections.ConfigDict(
         dict(

@@ -5,9 +5,9 @@
 Variants, one of:
     coco        FCOS* on train2017, scored on val2017. VITO, ResNet-50, 200 epochs of VideoNet: AP 44.0 (mean of 5)
     lvis        FCOS* on LVIS v1. VITO: AP 25.7
-    retinanet   RetinaNet on COCO; VIVI names the network (references), its appendix with numbers was not at hand
+    retinanet   RetinaNet on COCO; VIVI names the network (references); its appendix with numbers we could not consult
 and `demo` with any of them: 128 x 160 px, for two CPU cores and a folder of some images (docs/detection.md).
-None has been run at this size here; docs/detection.md has what is known of the cost.
+None has been run at this size here; docs/detection.md estimates the cost.
 """
 
 import ml_collections
@@ -120,7 +120,7 @@ def lvis(config: ml_collections.ConfigDict) -> None:
 
 
 def retinanet(config: ml_collections.ConfigDict) -> None:
-    """detectron2's configs/Base-RetinaNet.yaml and its defaults; VIVI's own values were not at hand."""
+    """detectron2's configs/Base-RetinaNet.yaml and its defaults; we could not consult VIVI's own values."""
     config.repeats = 1
     config.batch_size = 16
     config.data.scale = (0.8, 1.0)  # its short sides of 640 to 800

@@ -3,8 +3,8 @@
     python -m evaluation.segmentation --config=configs/segmentation.py:voc --checkpoint=RUN --data=VOC2012 \\
         --workdir=DIR
 
-VITO's paper prints differences only; docs/segmentation.md has them, and what is known of the values. None of this has
-been run at this size here; the hours it takes are not known.
+VITO's paper prints differences only; docs/segmentation.md lists them, the sources of the other values, and
+the estimated cost. None of this has been run at this size here.
 
 VITO A.2 gives batch, rate, decay and epochs; what it calls "an FCN after He et al. 2020" is read from the public
 configuration of that network, SlotCon's transfer/segmentation/configs (fcn_d6_r50-d16_513x513_30k_voc12aug_moco),

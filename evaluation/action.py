@@ -7,8 +7,8 @@
 for TFDS's: see evaluation/protocols/action/data.py. Videos are decoded once, into WORKDIR/store. Each split trains in
 WORKDIR/split_N like any run of vivi_jax.main: started again, the command goes on where it was. --checkpoint=none trains
 from random weights.
-The score is the share of test videos whose class has the largest probability, averaged over the windows of the video;
-it stands in WORKDIR/result.json and result.md.
+The score is the share of test videos whose class has the largest probability, averaged over the windows of the video:
+WORKDIR/result.json and result.md.
 """
 
 from absl import flags

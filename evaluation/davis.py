@@ -3,7 +3,7 @@
     python -m evaluation.davis --checkpoint=RUN_OR_FILE --data=DAVIS --protocol=vfs|crw --workdir=DIR
     python -m evaluation.davis --results=MASKS --data=DAVIS --workdir=DIR
 
-The encoder is used as it is, nothing is trained. DIR/masks/SEQUENCE/00000.png are the results in the official layout,
+Nothing is trained. DIR/masks/SEQUENCE/00000.png are the results in the official layout,
 DIR/videos/SEQUENCE.mp4 shows them over the frames, DIR/davis.json and .md hold J and F with their recall and decay.
 A sequence that is done is not done again, so the command may be killed and started again. Sequences of which only the
 first frame has a mask (test-dev) get results and no score.

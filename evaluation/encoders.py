@@ -6,12 +6,11 @@ Needs neither TensorFlow nor scikit-learn.
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from vivi_jax import checkpoint, export
 from vivi_jax.config import call_with_config
@@ -21,6 +20,17 @@ from vivi_jax.models import build_encoder
 from vivi_jax.models.base import Encoder
 
 EXPORT_IMAGE_SIZE = 224  # an export does not say what size it was trained at; a run does
+
+
+class HasApply(Protocol):
+    """A network to be evaluated: a Flax module, or what stands in for one."""
+
+    def apply(self, variables: Any, images: Any, /, *, train: bool) -> Any: ...
+
+
+def apply_to_pixels(network: HasApply, variables: dict, images: jax.Array) -> Any:
+    """What a trained network makes of uint8 [..., H, W, 3] images."""
+    return network.apply(variables, images.astype(jnp.float32) / 255, train=False)
 
 
 class LoadedEncoder(NamedTuple):
@@ -62,7 +72,7 @@ def random_variables(encoder: Encoder, seed: int) -> dict:
     return jax.jit(lambda key: encoder.init(key, image, train=False))(jax.random.key(seed))
 
 
-def extract_features(encoder: nn.Module, variables: dict, batches: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
+def extract_features(encoder: HasApply, variables: dict, batches: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
     """Pooled features of all images, computed on all devices.
 
     Args:
@@ -87,9 +97,11 @@ def extract_features(encoder: nn.Module, variables: dict, batches: Iterable[dict
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _pooled(encoder, out_sharding, variables, images_BxHxWx3):
+def _pooled(
+    encoder: HasApply, out_sharding: jax.sharding.Sharding, variables: dict, images_BxHxWx3: jax.Array
+) -> jax.Array:
     """float32[B, C] on every device: the caller reads all of it."""
-    pooled, _ = encoder.apply(variables, images_BxHxWx3.astype(jnp.float32) / 255, train=False)
+    pooled, _ = apply_to_pixels(encoder, variables, images_BxHxWx3)
     return jax.lax.with_sharding_constraint(pooled, out_sharding)
 
 
@@ -122,9 +134,9 @@ def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
     variables = jax.device_put(variables)
 
     @jax.jit
-    def predict(images_NxHxWx3):
-        logits = encoder.apply(variables, images_NxHxWx3.astype(jnp.float32) / 255, train=False)[1]["logits"]
-        return logits.argmax(axis=-1)
+    def predict(images_NxHxWx3: jax.Array) -> jax.Array:
+        _, maps = apply_to_pixels(encoder, variables, images_NxHxWx3)
+        return maps["logits"].argmax(axis=-1)
 
     def top1(images_NxHxWx3: np.ndarray) -> np.ndarray:
         missing = batch_size - len(images_NxHxWx3)  # padded, so that one program serves all

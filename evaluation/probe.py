@@ -194,9 +194,9 @@ def evaluate(
 def make_evaluator(
     encoder: nn.Module, *, dataset: str, image_size: int, batch_size: int, linear: bool, k: int = 20
 ) -> Callable[[dict], dict[str, float]]:
-    """Returns hook(variables {"params", "batch_stats"}) -> {"knn_top1", and "linear_top1" if linear}.
+    """Returns evaluate(variables {"params", "batch_stats"}) -> {"knn_top1", and "linear_top1" if linear}.
 
-    The data set is opened here, so that what is wrong with it is said before the training and not after.
+    The data set is opened here, so that errors in it appear before the training.
     """
     sets = load_sets(dataset, k=k)
     modes = ("knn", "linear") if linear else ("knn",)

@@ -6,8 +6,8 @@
 --data is the official folder of the data set, see docs/segmentation.md; all masks are read and checked before
 training. Each repeat trains in WORKDIR/repeat_N like any run of vivi_jax.main: started again, the command goes on
 where it was. --checkpoint=none trains from random weights. The score is the mean over classes of intersection over
-union (mIoU) on the validation images, averaged over the repeats; it stands in WORKDIR/result.json and result.md, with
-predictions drawn over images in WORKDIR/repeat_N/predictions.png.
+union (mIoU) on the validation images, averaged over the repeats: WORKDIR/result.json and result.md.
+WORKDIR/repeat_N/predictions.png shows predictions over their images.
 """
 
 from evaluation.protocols.segmentation.evaluate import evaluate

@@ -2,11 +2,11 @@
 
 A protocol states only what is its own: the data, method and score of each repeat, and its table. It leaves
 
-    WORKDIR/evaluation.json    what the folder was begun for
+    WORKDIR/evaluation.json    config, checkpoint and data, which the folder belongs to
     WORKDIR/REPEAT/            checkpoints and metrics.jsonl, as of any run of vivi_jax.main, and result.json
     WORKDIR/result.{json,md}   {"config", "checkpoint", "data", means of the scores, "repeats": {REPEAT: its result}}
 
-Started again, it goes on where it was; nothing is done again that is done.
+Started again, it goes on from there: finished repeats are read, others continue from their newest checkpoint.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def evaluate(
     summary: Callable[[dict[str, dict]], dict],
     markdown: Callable[[dict], str],
 ) -> dict:
-    """Trains and scores what is missing, and writes and returns the result.
+    """Trains and scores the repeats that have no result yet; writes and returns the result of all.
 
     Args:
       repeats: name of its folder in `workdir` -> the repeat.
@@ -209,8 +209,8 @@ def with_pretrained(params: Tree, model_state: Tree, pretrained: Parts) -> tuple
     """
 
     def overwrite(tree: dict, loaded: dict, where: str) -> dict:
-        def leaf(path, old):
-            new = loaded
+        def leaf(path: tuple, old: jax.Array) -> jax.Array:
+            new: Any = loaded
             for entry in path:
                 new = new.get(entry.key) if isinstance(new, dict) else None
             if new is None or new.shape != old.shape:

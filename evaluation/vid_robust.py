@@ -22,6 +22,7 @@ from evaluation import encoders
 from input_pipeline import images
 from vivi_jax import command_line, files
 from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.models.base import Encoder
 
 VID_CLASSES, IMAGENET_CLASSES = 30, 1000
 WINDOW = 10  # frames: the farthest neighbours in pmsets.json
@@ -134,14 +135,14 @@ def evaluate(frames: Frames, names: list[str], logits: np.ndarray) -> dict:
 class Logits(nn.Module):
     """An encoder whose classifier's logits stand in for its features."""
 
-    encoder: nn.Module
+    encoder: Encoder
 
     def __call__(self, images, *, train: bool):
         return self.encoder(images, train=train)[1]["logits"], {}
 
 
 def predict(
-    encoder: nn.Module, variables: dict, frames: Frames, data: str, *, image_size: int, batch_size: int
+    encoder: Encoder, variables: dict, frames: Frames, data: str, *, image_size: int, batch_size: int
 ) -> tuple[list[str], np.ndarray]:
     """(frame names, float32[N, 1000] logits) of the central square of each frame.
 

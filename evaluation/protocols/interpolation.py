@@ -1,4 +1,4 @@
-"""Shared by the dense protocols: an encoder that makes finer feature maps, and bilinear interpolation as products."""
+"""For protocols that predict at every location: finer feature maps, and bilinear interpolation as matrix products."""
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ EXACT = jax.lax.Precision.HIGHEST  # TPUs would round the factors of these produ
 def dense_encoder(encoder: Encoder, depth: int, *, output_stride: int, dilate: bool) -> tuple[Encoder, str]:
     """Returns (the encoder with finer feature maps, name of the map to take): 0, the last one, or 1, that before it.
 
-    Without its strides a ResNet's maps have 1/16 or 1/8 of the image's sides. Other weights stay as they are.
+    With fewer strides a ResNet's maps have 1/16 or 1/8 of the image's sides; its weights are the same.
     """
     return encoder.for_transfer().for_dense(output_stride, dilate), encoder.feature_maps()[depth]
 
 
 def as_map(features: jax.Array) -> jax.Array:
-    """[B, h, w, C] as it is; [B, t, h, w, C], of an image that VDIM's encoder repeated in time, averaged over t."""
+    """[B, h, w, C] unchanged; [B, t, h, w, C], of an image that VDIM's encoder repeated in time, averaged over t."""
     return features.mean(axis=1) if features.ndim == 5 else features
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from input_pipeline.streams.order import Order
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def in_parallel(

@@ -5,6 +5,7 @@ VITO        image encoder    mean over frames                           -> dropo
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from flax import linen as nn
 from vivi_jax import optim
 from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.heads import ResidualMlp
 from vivi_jax.models.resnet import make_norm
 
@@ -29,7 +31,7 @@ class ActionNetwork(nn.Module):
       dropout: rate, before each of the classifier's layers.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     num_classes: int
     phi_dim: int | None
     hidden: int
@@ -73,7 +75,7 @@ class ActionClassifier:
         self.network = network
         self.color = color
 
-    def batch_spec(self, batch_size: int, data) -> BatchSpec:
+    def batch_spec(self, batch_size: int, data: Any) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"clips": uint8[B, K, T, H, W, 3], "label": int32[B]}."""
         clips = (batch_size, data.views, data.frames, data.image_size, data.image_size, 3)
         return {
@@ -130,8 +132,10 @@ class ClassProbabilities:
         versions = [clips_BxKxTxHxWx3]
         if self.color == "lab":
             versions = [augment_vdim.lab_without(clips_BxKxTxHxWx3, channel) for channel in range(3)]
-        probabilities = [jax.nn.softmax(self.network.apply(variables, clips, None, train=train)) for clips in versions]
-        return sum(probabilities) / len(versions), {}
+        first, *others = [
+            jax.nn.softmax(jnp.asarray(self.network.apply(variables, clips, None, train=train))) for clips in versions
+        ]
+        return sum(others, start=first) / len(versions), {}
 
 
 def optimizer(
@@ -151,14 +155,14 @@ def optimizer(
     if not frozen_steps:
         return optim.adam(schedule, b1=b1, b2=b2, weight_decay=weight_decay)
 
-    def part_of(params):
+    def part_of(params: Tree) -> Tree:
         return {
             name: jax.tree.map(lambda _: "encoder" if name == "encoder" else "classifier", tree)  # noqa: B023
             for name, tree in params.items()
         }
 
     adam = optax.scale_by_adam(b1=b1, b2=b2)
-    late = optax.conditionally_mask(adam, lambda step: step >= frozen_steps)
+    late = optax.conditionally_mask(adam, lambda step, **_: jnp.asarray(step) >= frozen_steps)
     return optax.chain(
         optax.partition({"encoder": late, "classifier": adam}, part_of),
         optax.add_decayed_weights(weight_decay, optim.decay_mask),

@@ -23,7 +23,6 @@ from vivi_jax.models import build_encoder
 from vivi_jax.models.base import Encoder
 
 _LOG = logging.getLogger(__name__)
-_RAW_INPUT = dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0))  # of an encoder of normalised Lab
 
 
 def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, splits: str, workdir: str) -> dict:
@@ -139,8 +138,8 @@ def load_pretrained(source: str, config: ml_collections.ConfigDict) -> tuple[Enc
         if "phi_global" not in pretrained["params"]:
             _LOG.warning("%s has no phi_global: it starts at random", source)
     encoder = encoder.for_transfer()
-    if config.method.color == "lab":
-        encoder = encoder.clone(**_RAW_INPUT)
+    if config.method.color == "lab":  # is normalised already
+        encoder = encoder.clone(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0))
     return encoder, phi_dim, pretrained
 
 

@@ -52,8 +52,8 @@ class Sequence:
 def read_objects(path: pathlib.Path) -> np.ndarray:
     """uint8[H, W] object numbers, 0 = background, of a result or annotation file.
 
-    An indexed PNG holds them as they are, with 255 for pixels that belong to nothing. A grey one with only 0 and 255 is
-    DAVIS 2016's: there 255 is the one object.
+    An indexed PNG holds the numbers themselves, with 255 for pixels that belong to nothing. A grey one with only 0 and
+    255 is DAVIS 2016's: there 255 is the one object.
 
     Raises:
       DataError: missing, damaged, or a picture in colours instead of numbers.

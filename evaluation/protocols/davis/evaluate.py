@@ -6,6 +6,7 @@ import logging
 import pathlib
 import shutil
 import time
+from typing import Self
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis.data import Sequence
 from evaluation.protocols.davis.metrics import overall, score_sequence
-from evaluation.protocols.davis.propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, Propagator, Protocol
+from evaluation.protocols.davis.propagate import PROTOCOLS, VFS_SHALLOW_RADIUS, PropagationProtocol, Propagator
 from evaluation.protocols.interpolation import dense_encoder
 from evaluation.protocols.masks import palette
 from vivi_jax import files
@@ -25,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 VIDEO_FPS = 24  # DAVIS' frames
 
 
-def choose_protocol(name: str, encoder: Encoder, short_side: int | None) -> Protocol:
-    """A row of PROTOCOLS; of VFS's, shallow ResNets have a smaller radius. `short_side` overrides the frames' size."""
+def choose_protocol(name: str, encoder: Encoder, short_side: int | None) -> PropagationProtocol:
+    """PROTOCOLS[name]; VFS has a smaller radius for shallow ResNets. `short_side` replaces its own."""
     protocol = PROTOCOLS[name]
     if name == "vfs" and isinstance(encoder, ResNet) and encoder.depth < 50:
         protocol = dataclasses.replace(protocol, radius=VFS_SHALLOW_RADIUS)
@@ -34,15 +35,15 @@ def choose_protocol(name: str, encoder: Encoder, short_side: int | None) -> Prot
 
 
 def evaluate(
-    encoder: Encoder, variables: dict, sequences: list[Sequence], protocol: Protocol, out: pathlib.Path
+    encoder: Encoder, variables: dict, sequences: list[Sequence], protocol: PropagationProtocol, out: pathlib.Path
 ) -> dict:
     """Propagates and scores every sequence that has no result yet; davis.json without its sources."""
-    encoder, layer = dense_encoder(encoder, 1, output_stride=8, dilate=False)
+    dense, layer = dense_encoder(encoder, 1, output_stride=8, dilate=False)
     results = {}
     for sequence in sequences:
         path = out / "sequences" / f"{sequence.name}.json"
         if not path.exists():
-            result = run_sequence(encoder, layer, variables, sequence, protocol, out)
+            result = run_sequence(dense, layer, variables, sequence, protocol, out)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, result)
         results[sequence.name] = json.loads(path.read_text())
@@ -50,7 +51,7 @@ def evaluate(
 
 
 def run_sequence(
-    encoder, layer: str, variables: dict, sequence: Sequence, protocol: Protocol, out: pathlib.Path
+    encoder: Encoder, layer: str, variables: dict, sequence: Sequence, protocol: PropagationProtocol, out: pathlib.Path
 ) -> dict:
     """Writes the masks and the video of one sequence; {"frames", "seconds_per_frame": median, "objects": scores}."""
     masks = out / "masks" / sequence.name
@@ -117,6 +118,7 @@ def summary(results: dict[str, dict]) -> dict:
 
 
 def short_scores(objects: list[dict]) -> str:
+    """For the log: the means over the objects of one sequence."""
     if not objects:
         return ", no masks to score against"
     found = overall(objects)
@@ -124,6 +126,7 @@ def short_scores(objects: list[dict]) -> str:
 
 
 def markdown(result: dict) -> str:
+    """The means, and a row for each object, in per cent."""
     columns = ("mean", "recall", "decay")
     rows = [
         f"| {name} {k} | " + " | ".join(f"{100 * scores[m][c]:.1f}" for m in "JF" for c in columns) + " |"
@@ -170,7 +173,7 @@ class Video:
         picture = np.ascontiguousarray(shown[: self._height, : self._width])
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
 
-    def __enter__(self) -> "Video":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error) -> None:

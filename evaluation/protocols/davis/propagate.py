@@ -1,4 +1,4 @@
-"""Label propagation: the mask of a sequence's first frame, carried on by the similarity of features.
+"""Label propagation: the mask of a sequence's first frame, carried to the others by the similarity of features.
 
 Each location of a frame takes the labels of the `top_k` most similar locations in its context, weighted by
 softmax(cosine / temperature). The context is the first frame and the `context` frames before this one; except, in one
@@ -7,25 +7,26 @@ of the protocols, for the first frame, only locations nearer than `radius` count
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from PIL import Image
 
+from evaluation.encoders import HasApply, apply_to_pixels
 from evaluation.protocols.interpolation import EXACT, as_map
 
-TILE = 16  # queries are taken in squares of so many locations a side; each square sees only the keys it can reach
+TILE = 16  # locations a side of the squares that queries are processed in; each sees only the keys within reach
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class PropagationProtocol:
     """A published setting of label propagation.
 
     Attributes:
-      short_side: frames are resized to it, pixels; None: as they are.
+      short_side: pixels that the frames' short side is resized to; None: not resized.
       first_near: the first frame too counts only within the radius.
       copies: the context before the first frame is filled with copies of it (else it is shorter), so that early on the
         nearest neighbours are many times the same location.
@@ -46,7 +47,7 @@ class Protocol:
 
 PROTOCOLS = {
     # xvjiarui/VFS, configs/r50_nc_sgd_cos_100e_r5_1xNx2_k400.py and trackers/vanilla_tracker.py: VITO's procedure.
-    "vfs": Protocol(
+    "vfs": PropagationProtocol(
         context=20,
         radius=18,
         top_k=10,
@@ -58,7 +59,7 @@ PROTOCOLS = {
         stretch=True,
     ),
     # ajabri/videowalk, code/test.py and README.md, data/vos.py. Frames stay at 480p.
-    "crw": Protocol(
+    "crw": PropagationProtocol(
         context=20,
         radius=12,
         top_k=10,
@@ -83,10 +84,10 @@ class Propagator:
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: HasApply,
         layer: str,
         variables: dict,
-        protocol: Protocol,
+        protocol: PropagationProtocol,
         mask: np.ndarray,
         first_frame: np.ndarray,
         objects: int,
@@ -136,16 +137,16 @@ def start_labels(mask: np.ndarray, objects: int, height: int, width: int, *, sof
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _features(encoder: nn.Module, layer: str, variables: dict, frame: jax.Array) -> jax.Array:
+def _features(encoder: HasApply, layer: str, variables: dict, frame: jax.Array) -> jax.Array:
     """float32[h, w, C], each location of length 1."""
-    _, stages = encoder.apply(variables, frame[None].astype(jnp.float32) / 255, train=False)
+    _, stages = apply_to_pixels(encoder, variables, frame[None])
     features = as_map(stages[layer])[0].astype(jnp.float32)
     return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _step(
-    protocol: Protocol, size: tuple[int, int], state: dict, features: jax.Array, slot: jax.Array
+    protocol: PropagationProtocol, size: tuple[int, int], state: dict, features: jax.Array, slot: jax.Array
 ) -> tuple[dict, jax.Array]:
     """Returns (state with this frame in `slot`, objects uint8[H, W])."""
     height, width, _ = features.shape
@@ -163,7 +164,7 @@ def _step(
     return state, full.argmax(axis=-1).astype(jnp.uint8)
 
 
-def attend(protocol: Protocol, state: dict, queries_hxwxC: jax.Array) -> jax.Array:
+def attend(protocol: PropagationProtocol, state: dict, queries_hxwxC: jax.Array) -> jax.Array:
     """float32[h, w, K] labels of the queries, from a state as Propagator's."""
     height, width, channels = queries_hxwxC.shape
     radius, side = protocol.radius, TILE + 2 * protocol.radius
@@ -197,7 +198,7 @@ def attend(protocol: Protocol, state: dict, queries_hxwxC: jax.Array) -> jax.Arr
     return jnp.moveaxis(tiles, 1, 2).reshape(rows * TILE, columns * TILE, -1)[:height, :width]
 
 
-def _margins(size: tuple[int, int], radius: int) -> tuple[tuple[int, int], ...]:
+def _margins(size: Sequence[int], radius: int) -> tuple[tuple[int, int], ...]:
     """Padding of height and width: the radius on both sides, and behind it what fills the last tile."""
     return tuple((radius, radius + -length % TILE) for length in size)
 

@@ -1,7 +1,7 @@
 """COCO and LVIS annotation files -> batches of images of one size with their boxes, in NumPy and OpenCV.
 
-Example i is a pure function of (seed, i), as in input_pipeline: a run resumes by starting at another step. What is
-wrong with a whole data set is said by `load_set`, before anything is trained.
+Example i is a pure function of (seed, i), as in input_pipeline: a run resumes by starting at another step. `load_set`
+checks the whole data set before anything is trained.
 """
 
 import collections
@@ -29,7 +29,7 @@ _NEEDED = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
-_MIN_SIDE = 1.0  # pixels of the network's input: of what is cut off by a crop, smaller pieces are no objects
+_MIN_SIDE = 1.0  # pixels of the network's input: smaller remains of a cropped box are no objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
     return DetectionSet(
         str(path),
         np.array([row["id"] for row in contents["images"]], np.int64),
-        found,
+        [file for file in found if file],
         sizes,
         [np.array(b, np.float32).reshape(-1, 4) for b in boxes],
         [np.array(c, np.int32) for c in classes],
@@ -242,9 +242,9 @@ def letterbox(
     VITO A.2: the largest size that fits for testing; times a random factor, then cropped or padded, for training.
     """
     fit = scale * min(image_size[0] / height, image_size[1] / width)
-    size = tuple(max(round(side * fit), 1) for side in (height, width))
-    spare = [max(size[1] - image_size[1], 0), max(size[0] - image_size[0], 0)]
-    offset = tuple(int(s * (room + 1)) for s, room in zip(shift, spare, strict=True))
+    size = max(round(height * fit), 1), max(round(width * fit), 1)
+    spare_x, spare_y = max(size[1] - image_size[1], 0), max(size[0] - image_size[0], 0)
+    offset = int(shift[0] * (spare_x + 1)), int(shift[1] * (spare_y + 1))
     return Placement(size, (size[1] / width, size[0] / height), offset, flip)
 
 
@@ -308,7 +308,7 @@ def train_batches(
 
     Returns:
       Iterator over {"image": uint8[b, H, W, 3], "boxes": float32[b, G, 4], "classes": int32[b, G]}, see
-      detection_targets.
+      targets.py.
 
     Raises:
       DataError: at once, for impossible values; while iterating, what read_image says.
@@ -379,7 +379,8 @@ def scoring_batches(
     def example(i: int) -> tuple[np.ndarray, np.int32]:
         if i >= len(dataset):
             return np.zeros((*image_size, 3), np.uint8), np.int32(-1)
-        return render(read_image(dataset, i), letterbox(*dataset.sizes[i], image_size), image_size), np.int32(i)
+        height, width = dataset.sizes[i]
+        return render(read_image(dataset, i), letterbox(height, width, image_size), image_size), np.int32(i)
 
     batches = batches_of(example, order, 0, -(-len(dataset) // batch_size), threads=threads)
     return ({"image": images, "index": index} for images, index in batches)

@@ -63,7 +63,7 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
 
     repeats = transfer.numbered(config, repeat)
     for made in repeats.values():
-        made.batches(0)  # says what is wrong with config.data
+        made.batches(0)  # checks config.data
     check_test(config, detector, next(iter(repeats.values())).experiment)
     return transfer.evaluate(
         config,
@@ -136,7 +136,8 @@ def detect(
             found = {name: np.asarray(value) for name, value in step(variables, batch).items()}
             for row, index in enumerate(found.pop("index")):
                 if index >= 0:
-                    place = detection_data.letterbox(*dataset.sizes[index], detector.image_size)
+                    height, width = dataset.sizes[index]
+                    place = detection_data.letterbox(height, width, detector.image_size)
                     rows += to_rows(dataset, index, place, {name: value[row] for name, value in found.items()})
     return rows
 
@@ -160,7 +161,7 @@ def make_detect(config: ml_collections.ConfigDict, detector: Detector, mesh: Mes
 
 
 def check_test(config: ml_collections.ConfigDict, detector: Detector, experiment: Experiment) -> None:
-    """Goes through testing without data and without computing, for what is wrong with config.test.
+    """Checks config.test, without data and without computing.
 
     Raises:
       ConfigError: a key that nothing takes, or batches that do not divide over the devices.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vivi_jax.errors import ConfigError
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import make_norm
 
 STAGES = ("stage2", "stage3", "stage4")  # of the encoder: a pixel in 8, 16, 32
@@ -27,7 +28,7 @@ class DetectionNetwork(nn.Module):
       norm: "group" (FCOS's and ATSS's code) or "" (RetinaNet: none), in the towers.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     num_classes: int
     anchors_per_cell: int
     predict_iou: bool
@@ -38,9 +39,9 @@ class DetectionNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Float images [B, H, W, 3] in [0, 1] -> float32 outputs of all A anchors, in detection_targets.anchors' order.
+        """Float images [B, H, W, 3] in [0, 1] -> float32 outputs of all A anchors, in the order of targets.anchors.
 
-        {"logits": [B, A, K], "boxes": [B, A, 4], as detection_targets decodes them, "iou": logits [B, A], if asked for}
+        {"logits": [B, A, K], "boxes": [B, A, 4], as targets.py decodes them, "iou": logits [B, A], if asked for}
         """
         dtype = self.encoder.dtype
         _, stages = self.encoder(images, train=train)

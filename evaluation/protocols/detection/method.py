@@ -1,24 +1,26 @@
 """FCOS* and RetinaNet as methods of vivi_jax.train: predictions are the embeddings, the loss compares them with boxes.
 
 FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class probability * predicted IoU)
-            (Wu et al. 2020). VITO A.2 names FCOS, these two and Feng et al. 2021 (task alignment); how they were
-            put together stands in a paper that was not at hand (Odin). Task alignment is left out.
+            (Wu et al. 2020). VITO A.2 names FCOS, these two and Feng et al. 2021 (task alignment); their combination
+            is described in Odin (arXiv:2203.08777), which we could not consult. Task alignment is left out.
 RetinaNet   Lin et al. 2017, with the values of detectron2 where those differ.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
+from evaluation.encoders import apply_to_pixels
 from evaluation.protocols.detection import targets
 from evaluation.protocols.detection.heads import DetectionNetwork, pyramid_levels
 from evaluation.protocols.detection.nms import select
 from vivi_jax.errors import lookup
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
+from vivi_jax.models.base import Encoder
 
 
 class Fcos:
@@ -88,18 +90,18 @@ DETECTORS = {"fcos": Fcos, "retinanet": RetinaNet}
 
 
 class Detector:
-    """The method. For `batch_spec`, `init`, `embed` and `loss` see vivi_jax/methods; `detect` is for testing.
+    """The method (vivi_jax/methods/base.py); `detect` is for testing.
 
     Args:
       form: one of DETECTORS; `options` are its arguments.
       image_size: (height, width) in pixels; max_boxes: G, rows of boxes per image.
       alpha, gamma: of the focal loss.
-      channels, layers, norm: of the network, see detection_heads.
+      channels, layers, norm: of the network, see heads.py.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         form: str,
         options: dict,
@@ -113,7 +115,8 @@ class Detector:
         norm: str,
     ):
         self.form = lookup("config.method.form", form, DETECTORS)(**options)
-        self.image_size, self.max_boxes, self.alpha, self.gamma = tuple(image_size), max_boxes, alpha, gamma
+        height, width = image_size
+        self.image_size, self.max_boxes, self.alpha, self.gamma = (height, width), max_boxes, alpha, gamma
         self.network = DetectionNetwork(
             encoder,
             num_classes,
@@ -128,8 +131,8 @@ class Detector:
         self.level_sizes = [height * width * self.form.anchors_per_cell for height, width in levels]
         self.anchors = targets.anchors(levels, strides, **self.form.shapes)  # float32[A, 4]
 
-    def batch_spec(self, batch_size: int, data) -> BatchSpec:
-        """{"image": uint8[B, H, W, 3], "boxes": float32[B, G, 4], "classes": int32[B, G]}, see detection_targets."""
+    def batch_spec(self, batch_size: int, data: Any) -> BatchSpec:
+        """{"image": uint8[B, H, W, 3], "boxes": float32[B, G, 4], "classes": int32[B, G]}, see targets.py."""
         return {
             "image": jax.ShapeDtypeStruct((batch_size, *self.image_size, 3), np.uint8),
             "boxes": jax.ShapeDtypeStruct((batch_size, self.max_boxes, 4), np.float32),
@@ -145,7 +148,10 @@ class Detector:
     ) -> tuple[dict[str, jax.Array], Tree, Tree]:
         del keys
         outputs, model_state = self.network.apply(
-            {"params": params, **model_state}, _unit(batch["image"]), train=True, mutable=list(model_state)
+            {"params": params, **model_state},
+            batch["image"].astype(jnp.float32) / 255,
+            train=True,
+            mutable=list(model_state),
         )
         return outputs, model_state, target
 
@@ -168,7 +174,7 @@ class Detector:
 
         focal_BxA = focal_loss(embeddings["logits"], class_BxA, alpha=self.alpha, gamma=self.gamma)
         decoded_BxAx4 = self.form.decode(embeddings["boxes"], anchors_1xAx4)
-        # Anchors without a box get a harmless one: what is masked out must not be infinite, or its gradient is NaN.
+        # Anchors without a box get a harmless one: values that are masked out must be finite, or the gradient is NaN.
         boxes_BxAx4 = jnp.where(positive_BxA[..., None], boxes_BxAx4, anchors_1xAx4)
         parts = {
             "class_loss": jnp.where(matched_BxA == targets.IGNORED, 0, focal_BxA).sum() / count,
@@ -179,7 +185,11 @@ class Detector:
         if self.form.predict_iou:
             quality_BxA = jax.lax.stop_gradient(targets.iou(decoded_BxAx4, boxes_BxAx4))
             parts["iou_loss"] = mean_of_positives(optax.sigmoid_binary_cross_entropy(embeddings["iou"], quality_BxA))
-        return sum(parts.values()), loss_state, parts | {"positives_per_image": positive_BxA.sum() / len(positive_BxA)}
+        return (
+            sum(parts.values(), start=jnp.float32(0)),
+            loss_state,
+            parts | {"positives_per_image": positive_BxA.sum() / len(positive_BxA)},
+        )
 
     def detect(
         self,
@@ -191,11 +201,11 @@ class Detector:
         max_overlap: float,
         max_detections: int,
     ) -> dict[str, jax.Array]:
-        """uint8 images -> {"boxes": float32[B, D, 4], "scores": [B, D], "classes": [B, D]}, see detection_nms.select.
+        """uint8 images -> {"boxes": float32[B, D, 4], "scores": [B, D], "classes": [B, D]}, see nms.select.
 
         Boxes are in pixels of the network's input and may reach beyond it.
         """
-        outputs = self.network.apply(variables, _unit(images_BxHxWx3), train=False)
+        outputs = apply_to_pixels(self.network, variables, images_BxHxWx3)
         scores_BxAxK = jax.nn.sigmoid(outputs["logits"])
         if self.form.predict_iou:  # Wu et al. 2020, equation 5, with its alpha of 0.5
             scores_BxAxK = jnp.sqrt(scores_BxAxK * jax.nn.sigmoid(outputs["iou"])[..., None])
@@ -219,7 +229,3 @@ def focal_loss(logits_BxAxK: jax.Array, class_BxA: jax.Array, *, alpha: float, g
     signed = jnp.where(is_class, logits_BxAxK, -logits_BxAxK)  # p_t = sigmoid of it
     loss = jax.nn.softplus(-signed) * jax.nn.sigmoid(-signed) ** gamma
     return (jnp.where(is_class, alpha, 1 - alpha) * loss).sum(axis=-1)
-
-
-def _unit(images: jax.Array) -> jax.Array:
-    return images.astype(jnp.float32) / 255

@@ -23,7 +23,7 @@ def select(
     Args:
       scores_AxK: in [0, 1], per anchor and class; boxes_Ax4: one per anchor, in pixels.
       min_score: below it nothing is a detection.
-      per_level: so many pairs of anchor and class of each level go on to suppression (RetinaNet §4: 1000).
+      per_level: best pairs of anchor and class of each level that go on to suppression (RetinaNet §4: 1000).
 
     Returns:
       {"boxes": float32[D, 4], "scores": float32[D], "classes": int32[D]}, D = max_detections, best first; where there

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def coco_ap(truth: dict, rows: list[dict]) -> dict:
     """{"AP", ...: the twelve of COCO_NAMES, "per_category": {name: AP}}, in [0, 1]; -1 where there is nothing to find.
 
     Args:
-      truth: an annotation file, as detection_data.read_annotations gives it.
+      truth: an annotation file, as data.read_annotations gives it.
       rows: detections; an empty list is allowed (pycocotools' own loader refuses it).
     """
     from pycocotools.coco import COCO  # an extra: only scoring needs it
@@ -70,7 +71,8 @@ def coco_ap(truth: dict, rows: list[dict]) -> dict:
 
     def coco(annotations: list[dict]) -> COCO:
         result = COCO()
-        result.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+        parts: Any = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+        result.dataset = parts
         result.createIndex()
         return result
 

@@ -76,7 +76,7 @@ class SegmentationSet:
             raise DataError(found)
         return pixels, mask
 
-    def problem(self, i: int, mask: np.ndarray, size: tuple[int, int]) -> str | None:
+    def problem(self, i: int, mask: np.ndarray, size: tuple[int, ...]) -> str | None:
         """What is wrong with a mask for an image of `size` (height, width), or None."""
         if mask.shape != size:
             return (
@@ -133,16 +133,13 @@ def load_voc(data: str) -> tuple[SegmentationSet, SegmentationSet]:
         if name not in held_out and name not in set(lists["train"])
     }
     train = [(name, own / f"{name}.png") for name in lists["train"]] + sorted(extra.items())
-    return tuple(
-        SegmentationSet(
-            f"VOC 2012 {split}",
-            [root / "JPEGImages" / f"{name}.jpg" for name, _ in pairs],
-            [path for _, path in pairs],
-            VOC_CLASSES,
-            numbers,
-        )
-        for split, pairs in (("train_aug", train), ("val", [(name, own / f"{name}.png") for name in lists["val"]]))
-    )
+    val = [(name, own / f"{name}.png") for name in lists["val"]]
+
+    def of_pairs(split: str, pairs: list[tuple[str, pathlib.Path]]) -> SegmentationSet:
+        images = [root / "JPEGImages" / f"{name}.jpg" for name, _ in pairs]
+        return SegmentationSet(f"VOC 2012 {split}", images, [path for _, path in pairs], VOC_CLASSES, numbers)
+
+    return of_pairs("train_aug", train), of_pairs("val", val)
 
 
 def _sbd(root: pathlib.Path, data: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -263,14 +260,13 @@ def check(dataset: SegmentationSet, threads: int | None = None) -> dict[str, int
 
 # ---- Batches --------------------------------------------------------------------------------------------------------
 def resized(
-    image: np.ndarray, mask: np.ndarray | None, short_side: float, long_side: float
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both at the largest size, of the same shape, whose sides are at most these two; bilinear, the mask nearest."""
+    image: np.ndarray, short_side: float, long_side: float, interpolation: int = cv2.INTER_LINEAR
+) -> np.ndarray:
+    """At the largest size, of the same shape, whose sides are at most these two; bilinear, for masks INTER_NEAREST."""
     height, width = image.shape[:2]
     factor = min(short_side / min(height, width), long_side / max(height, width))
     size = max(round(width * factor), 1), max(round(height * factor), 1)
-    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    return image, None if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(image, size, interpolation=interpolation)
 
 
 def augmented(
@@ -287,7 +283,8 @@ def augmented(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Random size, crop and flip: (uint8[crop, crop, 3], uint8[crop, crop]); what the image leaves empty is `fill`."""
     factor = rng.uniform(*scale)
-    image, mask = resized(image, mask, short_side * factor, long_side * factor)
+    image = resized(image, short_side * factor, long_side * factor)
+    mask = resized(mask, short_side * factor, long_side * factor, cv2.INTER_NEAREST)
     y, x = (int(rng.integers(max(side - crop_size, 0) + 1)) for side in mask.shape)
     image, mask = image[y : y + crop_size, x : x + crop_size], mask[y : y + crop_size, x : x + crop_size]
     if rng.random() < flip_prob:
@@ -295,7 +292,7 @@ def augmented(
     return on_canvas(image, (crop_size, crop_size), fill), on_canvas(mask, (crop_size, crop_size), IGNORE)
 
 
-def on_canvas(image: np.ndarray, size: tuple[int, int], fill) -> np.ndarray:
+def on_canvas(image: np.ndarray, size: tuple[int, int], fill: int | tuple[int, int, int]) -> np.ndarray:
     """The image in the upper left corner of a canvas (height, width) of one colour."""
     canvas = np.empty((*size, *image.shape[2:]), np.uint8)
     canvas[:] = fill

@@ -1,7 +1,8 @@
 """The network of semantic segmentation, as a method of vivi_jax.train, and its predictions of whole images."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,13 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from evaluation.encoders import HasApply, apply_to_pixels
 from evaluation.protocols.interpolation import EXACT, as_map, linear_weights, upsample
 from evaluation.protocols.parallel import in_parallel
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet, on_canvas, resized
 from vivi_jax.distributed import sharding
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import BatchNorm, Conv
 
 CANVAS = 32  # whole images go onto canvases of 32 n + 1 pixels a side: few programs, and 1/8 and 1/16 come out even
@@ -27,7 +30,7 @@ class FCN(nn.Module):
       channels, dilation: of the two convolutions.
     """
 
-    encoder: nn.Module
+    encoder: Encoder
     layer: str
     num_classes: int
     channels: int
@@ -53,7 +56,7 @@ class Segmenter:
     def __init__(self, network: FCN):
         self.network = network
 
-    def batch_spec(self, batch_size: int, data) -> BatchSpec:
+    def batch_spec(self, batch_size: int, data: Any) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"image": uint8[B, S, S, 3], "mask": uint8[B, S, S]}."""
         size = (batch_size, data.crop_size, data.crop_size)
         return {"image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8), "mask": jax.ShapeDtypeStruct(size, jnp.uint8)}
@@ -95,12 +98,14 @@ class Segmenter:
 
 # ---- Predictions of whole images ------------------------------------------------------------------------------------
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(network: FCN, variables: dict, images: jax.Array) -> jax.Array:
-    return network.apply(variables, images.astype(jnp.float32) / 255, train=False)
+def _logits(network: HasApply, variables: dict, images: jax.Array) -> jax.Array:
+    return apply_to_pixels(network, variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, columns_BxW: jax.Array) -> jax.Array:
+def _classes(
+    out_sharding: jax.sharding.Sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, columns_BxW: jax.Array
+) -> jax.Array:
     """uint8[B, H, W], the largest logit at these positions of the feature map; on every device.
 
     32 rows at a time: the logits of a whole image of ADE20K at full size would take a gigabyte.
@@ -119,7 +124,7 @@ def _classes(out_sharding, logits_BxhxwxC: jax.Array, rows_BxH: jax.Array, colum
 
 
 def predict(
-    network: FCN,
+    network: HasApply,
     variables: dict,
     dataset: SegmentationSet,
     *,
@@ -141,9 +146,9 @@ def predict(
 
     def prepare(i: int):
         image, mask = dataset.read(i)
-        return i, image, mask, resized(image, None, short_side, long_side)[0]
+        return i, image, mask, resized(image, short_side, long_side)
 
-    def canvas_of(example) -> tuple[tuple[int, int], tuple[int, int]]:
+    def canvas_of(example: tuple) -> tuple[tuple[int, int], tuple[int, int]]:
         _, _, mask, small = example
         return (
             tuple(-(-(side - 1) // CANVAS) * CANVAS + 1 for side in small.shape[:2]),
@@ -166,7 +171,7 @@ def predict(
             yield i, image, mask, found[: mask.shape[0], : mask.shape[1]]
 
 
-def _grouped(examples: Iterable, key, size: int) -> Iterator[tuple[tuple, list]]:
+def _grouped(examples: Iterable, key: Callable[[Any], tuple], size: int) -> Iterator[tuple[tuple, list]]:
     """(key, `size` examples that share it), the last group of each key smaller; holds at most 16 groups' examples."""
     waiting: dict[tuple, list] = {}
     for example in examples:
@@ -188,7 +193,7 @@ def _positions(full: int, small: int, canvas: int, length: int, padded: int) -> 
     return positions
 
 
-def _place(array: np.ndarray, where) -> jax.Array:
+def _place(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, where, array.__getitem__)
 
 

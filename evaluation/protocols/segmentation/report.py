@@ -74,6 +74,7 @@ def draw(
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     shown = np.unique(np.concatenate([classes.ravel() for example in examples for classes in example[1:]]))
-    handles = [Patch(color=palette()[c] / 255, label=class_names[c]) for c in shown if c < len(class_names)]
+    colours = [f"#{colour.tobytes().hex()}" for colour in palette()]
+    handles = [Patch(color=colours[c], label=class_names[c]) for c in shown if c < len(class_names)]
     figure.legend(handles=handles[:24], loc="outside lower center", ncols=6, fontsize=7, frameon=False)
     figure.savefig(path, format="png")

@@ -10,6 +10,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -81,7 +82,7 @@ def _tfds_splits(task: Task, data_dir: str) -> Callable[[str], Examples]:
         raise Absent(
             f"{task.name}: no data in {builder.data_dir}; {first}run: tfds build {task.builder} --data_dir={data_dir}"
         )
-    wanted = {"image": True}
+    wanted: dict[str, Any] = {"image": True}
     for need in task.needs:
         field, _, inner = need.partition("/")
         wanted[field] = {**wanted.get(field, {}), inner: True} if inner else True
@@ -92,7 +93,8 @@ def _tfds_splits(task: Task, data_dir: str) -> Callable[[str], Examples]:
 
         def read() -> Iterator[tuple[bytes, int]]:
             # In the order on disk: it says which examples are the first 800.
-            dataset = builder.as_dataset(split=cuts, shuffle_files=False, decoders=decoders)
+            # pyright does not see through TFDS's decorator.
+            dataset: Any = builder.as_dataset(split=cuts, shuffle_files=False, decoders=decoders)  # pyright: ignore
             for example in dataset.as_numpy_iterator():
                 yield example["image"], task.label(example)
 

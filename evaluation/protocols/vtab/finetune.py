@@ -1,4 +1,4 @@
-"""Fine-tunes an encoder with a new linear head, as VTAB does: SGD with momentum on all weights, BatchNorm training too.
+"""Fine-tunes an encoder with a new linear head, as VTAB does: SGD with momentum on all weights, also BatchNorm's.
 
 One process with all its devices. The learning rate is an argument of the compiled step and a schedule is an array of
 rates, so that one compilation serves every setting of a sweep.
@@ -143,7 +143,7 @@ class Fit:
 
 
 def fit(trainer: Trainer, variables: dict, batches: Iterator[dict], learning_rates: np.ndarray) -> Fit:
-    """Runs one step per learning rate (float32[steps]), from `variables`, which stay as they are."""
+    """Runs one step per learning rate (float32[steps]), from `variables`, which are not modified."""
     # Copies: the compiled step overwrites its arguments.
     params, batch_stats = jax.device_put(
         (jax.tree.map(np.array, variables["params"]), jax.tree.map(np.array, variables["batch_stats"])),

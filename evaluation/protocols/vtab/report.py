@@ -13,7 +13,7 @@ from evaluation.protocols.vtab.published import BY_TASK, LEADERBOARD, MEANS
 from evaluation.protocols.vtab.tasks import GROUPS, TASKS, Task
 from vivi_jax import files
 
-COLUMNS = ("task", "group", "accuracy", "repeats", "lr", "steps", "trained_on", "measured_on")
+COLUMNS: tuple[str, ...] = ("task", "group", "accuracy", "repeats", "lr", "steps", "trained_on", "measured_on")
 
 
 def write(
@@ -29,7 +29,7 @@ def write(
     """Writes WORKDIR/vtab.{json,csv,md,png} and returns what the JSON file holds.
 
     Args:
-      finals: task name -> the results of its final runs, a file of vtab.py each; tasks without all of them left out.
+      finals: task name -> the results of its final runs, a file of vtab.py each; tasks with missing runs are left out.
       trials: the results of all trial runs, for the cost.
       absent: task name -> the step that brings its data.
       official: False where split sizes were not checked; the tables then say so.
@@ -86,7 +86,7 @@ def means(rows: list[dict]) -> dict[str, dict]:
 def cost(results: list[dict]) -> dict:
     """What the runs took together; rates are over the training time."""
     costs = [result["cost"] for result in results]
-    total = {key: sum(c[key] for c in costs) for key in costs[0]} if costs else {}
+    total: dict[str, float] = {key: sum(c[key] for c in costs) for key in costs[0]} if costs else {}
     if costs:
         total["images_per_second"] = total["train_images"] / total["train_seconds"]
         everything = total["train_seconds"] + total["measure_seconds"] + total["compile_seconds"]
@@ -124,7 +124,7 @@ def as_csv(rows: list[dict]) -> str:
 
 
 def markdown(report: dict) -> str:
-    """The table, with published columns over the same tasks, then VIVI's means, then what is missing."""
+    """The table, with published columns over the same tasks; VIVI's means; the tasks without data."""
     rows = report["tasks"]
     lines = [
         report["summary"] + ".",

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class SweepProtocol:
     """Which splits the trial runs and the final runs train and are measured on, and who shares a setting."""
 
     trial: tuple[str, str]
@@ -34,11 +34,11 @@ class Protocol:
 
 PROTOCOLS = {
     # VIVI §4. It takes 1000 random images of train and val; task_adaptation's code the first 1000, as here.
-    "v1": Protocol(("train1000", "val"), ("train1000", "test"), one_setting=True),
+    "v1": SweepProtocol(("train1000", "val"), ("train1000", "test"), one_setting=True),
     # VTAB-1k, arXiv:1910.04867v2.
-    "v2": Protocol(("train800", "val200"), ("train800val200", "test"), one_setting=False),
+    "v2": SweepProtocol(("train800", "val200"), ("train800val200", "test"), one_setting=False),
     # All images. No source says how its settings are chosen.
-    "full": Protocol(("train", "val"), ("trainval", "test"), one_setting=False),
+    "full": SweepProtocol(("train", "val"), ("trainval", "test"), one_setting=False),
 }
 
 
@@ -58,15 +58,15 @@ def choose_settings(scores: dict[str, dict[Setting, float]], *, one_setting: boo
     Of equal settings the one tried first is taken.
     """
     if not one_setting:
-        return {task: max(of_task, key=of_task.get) for task, of_task in scores.items()}
+        return {task: max(of_task, key=of_task.__getitem__) for task, of_task in scores.items()}
     settings = next(iter(scores.values()), {})
     means = {setting: np.mean([of_task[setting] for of_task in scores.values()]) for setting in settings}
-    return {task: max(means, key=means.get) for task in scores}
+    return {task: max(means, key=means.__getitem__) for task in scores}
 
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------
 class Runs:
-    """The training runs of one encoder, each with its file in WORKDIR/runs/TASK; one with a file is not repeated."""
+    """The training runs of one encoder. Each leaves a file in WORKDIR/runs/TASK and is then never repeated."""
 
     def __init__(self, config: ml_collections.ConfigDict, encoder: Encoder, variables: dict, workdir: pathlib.Path):
         self.config, self.encoder, self.variables, self.workdir = config, encoder, variables, workdir
@@ -87,7 +87,7 @@ class Runs:
         splits: tuple[str, str],
         runs: Iterable[tuple[Setting, int]],
     ) -> None:
-        """Trains and measures what has no file yet; the training images are decoded once for all of them."""
+        """Trains and measures those without a file; the training images are decoded once for all."""
         missing = [run for run in runs if self.result(task, stage, *run) is None]
         if not missing:
             return
@@ -168,7 +168,7 @@ def evaluate(
     workdir: str,
     shard: tuple[int, int] = (0, 1),
 ) -> dict:
-    """Does the runs of this shard that are missing, and writes the tables of all there are; returns their contents.
+    """Does the missing runs of this shard, then writes and returns the tables of all runs in `workdir`.
 
     Args:
       name: of the encoder, for the tables.
@@ -215,7 +215,7 @@ def evaluate(
         for task in found
         if task.name in chosen
     }
-    finished = {task: results for task, results in finals.items() if all(results)}
+    finished = {task: [r for r in results if r] for task, results in finals.items() if all(results)}
     return vtab_report.write(
         root,
         finished,

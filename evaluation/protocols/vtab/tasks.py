@@ -2,11 +2,12 @@
 
 Everything here is as in the code that made the published numbers (google-research/task_adaptation, data/*.py), whose
 TFDS builders, slices and label functions this table restates. Sizes are of the full splits; a data set that has others
-is refused (vtab_data.py).
+is refused (data.py).
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -119,18 +120,20 @@ class Task:
         }[split]
 
 
-def cut(train: int, val_stop: int | str = "") -> dict[str, str]:
+def cut(train: int, val_stop: int | str = "") -> dict[str, Any]:
     """Splits of a task whose val follows on train within TFDS's train; with `val_stop` the test set follows on that."""
     splits = {"train": f"train[:{train}]", "val": f"train[{train}:{val_stop}]"}
     return splits | ({"test": f"train[{val_stop}:]"} if val_stop else {})
 
 
-OFFICIAL = {"train": "train", "val": "validation"}
-_CLEVR = dict(group="structured", builder="clevr", sizes=(63000, 7000, 15000), **cut(63000), test="validation")
-_DSPRITES = dict(
+OFFICIAL: dict[str, Any] = {"train": "train", "val": "validation"}
+_CLEVR: dict[str, Any] = dict(
+    group="structured", builder="clevr", sizes=(63000, 7000, 15000), **cut(63000), test="validation"
+)
+_DSPRITES: dict[str, Any] = dict(
     group="structured", builder="dsprites", classes=16, sizes=(589824, 73728, 73728), **cut(589824, 663552), scale=255
 )  # its images are 0 and 1
-_SMALLNORB = dict(
+_SMALLNORB: dict[str, Any] = dict(
     group="structured",
     builder="smallnorb",
     sizes=(24300, 12150, 12150),
