@@ -84,7 +84,9 @@ def test_a_key_that_the_source_does_not_read_is_refused(data, variant):
     """Of each source in turn: a misspelt key, and every key that only other sources have."""
     keys = {key: value for other in VARIANTS for key, value in config_of(other, data).data.items()}
     own = config_of(variant, data).data.keys()
-    for key, value in ({"image_sise": 16} | {key: keys[key] for key in keys.keys() - own}).items():
+    for key, value in (
+        {"image_sise": 16, "labelled_fractoin": 1.0} | {key: keys[key] for key in keys.keys() - own}
+    ).items():
         config = config_of(variant, data)
         config.data[key] = value
         refused(config, "config.data", key)

@@ -80,7 +80,15 @@ def _shots(
     return lambda first_step: zip_streams([stream(first_step) for stream in streams])
 
 
-def _labelled(order: Order, num_classes: int | None, *, labelled_path: str, labelled_fraction: float, **crop) -> Stream:
+def _labelled(
+    order: Order,
+    num_classes: int | None,
+    *,
+    labelled_path: str,
+    labelled_fraction: float,
+    image_size: int,
+    min_crop_area: float,
+) -> Stream:
     if not labelled_path:
         raise ConfigError(
             "config.data.labelled_path is empty: give a folder with a folder of images per class, a "
@@ -92,7 +100,9 @@ def _labelled(order: Order, num_classes: int | None, *, labelled_path: str, labe
             f"{labelled.source} has {len(labelled.class_names)} classes and not {num_classes}: set "
             f"--config.method.num_classes={len(labelled.class_names)}"
         )
-    return views.labelled_images(labelled, order, fraction=labelled_fraction, **crop)
+    return views.labelled_images(
+        labelled, order, fraction=labelled_fraction, image_size=image_size, min_crop_area=min_crop_area
+    )
 
 
 def zip_streams(streams: list[Iterator[dict]]) -> Iterator[dict]:

@@ -6,7 +6,8 @@
     DATA/CLASS/*, or DATA a frame store           one in five of each class, by a hash of its name, is for testing
     DATA = "ucf101", and no such folder           UCF-101 as TensorFlow Datasets has prepared it, with its three splits
 
-Videos are decoded once, by input_pipeline.prepare, into frame stores; prepare says which it refused and why.
+Videos are decoded once, by input_pipeline.prepare, into frame stores. Their ledger.jsonl says which files were refused
+and why.
 """
 
 import dataclasses
@@ -203,7 +204,7 @@ def _same_classes(a: list[str], b: list[str], a_name: str, b_name: str) -> None:
     if different := sorted(set(a) ^ set(b)):
         raise DataError(
             f"{a_name} and {b_name} have different classes: {', '.join(different[:5])} "
-            f"({len(different)} in all) stand in only one of them"
+            f"({len(different)} in all) are in only one of them"
         )
 
 
@@ -259,7 +260,7 @@ def _joined(train: Part, test: Part) -> ActionSplit:
 
 
 def _numbered(part: Part, class_names: list[str]) -> Part:
-    """Labels by the given names; a store's own also name folders without a usable video."""
+    """Labels by the given names; those of a store include folders without a usable video."""
     return dataclasses.replace(part, labels=np.array([class_names.index(name) for name in _names(part)], np.int32))
 
 
