@@ -37,11 +37,15 @@ class Part:
     videos: np.ndarray  # int64[n], numbers in the store
     labels: np.ndarray  # int32[n], index into ActionSplit.class_names
 
+    def take(self, rows: np.ndarray) -> "Part":
+        """The videos at the given places int[k] of this part."""
+        return dataclasses.replace(self, videos=self.videos[rows], labels=self.labels[rows])
+
     def take_per_class(self, count: int, seed: int) -> "Part":
         """`count` videos of each class (all, where there are fewer), drawn by `seed`."""
         order = np.random.default_rng(seed).permutation(len(self.labels))
-        chosen = np.sort(np.concatenate([order[self.labels[order] == label][:count] for label in set(self.labels)]))
-        return dataclasses.replace(self, videos=self.videos[chosen], labels=self.labels[chosen])
+        chosen = [order[self.labels[order] == label][:count] for label in set(self.labels)]
+        return self.take(np.sort(np.concatenate(chosen)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,10 +283,7 @@ def _held_out(part: Part) -> ActionSplit:
         len(test),
         len(part.videos),
     )
-    parts = (
-        dataclasses.replace(part, videos=part.videos[rows], labels=part.labels[rows]) for rows in (train, np.sort(test))
-    )
-    return _checked(ActionSplit(*parts, sorted(set(_names(part)))))
+    return _checked(ActionSplit(part.take(train), part.take(np.sort(test)), sorted(set(_names(part)))))
 
 
 def _checked(split: ActionSplit) -> ActionSplit:

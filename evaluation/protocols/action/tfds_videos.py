@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def write_videos(number: str, out: str | os.PathLike, data_dir: str | None = Non
     root = pathlib.Path(out)
     if (root / _DONE).exists():
         return
-    builder = tfds.builder(f"{NAME}/{NAME}_{number}", data_dir=data_dir)
+    builder: Any = tfds.builder(f"{NAME}/{NAME}_{number}", data_dir=data_dir)
     classes = builder.info.features["label"].names
     for part in ("train", "test"):
         try:
