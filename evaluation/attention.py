@@ -9,7 +9,6 @@ the online network, each frame by itself. The paper draws the coarsest scale; al
 import argparse
 import os
 import pathlib
-import sys
 from typing import BinaryIO
 
 import cv2
@@ -20,9 +19,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from input_pipeline.store import META, FrameStore
-from vivi_jax import checkpoint
+from vivi_jax import checkpoint, command_line
 from vivi_jax.build import build_method
-from vivi_jax.errors import CheckpointError, ConfigError, DataError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.methods.base import HasAttention
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
@@ -163,20 +162,21 @@ def attention_figure(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.attention", description=__doc__.split("\n")[0])
+    parser = command_line.Parser("evaluation.attention", __doc__)
     parser.add_argument("--checkpoint", required=True, help="run directory")
     parser.add_argument("--images", required=True, help="frame store, or folder of images")
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--count", type=int, default=8, help="frames to show, at least 2")
-    args = parser.parse_args(argv)
-    try:
-        method = method_with_attention(args.checkpoint)
-        size = checkpoint.load_config(args.checkpoint)["data"]["image_size"]
-        images, captions = load_images(args.images, count=max(args.count, 2), size=size)
-        attention_figure(images, load_masks(args.checkpoint, method, images), captions, args.out)
-    except (CheckpointError, ConfigError, DataError) as e:
-        sys.exit(f"error: {e}")
-    print(f"wrote {args.out}")
+    command_line.run_parser(draw, parser, argv)
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Writes the picture."""
+    method = method_with_attention(options.checkpoint)
+    size = checkpoint.load_config(options.checkpoint)["data"]["image_size"]
+    images, captions = load_images(options.images, count=max(options.count, 2), size=size)
+    attention_figure(images, load_masks(options.checkpoint, method, images), captions, options.out)
+    print(f"wrote {options.out}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Accuracy before and after, curves of metrics.jsonl, nearest neighbours, attentio
 is missing is replaced by a sentence that says so.
 """
 
-import argparse
 import base64
 import html
 import importlib.metadata
@@ -16,7 +15,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -25,7 +23,7 @@ from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
 from input_pipeline import images
-from vivi_jax import checkpoint, files
+from vivi_jax import checkpoint, command_line, files
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av")
@@ -291,12 +289,9 @@ def png_tag(png: io.BytesIO) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__.split("\n")[0])
+    parser = command_line.Parser("evaluation.report", __doc__)
     parser.add_argument("--checkpoint", "--workdir", required=True, help="run directory")
-    try:
-        print(f"wrote {write_report(parser.parse_args(argv).checkpoint)}")
-    except CheckpointError as e:
-        sys.exit(f"error: {e}")
+    command_line.run_parser(lambda options: print(f"wrote {write_report(options.checkpoint)}"), parser, argv)
 
 
 if __name__ == "__main__":

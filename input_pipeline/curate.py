@@ -16,7 +16,6 @@ are not this command's are Beam's. The result is the same, byte for byte.
 
 import dataclasses
 import json
-import sys
 
 from absl import app, flags
 
@@ -25,39 +24,35 @@ from input_pipeline.curation import steps
 from input_pipeline.curation.local import DEFAULT, curate
 from input_pipeline.curation.steps import Rule
 from input_pipeline.preparation.flags import parse_known_flags
+from vivi_jax import command_line
 from vivi_jax.errors import DataError
 
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
-    try:
-        if values.runner is None and argv[1:]:
-            raise DataError(f"unexpected argument {argv[1]}; options of Beam need --runner")
-        given = values.flag_values_dict()
-        rule = Rule(**{field.name: given[field.name] for field in dataclasses.fields(Rule)})
-        made = curate(
-            values.manifest,
-            values.classes,
-            values.classifier,
-            values.out,
-            videos=values.videos,
-            rule=rule,
-            workers=values.workers,
-            beam_options=None if values.runner is None else [f"--runner={values.runner}", *argv[1:]],
-        )
-        report = json.loads(storage.read(storage.join(values.out, steps.REPORT)))
-        print(f"{report['lines']:>9,} lines\n{report['kept']:>9,} kept")
-        for reason, count in report["reasons"].items():
-            print(f"{count:>9,} dropped: {steps.REASONS[reason]}")
-        print(
-            f"{values.out}: "
-            + ("written" if made else "was complete already; nothing to do")
-            + "; report.md has the classes, decisions.jsonl every line"
-        )
-    except DataError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again, it goes on")
+    if values.runner is None and argv[1:]:
+        raise DataError(f"unexpected argument {argv[1]}; options of Beam need --runner")
+    given = values.flag_values_dict()
+    rule = Rule(**{field.name: given[field.name] for field in dataclasses.fields(Rule)})
+    made = curate(
+        values.manifest,
+        values.classes,
+        values.classifier,
+        values.out,
+        videos=values.videos,
+        rule=rule,
+        workers=values.workers,
+        beam_options=None if values.runner is None else [f"--runner={values.runner}", *argv[1:]],
+    )
+    report = json.loads(storage.read(storage.join(values.out, steps.REPORT)))
+    print(f"{report['lines']:>9,} lines\n{report['kept']:>9,} kept")
+    for reason, count in report["reasons"].items():
+        print(f"{count:>9,} dropped: {steps.REASONS[reason]}")
+    print(
+        f"{values.out}: "
+        + ("written" if made else "was complete already; nothing to do")
+        + "; report.md has the classes, decisions.jsonl every line"
+    )
 
 
 def define_flags() -> None:
@@ -75,4 +70,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=parse_known_flags)
+    command_line.ended(lambda: app.run(main, flags_parser=parse_known_flags), resumes=True)

@@ -13,7 +13,6 @@ do not depend on the number of workers or of interruptions (a file near its time
 For many machines, or paths into a bucket: prepare_beam.py, which takes the same flags and writes the same bytes.
 """
 
-import sys
 import time
 
 from absl import app, flags
@@ -21,41 +20,37 @@ from absl import app, flags
 from input_pipeline import store
 from input_pipeline.preparation import flags as shared_flags
 from input_pipeline.preparation.local import prepare, summary
+from vivi_jax import command_line
 from vivi_jax.errors import DataError
 
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
     started = time.monotonic()
-    try:
-        if len(argv) > 1:
-            raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
-        made = prepare(
-            values.videos,
-            values.out,
-            shared_flags.settings_of(values),
-            labels=values.labels,
-            labelled_only=values.labelled_only,
-            workers=values.workers,
-        )
-        print(summary(values.out))
-        if values.contact_sheet:
-            from input_pipeline.preparation import contact_sheet
+    if len(argv) > 1:
+        raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
+    made = prepare(
+        values.videos,
+        values.out,
+        shared_flags.settings_of(values),
+        labels=values.labels,
+        labelled_only=values.labelled_only,
+        workers=values.workers,
+    )
+    print(summary(values.out))
+    if values.contact_sheet:
+        from input_pipeline.preparation import contact_sheet
 
-            print(f"contact sheet: {contact_sheet.write(values.out)}")
-        print(
-            f"{values.out}: "
-            + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
-        )
-        store.FrameStore(values.out)  # refuses a store without a single video
-    except DataError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again, it goes on")
+        print(f"contact sheet: {contact_sheet.write(values.out)}")
+    print(
+        f"{values.out}: "
+        + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
+    )
+    store.FrameStore(values.out)  # refuses a store without a single video
 
 
 if __name__ == "__main__":
     shared_flags.define_flags()
     flags.DEFINE_integer("workers", None, "files decoded at a time; default: one per core", lower_bound=1)
     flags.DEFINE_bool("contact_sheet", False, "also write OUT/contact_sheet.png, a picture of the shots found")
-    app.run(main)
+    command_line.ended(lambda: app.run(main), resumes=True)

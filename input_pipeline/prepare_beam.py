@@ -13,7 +13,6 @@ goes on where it was, and so does prepare.py where OUT is local.
 Only the names of inputs travel between the workers, never a frame. A worker that dies loses the shard it was making.
 """
 
-import sys
 import time
 
 from absl import app, flags
@@ -21,32 +20,27 @@ from absl import app, flags
 from input_pipeline.preparation import flags as shared_flags
 from input_pipeline.preparation.beam import prepare_with_beam
 from input_pipeline.preparation.local import summary
-from vivi_jax.errors import DataError
+from vivi_jax import command_line
 
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
     started = time.monotonic()
-    try:
-        made = prepare_with_beam(
-            values.videos,
-            values.out,
-            argv[1:],
-            shared_flags.settings_of(values),
-            labels=values.labels,
-            labelled_only=values.labelled_only,
-        )
-        print(summary(values.out))
-        print(
-            f"{values.out}: "
-            + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
-        )
-    except DataError as e:
-        sys.exit(f"error: {e}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run the same command again, it goes on")
+    made = prepare_with_beam(
+        values.videos,
+        values.out,
+        argv[1:],
+        shared_flags.settings_of(values),
+        labels=values.labels,
+        labelled_only=values.labelled_only,
+    )
+    print(summary(values.out))
+    print(
+        f"{values.out}: "
+        + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
+    )
 
 
 if __name__ == "__main__":
     shared_flags.define_flags()
-    app.run(main, flags_parser=shared_flags.parse_known_flags)
+    command_line.ended(lambda: app.run(main, flags_parser=shared_flags.parse_known_flags), resumes=True)

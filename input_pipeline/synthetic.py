@@ -17,16 +17,13 @@ settings; a rendering that was broken off goes on when started again with the sa
 """
 
 import argparse
-import sys
 
 from input_pipeline.rendered.shapes import FPS, SHAPES, write_videos
-from vivi_jax.errors import ConfigError, DataError
+from vivi_jax import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.synthetic", description=str(__doc__).split("\n\n")[0]
-    )
+    parser = command_line.Parser("input_pipeline.synthetic", __doc__)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
     parser.add_argument("--seed", type=int, default=0)
@@ -35,11 +32,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fps", type=int, default=FPS, help="frames per second")
     parser.add_argument("--classes", default=",".join(SHAPES), help="comma-separated")
     parser.add_argument("--shots", type=int, default=1, help="camera shots per clip")
-    args = vars(parser.parse_args(argv))
-    try:
-        write_videos(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
-    except (ConfigError, DataError) as e:
-        sys.exit(f"error: {e}")
+    command_line.run_parser(write, parser, argv)
+
+
+def write(options: argparse.Namespace) -> None:
+    arguments = vars(options)
+    write_videos(arguments.pop("out"), classes=tuple(arguments.pop("classes").split(",")), **arguments)
 
 
 if __name__ == "__main__":

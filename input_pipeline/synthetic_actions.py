@@ -11,17 +11,14 @@ motion, size and colours, so that two windows of a clip have chiefly its motion 
 """
 
 import argparse
-import sys
 
 from input_pipeline.rendered.actions import ACTIONS, write_actions
 from input_pipeline.rendered.shapes import FPS
-from vivi_jax.errors import ConfigError, DataError
+from vivi_jax import command_line
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m input_pipeline.synthetic_actions", description=str(__doc__).split("\n\n")[0]
-    )
+    parser = command_line.Parser("input_pipeline.synthetic_actions", __doc__)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--videos", type=int, required=True, help="number of clips in all; one in four is for test/")
     parser.add_argument("--seed", type=int, default=0)
@@ -29,11 +26,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.4, help="length of a clip")
     parser.add_argument("--fps", type=int, default=FPS, help="frames per second")
     parser.add_argument("--classes", default=",".join(ACTIONS), help="comma-separated")
-    args = vars(parser.parse_args(argv))
-    try:
-        write_actions(args.pop("out"), classes=tuple(args.pop("classes").split(",")), **args)
-    except (ConfigError, DataError) as e:
-        sys.exit(f"error: {e}")
+    command_line.run_parser(write, parser, argv)
+
+
+def write(options: argparse.Namespace) -> None:
+    arguments = vars(options)
+    write_actions(arguments.pop("out"), classes=tuple(arguments.pop("classes").split(",")), **arguments)
 
 
 if __name__ == "__main__":

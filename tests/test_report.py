@@ -128,7 +128,7 @@ def test_run_without_attention_and_without_labels(run, tmp_path):
     moclr = make_run(tmp_path, "demo,moclr", path=str(run.parent / "store" / "train"))
     text = text_of(report.write_report(moclr))
     assert "Left out: the run has no labelled images" in text
-    assert "pools by averaging" in text
+    assert "was configured without attention" in text
 
 
 def test_no_run_and_damaged_metrics_are_one_line(run, tmp_path):

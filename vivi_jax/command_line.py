@@ -17,10 +17,18 @@ from vivi_jax.distributed.preemption import EXIT_CODE, Preempted
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 
 
-def ended(command: Callable[[], None]) -> None:
-    """Runs a command to its end: an error of the user is one line and exit code 1, all else keeps its traceback."""
+def ended(command: Callable[[], None], *, resumes: bool = False) -> None:
+    """Runs a command to its end: an error of the user is one line and exit code 1, all else keeps its traceback.
+
+    Args:
+      resumes: started again, the command goes on where it was; Ctrl-C then ends it with a line that says so.
+    """
     try:
         command()
+    except KeyboardInterrupt:
+        if not resumes:
+            raise
+        sys.exit("interrupted; run the same command again, it goes on")
     except (ConfigError, DataError, CheckpointError, NotFinite) as error:
         sys.exit(f"error: {error}")
     except Preempted:

@@ -19,6 +19,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
+from vivi_jax import command_line
 from vivi_jax.errors import ConfigError
 from vivi_jax.planning.planner import plan, text
 
@@ -44,7 +45,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    command_line.ended(lambda: app.run(main))

@@ -21,29 +21,31 @@ FILE.safetensors.sha256 lies beside it (`sha256sum -c` reads it), because safete
 """
 
 import argparse
-import sys
 
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax import checkpoint, command_line
+from vivi_jax.errors import ConfigError
 from vivi_jax.export import EXPORTERS, export_encoder
 from vivi_jax.models import build_encoder
 
 
 def main(argv: list[str] | None = None) -> None:
-    from vivi_jax import checkpoint
-
-    parser = argparse.ArgumentParser(prog="python -m vivi_jax.export", description=__doc__.split("\n")[0])
+    parser = command_line.Parser("vivi_jax.export", __doc__)
     parser.add_argument(
         "--checkpoint", "--workdir", required=True, help="run directory; its newest good checkpoint is exported"
     )
     parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
     parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")
-    args = parser.parse_args(argv)
+    command_line.run_parser(export, parser, argv)
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes the file and says what is in it."""
+    config, variables = checkpoint.load_encoder(options.checkpoint)
     try:
-        config, variables = checkpoint.load_encoder(args.checkpoint)
-        metadata = export_encoder(args.format, build_encoder(**config), variables, args.out)
-    except (ConfigError, CheckpointError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {args.out} and {args.out}.sha256")
+        metadata = export_encoder(options.format, build_encoder(**config), variables, options.out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {options.out}: {error}") from error
+    print(f"wrote {options.out} and {options.out}.sha256")
     for key, value in metadata.items():
         print(f"  {key}: {value}")
 
