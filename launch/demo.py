@@ -48,11 +48,11 @@ def main() -> None:
     step(
         "4/5 Exporting the encoder under torchvision's names",
         "vivi_jax.export",
-        f"--workdir={run}",
+        f"--checkpoint={run}",
         "--format=torchvision",
         f"--out={export}",
     )
-    step("5/5 Writing the report", "evaluation.report", f"--workdir={run}")
+    step("5/5 Writing the report", "evaluation.report", f"--checkpoint={run}")
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     accuracy = [line["knn_top1"] for line in lines if "knn_top1" in line]
