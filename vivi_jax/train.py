@@ -6,6 +6,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from clu import parameter_overview
@@ -22,6 +23,8 @@ from vivi_jax.train_step import TrainState, create
 
 _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[int, TrainState], dict[str, float]]
+# Without XLA's products by Triton: in jax 0.11.2 the pass that prepares them ends the process at VITO's bfloat16 step.
+GPU_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
 
 
 def train(
@@ -124,7 +127,7 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, mesh: Mesh
         return create(experiment.method, experiment.optimizer, experiment.batch_spec, seed)
 
     like = jax.eval_shape(init)
-    restored = checkpoints.restore(like, mesh)
+    restored: Any = checkpoints.restore(like, mesh)
     if restored:
         _LOG.info("going on from step %d of %s", restored[0], checkpoints.directory)
         return restored
@@ -146,9 +149,11 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh):
         out_shardings=(of_state, sharding.replicated(mesh)),
     )
 
+    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
+
     def compile_on_mesh():
         with jax.set_mesh(mesh):  # for sharding.replicate_params; of the thread that traces
-            return step.lower(state, experiment.batch_spec).compile()
+            return step.lower(state, experiment.batch_spec).compile(options)
 
     return in_thread(compile_on_mesh)
 

@@ -71,14 +71,14 @@ def make_train_step(
         )
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Tree = optax.apply_updates(state.params, updates)
         if ema is not None:  # xi <- (1 - lambda_xi) xi + lambda_xi theta (VITO Eq. 2), of the parts the target has
             decay = ema(state.step)
             online = {part: params[part] for part in target["params"]}
             target = target | {"params": optax.incremental_update(online, state.target["params"], 1 - decay)}
-            metrics["ema_decay"] = decay
+            metrics["ema_decay"] = jnp.asarray(decay)
 
-        metrics["learning_rate"] = schedule(state.step)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, params, model_state, target, opt_state, loss_state), metrics
 

@@ -1,19 +1,20 @@
 """A ResNet's safetensors file in torchvision's or timm's names: written from an encoder, and read back."""
 
 import json
+from typing import Any
 
 import numpy as np
 
+from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import save_safetensors
 from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
-from vivi_jax.models import build_encoder
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
 from vivi_jax.models.resnet import ResNet
 
 INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)  # of timm's resnetv2 models, where a file does not say
 # (depth, width) of the models timm has, for either norm of a v2 ResNet.
-TIMM_MODELS = {
+TIMM_MODELS: dict[str, dict[tuple[int, float], str]] = {
     "batch": {(depth, 1): f"resnetv2_{depth}" for depth in (18, 34, 50, 101, 152)},
     "group": {
         (depth, width): f"resnetv2_{depth}x{width}_bit"
@@ -38,7 +39,7 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
     stem = state["stem.conv.weight" if naming is TIMM else "conv1.weight"]
     mean, std = (INCEPTION_MEAN, INCEPTION_STD) if naming is TIMM else (IMAGENET_MEAN, IMAGENET_STD)
     classifier = state.get(f"{naming.classifier}.weight", np.zeros((0, 0)))
-    config = {
+    config: dict[str, Any] = {
         "name": "resnet",
         "width": stem.shape[0] / 64,
         "stem": "imagenet" if stem.shape[-1] == 7 else "small",
@@ -49,7 +50,7 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
     }
     if naming is TIMM:
         config |= _v2_kind("norm.running_mean" in state, metadata)
-    return config, from_torch(naming, build_encoder(**config), state)
+    return config, from_torch(naming, ResNet(**without_name(config)), state)
 
 
 def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
@@ -96,7 +97,7 @@ def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
 
 def timm_model(encoder: ResNet) -> str:
     """The call of timm that makes the model of this encoder."""
-    model = TIMM_MODELS[encoder.norm].get((encoder.depth, encoder.width))
+    model = TIMM_MODELS[encoder.norm].get((encoder.depth, float(encoder.width)))
     if model is None or encoder.stem != "imagenet":
         return "none (custom depth, width or stem)"
     stem = ", stem_type='fixed'" if encoder.norm == "batch" else ""  # BiT's have it

@@ -7,6 +7,7 @@ with BatchNorm, and BiT's `resnetv2_50x1_bit`, `resnetv2_50x3_bit` with GroupNor
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import DEPTHS, ResNet
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -135,15 +137,12 @@ def from_torch(naming: Naming, encoder: ResNet, state_dict: dict) -> dict:
       CheckpointError: entries that are missing, unexpected, or of another shape; all are listed.
     """
     check_architecture(naming, encoder)
-    state = {name: np.asarray(array) for name, array in state_dict.items()}
-    shapes = expected_shapes(naming, encoder)
+    state, shapes = {name: np.asarray(x) for name, x in state_dict.items()}, expected_shapes(naming, encoder)
     if encoder.num_classes is None:
-        state, shapes = (
-            {name: value for name, value in entries.items() if not naming.is_classifier(name)}
-            for entries in (state, shapes)
-        )
+        state = {name: array for name, array in state.items() if not naming.is_classifier(name)}
+        shapes = {name: shape for name, shape in shapes.items() if not naming.is_classifier(name)}
     check_entries({name: array.shape for name, array in state.items()}, shapes)
-    leaves = flatten_dict(abstract_variables(encoder))
+    leaves = abstract_variables(encoder)
     return unflatten_dict(
         {path: from_torch_layout(state[naming.name(path)], leaf.ndim) for path, leaf in leaves.items()}
     )
@@ -164,10 +163,11 @@ def from_torch_layout(array: np.ndarray, ndim: int) -> np.ndarray:
     return np.array(array.transpose(np.argsort(TORCH_AXES[ndim])), np.float32, order="C")
 
 
-def abstract_variables(encoder: ResNet) -> dict:
-    """The encoder's variables as ShapeDtypeStructs."""
+def abstract_variables(encoder: Encoder) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Path of each of the encoder's variables -> its shape and dtype."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    return jax.eval_shape(lambda key, x: encoder.init(key, x, train=False), jax.random.key(0), image)
+    variables: Any = jax.eval_shape(lambda key, x: encoder.init(key, x, train=False), jax.random.key(0), image)
+    return {tuple(entry.key for entry in path): x for path, x in jax.tree_util.tree_leaves_with_path(variables)}
 
 
 def expected_shapes(naming: Naming, encoder: ResNet) -> dict[str, tuple[int, ...]]:
@@ -175,7 +175,7 @@ def expected_shapes(naming: Naming, encoder: ResNet) -> dict[str, tuple[int, ...
     if naming.classifier_always and encoder.num_classes is None:
         encoder = encoder.clone(num_classes=1000)
     shapes = {}
-    for path, leaf in flatten_dict(abstract_variables(encoder)).items():
+    for path, leaf in abstract_variables(encoder).items():
         name = naming.name(path)
         shapes[name] = to_torch_layout(naming, np.broadcast_to(np.float32(0), leaf.shape)).shape
         if name.endswith("running_var"):

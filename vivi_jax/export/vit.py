@@ -5,10 +5,12 @@ timm holds positions as parameters; here they are fixed, so a file is read only 
 
 import json
 import re
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import save_safetensors
 from vivi_jax.export.torch_names import abstract_variables, check_entries
@@ -48,7 +50,8 @@ def pos_embed(width: int, grid: int) -> np.ndarray:
 
 def export_timm(encoder: VisionTransformer, variables: dict, path: str) -> dict[str, str]:
     """Writes the encoder's file for images of encoder.image_size; returns the metadata it carries."""
-    state = {timm_name(path): to_timm(leaf) for path, leaf in flatten_dict(variables["params"]).items()}
+    params: Any = flatten_dict(variables["params"])
+    state = {timm_name(path): to_timm(leaf) for path, leaf in params.items()}
     state[TOKEN] = state[TOKEN].reshape(1, 1, -1)
     state[POSITIONS] = pos_embed(encoder.width, -(-encoder.image_size // encoder.patch))
     metadata = {
@@ -94,21 +97,19 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
         raise CheckpointError(
             "its positions were learned, or are of another form: only fixed sines and cosines are read"
         )
-    config = {
+    config: dict[str, Any] = {
         "name": "vit",
         "patch": int(patch),
         "width": int(width),
         "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        "heads": int(metadata.get("heads", max(width // 64, 1))),  # 64 channels a head: timm's models
+        "heads": int(metadata.get("heads") or max(width // 64, 1)),  # 64 channels a head: timm's models
         "image_size": int(grid * patch),
         "input_mean": json.loads(metadata.get("input_mean", json.dumps(IMAGENET_MEAN))),
         "input_std": json.loads(metadata.get("input_std", json.dumps(IMAGENET_STD))),
     }
-    encoder = VisionTransformer(
-        **{key: value for key, value in config.items() if not key.startswith(("name", "input"))}
-    )
-    paths = {timm_name(path): path for path in flatten_dict(abstract_variables(encoder)["params"])}
-    leaves = flatten_dict(abstract_variables(encoder)["params"])
+    encoder = VisionTransformer(**without_name(config))
+    leaves = {path[1:]: leaf for path, leaf in abstract_variables(encoder).items()}  # without "params"
+    paths = {timm_name(path): path for path in leaves}
     state[TOKEN] = state[TOKEN].reshape(-1)
     check_entries(
         {name: array.shape for name, array in state.items()},

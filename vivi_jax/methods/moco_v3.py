@@ -49,8 +49,10 @@ class Head(nn.Module):
         for i in range(1, self.layers + 1):
             last = i == self.layers
             x = nn.Dense(self.out if last else self.hidden, use_bias=False, dtype=self.dtype, name=f"dense{i}")(x)
-            affine = dict(use_scale=not last, use_bias=not last)
-            x = nn.BatchNorm(not train, momentum=0.9, dtype=jnp.float32, name=f"norm{i}", **affine)(x)
+            norm = nn.BatchNorm(
+                not train, momentum=0.9, dtype=jnp.float32, use_scale=not last, use_bias=not last, name=f"norm{i}"
+            )
+            x = norm(x)
             x = x if last else nn.relu(x).astype(self.dtype)
         return x
 
@@ -137,6 +139,7 @@ class MocoV3:
     def attention_masks(self, params: Tree, model_state: Tree, images_BxHxWx3: jax.Array) -> dict[str, jax.Array]:
         """What the class token of a ViT attends to in its last block, float32[B, h, w]; {} for other encoders."""
         encoder = self.network.encoder
+        intermediates: Any
         _, intermediates = encoder.apply(encoder_variables(params, model_state), images_BxHxWx3, train=False)
         last = encoder.feature_maps()[0]
         return {last: intermediates["attention"]} if "attention" in intermediates else {}

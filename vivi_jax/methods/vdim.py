@@ -127,7 +127,7 @@ class Vdim:
         that 343 local and one global location weigh alike (AMDIM).
         """
         view1, view2 = embeddings["view1"], embeddings["view2"]
-        total, metrics = 0.0, {}
+        total, metrics = jnp.float32(0), {}
         for layer in self.network.layers:
             for pair, antecedents, consequents in (
                 (f"{layer}_global", view1[layer], view2["global"]),

@@ -13,6 +13,8 @@ Read beside Section 3.1 of the paper:
 MoCLR: one scale, average pooling, all views from one frame (data.sampler="single").
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -121,6 +123,7 @@ class Vito:
         """Masks of the online network, stage -> float32[B, h, w] summing to 1; {} with average pooling (Fig. A.1)."""
         if self.network.pool.pooling == "average":
             return {}
+        masks: Any
         _, masks = self.network.apply({"params": params, **model_state}, images_BxHxWx3, train=False)
         return masks
 

@@ -65,7 +65,7 @@ class ViviNetwork(nn.Module):
     ) -> dict[str, jax.Array]:
         """Either stream may be None. Returns the embeddings that Vivi.loss takes."""
         embeddings = {}
-        if frames_NxKxMxHxWx3 is not None:
+        if frames_NxKxMxHxWx3 is not None and reversed_N is not None:
             embeddings |= self.videos(frames_NxKxMxHxWx3, reversed_N, train)
         if images_BxHxWx3 is not None:  # apart from the frames: BatchNorm must not mix the two (paper §4)
             features_BxC, _ = self.encoder(images_BxHxWx3, train=train)
@@ -207,7 +207,7 @@ class Vivi:
         self, embeddings: dict[str, jax.Array], batch: Batch, loss_state: Tree, step: jax.Array
     ) -> tuple[jax.Array, Tree, Metrics]:
         """L_S + lambda L_V + gamma L_SUP on the global batch, each of them, and accuracies of the pretext tasks."""
-        total, metrics = 0.0, {}
+        total, metrics = jnp.float32(0), {}
 
         def add(name: str, weight: float, loss_and_metrics: tuple[jax.Array, dict[str, jax.Array]]) -> None:
             nonlocal total

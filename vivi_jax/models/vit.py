@@ -92,7 +92,7 @@ class VisionTransformer(Encoder):
         tokens = jnp.broadcast_to(token.astype(x.dtype)[None, None], (len(x), 1, self.width))
         x = jnp.concatenate([tokens, x.reshape(len(x), -1, self.width)], axis=1)  # [B, 1 + h w, C]
 
-        maps, attention_BxN = {}, None
+        maps, attention_BxN = {}, jnp.zeros(x.shape[:2])
         for i in range(1, self.depth + 1):
             x, attention_BxN = Block(self.heads, self.dtype, name=f"block{i}")(x)
             if i == self.depth:

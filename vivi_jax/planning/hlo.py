@@ -55,7 +55,7 @@ def read(text: str) -> Program:
             if found := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += times * int(found[1])
             if " while(" in line:
-                cycles += add(re.search(r"body=%([\w.\-]+)", line)[1], times * _trips(line, bodies))
+                cycles += add(_named("body", line), times * _trips(line, bodies))
             elif _CALL.search(line):
                 cycles += sum(add(called, times) for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line))
             elif match := _COLLECTIVE.search(line):
@@ -111,13 +111,18 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
+def _named(what: str, line: str) -> str:
+    """The computation that a loop's line names as its `what`."""
+    found = re.search(rf"{what}=%([\w.\-]+)", line)
+    assert found, line
+    return found[1]
+
+
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     """How often a loop runs: what the compiler says, else how far its condition lets it count, from 0; else once."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
-    condition, body = (
-        "\n".join(bodies.get(re.search(rf"{name}=%([\w.\-]+)", line)[1], ())) for name in ("condition", "body")
-    )
+    condition, body = ("\n".join(bodies.get(_named(name, line), ())) for name in ("condition", "body"))
     stop = max((int(n) for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", condition)), default=1)
     counter = re.search(r"get-tuple-element\([^)]*\), index=(\d+)", condition)
     return -(-stop // (_step(body, int(counter[1])) if counter else 1))

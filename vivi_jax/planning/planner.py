@@ -78,7 +78,7 @@ def devices(topology: chips.Topology) -> list:
         jax.config.update("jax_num_cpu_devices", topology.devices)
         return jax.devices()
     library = importlib.util.find_spec("libtpu")
-    if library is None:
+    if library is None or library.origin is None:
         raise ConfigError("the TPU compiler is not installed: pip install -e .[plan], or plan for gpu:h100x8")
     # Only a TPU needs the compiler's lock on it; a plan that was killed leaves it behind.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
