@@ -17,6 +17,7 @@ RESULTS = ROOT / "docs" / "results"
 _PACKAGES = (
     "jax",
     "jaxlib",
+    "jax-cuda13-plugin",
     "libtpu",
     "flax",
     "optax",
@@ -28,6 +29,7 @@ _PACKAGES = (
     "av",
     "opencv-python-headless",
     "torch",
+    "triton",
 )
 
 
@@ -62,7 +64,10 @@ def record(
 
 
 def commit() -> str:
-    """The commit checked out, "+dirty" if files it tracks have been changed (results themselves aside)."""
+    """The commit checked out, "+dirty" if files it tracks have been changed (results themselves aside).
+
+    Where there is no git the environment variable COMMIT says it.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
@@ -73,7 +78,7 @@ def commit() -> str:
         )
         return git("rev-parse", "HEAD").strip() + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
+        return os.environ.get("COMMIT", "not a git checkout")
 
 
 def _versions() -> dict[str, str]:

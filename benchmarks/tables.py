@@ -324,6 +324,35 @@ def protocols_table(result: dict, protocol: str) -> str:
     )
 
 
+def gpu_table(result: dict) -> str:
+    """benchmarks/gpu.py: images per second of a step, ours beside the better PyTorch; a dash: not measured."""
+
+    def rate(part: dict) -> str:
+        return f"{part['images_per_second']:.0f}" if "images_per_second" in part else "-"
+
+    def peak(part: dict) -> str:
+        return f"{part['peak_memory_mb'] / 1e3:.1f} GB" if "peak_memory_mb" in part else "-"
+
+    rows = []
+    for row in result["values"]["rows"]:
+        ours, peer = row["ours"], row["peer"].get("modes", {}).get(row.get("best_peer"), {})
+        utilisation = f"{ours['utilisation']:.0%}" if "utilisation" in ours else "-"
+        ratio = f"{row['rate_ratio']:.2f}" if "rate_ratio" in row else "-"
+        rows.append((row["what"], rate(ours), rate(peer), ratio, utilisation, peak(ours), peak(peer)))
+    head = ("step", "images/s", "PyTorch's best", "ratio", "utilisation", "peak memory", "PyTorch's")
+    values, versions = result["values"], result["versions"]
+    cosines = [
+        f"{row['parity']['gradient_cosine']:.2f} ({row['row']})"
+        for row in values["rows"]
+        if "gradient_cosine" in row.get("parity", {})
+    ]
+    parity = f"The bfloat16 gradient's cosine with float32's, at random weights: {', '.join(cosines)}. "
+    return _table(head, rows) + (
+        f"\n\n{parity if cosines else ''}On one {values['gpu']['name']}, whose own matrix product reaches {values['matrix_peak_tflops']:.0f} "
+        f"TFLOP/s; jax {versions['jax']}, torch {versions['torch']}. " + _source(result)
+    )
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -340,6 +369,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
     "detection": ("protocols", lambda result: protocols_table(result, "detection")),
     "action": ("protocols", lambda result: protocols_table(result, "action")),
+    "gpu": ("gpu", gpu_table),
+    "gpu_vito": ("gpu_vito", gpu_table),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }

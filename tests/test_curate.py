@@ -90,7 +90,7 @@ def classifier(tmp_path_factory):
     import jax  # here, as all that loads a network: the tests without one are quick
 
     from helpers.networks import random_variables
-    from vivi_jax.export import resnet as export
+    from vivi_jax import export
     from vivi_jax.models.resnet import ResNet
 
     encoder = ResNet(depth=18, width=0.125, num_classes=3)
@@ -282,7 +282,7 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
 def test_the_command_line(library, classifier, tmp_path):
     """Killed once; then it goes on. And what is wrong with the classifier is said in one line."""
     from evaluation import encoders
-    from vivi_jax.export import resnet as export
+    from vivi_jax import export
 
     out = tmp_path / "out"
     process = start_module(

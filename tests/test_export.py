@@ -179,7 +179,7 @@ def test_v2_files_from_elsewhere(tmp_path):
 )
 def test_v2_features_equal_pytorchs(options, size):
     torch = pytest.importorskip("torch")
-    from helpers.torch_resnet_v2 import TorchResNetV2
+    from benchmarks.torch_resnet import TorchResNetV2
 
     encoder = ResNet(**options)
     variables = random_variables(encoder)
