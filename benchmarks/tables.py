@@ -347,10 +347,11 @@ def gpu_table(result: dict) -> str:
         if "gradient_cosine" in row.get("parity", {})
     ]
     parity = f"The bfloat16 gradient's cosine with float32's, at random weights: {', '.join(cosines)}. "
-    return _table(head, rows) + (
-        f"\n\n{parity if cosines else ''}On one {values['gpu']['name']}, whose own matrix product reaches {values['matrix_peak_tflops']:.0f} "
-        f"TFLOP/s; jax {versions['jax']}, torch {versions['torch']}. " + _source(result)
+    source = (
+        f"On one {values['gpu']['name']}, whose own matrix product reaches {values['matrix_peak_tflops']:.0f} TFLOP/s; "
+        f"jax {versions['jax']}, torch {versions['torch']}. "
     )
+    return f"{_table(head, rows)}\n\n{parity if cosines else ''}{source}{_source(result)}"
 
 
 # marker -> (file in docs/results, its contents -> Markdown)
