@@ -30,6 +30,7 @@ import math
 import os
 import pathlib
 import queue
+import re
 import shutil
 import signal
 import statistics
@@ -292,7 +293,7 @@ def ours(row: str, quick: bool) -> None:
     lowered = jax.jit(ours.step, donate_argnums=0).lower(ours.state, ours.batch)
     with compiling("ours"):
         start = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = lowered.compile(gpu_options())
         say(compile_seconds=time.perf_counter() - start)
     state, metrics = weights_like(ours.state), {}
     batch = synthetic({name: (s.shape, s.dtype) for name, s in ours.batch.items()})
@@ -383,14 +384,21 @@ def parity(row: str, quick: bool) -> None:
     )
 
 
-def compile_quickly(lowered):
-    """Without the search for the fastest kernels, where the compiler knows that option."""
+def gpu_options() -> dict[str, Any] | None:
+    """The compiler options of training."""
     import jax
 
-    if jax.default_backend() == "gpu":
+    from vivi_jax.train_step import GPU_OPTIONS
+
+    return GPU_OPTIONS if jax.default_backend() == "gpu" else None
+
+
+def compile_quickly(lowered):
+    """Without the search for the fastest kernels, where the compiler knows that option."""
+    if options := gpu_options():
         with contextlib.suppress(Exception):  # an option of XLA's, whose names come and go
-            return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0})
-    return lowered.compile()
+            return lowered.compile(options | {"xla_gpu_autotune_level": 0})
+    return lowered.compile(options)
 
 
 def matrix_size(quick: bool) -> int:
@@ -718,6 +726,9 @@ class Child:
         print(*lines[-12:], sep="\n", file=sys.stderr, flush=True)
         if lines[-1].startswith((NO_GPU, NOT_TIMED)):
             return lines[-1]
+        if self.process.returncode < 0:  # a library ended the process: it says why in a line that begins with F
+            fatal = [line for line in lines if re.match(r"F\d{4} ", line)] or ["no message"]
+            return f"ended by {signal.Signals(-self.process.returncode).name}: {fatal[0]}"[:300]
         named = [line for line in lines if line.split(":")[0].endswith("Error")]  # behind it stands advice
         return (named or lines)[-1][:300]
 

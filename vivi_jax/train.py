@@ -19,12 +19,10 @@ from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.errors import NotFinite
 from vivi_jax.methods.base import Metrics
-from vivi_jax.train_step import TrainState, create
+from vivi_jax.train_step import GPU_OPTIONS, TrainState, create
 
 _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[int, TrainState], dict[str, float]]
-# Without XLA's products by Triton: in jax 0.11.2 the pass that prepares them ends the process at VITO's bfloat16 step.
-GPU_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
 
 
 def train(

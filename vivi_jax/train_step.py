@@ -5,7 +5,7 @@ What a method is: methods/base.py.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -30,6 +30,9 @@ class TrainState:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+# Compiler options of the step on GPUs. Without XLA's products by Triton: in jax 0.11.2 the pass that prepares them ends
+# the process at VITO's bfloat16 step.
+GPU_OPTIONS: dict[str, Any] = {"xla_gpu_enable_triton_gemm": False}
 
 
 def create(method: Method, optimizer: optax.GradientTransformation, batch: Batch | BatchSpec, seed: int) -> TrainState:
