@@ -132,7 +132,12 @@ def test_a_batch_without_objects_teaches_background_alone(detectors, variant):
     detector, batch = detectors[variant], make_batch()
     batch["classes"][:] = detection_targets.NO_BOX
     batch["boxes"][:] = 0
-    (_, metrics), gradient = jax.jit(jax.value_and_grad(detector.loss, has_aux=True))(make_outputs(detector), batch)
+
+    def loss(outputs):
+        value, _, metrics = detector.loss(outputs, batch, {}, 0)
+        return value, metrics
+
+    (_, metrics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(make_outputs(detector))
     assert metrics["box_loss"] == 0 and metrics["positives_per_image"] == 0 and metrics["class_loss"] > 0
     assert (np.asarray(gradient["logits"]) > 0).all() and not np.asarray(gradient["boxes"]).any()
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(gradient))
@@ -167,7 +172,7 @@ def test_detection_finds_what_the_outputs_say(detectors):
 def test_eight_devices_find_what_one_finds_and_send_only_that(detectors):
     config, detector, batch = detection_config.get_config("coco,demo"), detectors["coco"], make_batch()
     config.test.min_score = 0.0
-    params, state, _ = jax.jit(detector.init)(jax.random.key(0), batch)
+    params, state, *_ = jax.jit(detector.init)(jax.random.key(0), batch)
     images = {"image": batch["image"], "index": np.arange(8, dtype=np.int32)}
     found = []
     for devices in (1, 8):

@@ -134,7 +134,8 @@ def test_the_compiler_has_the_devices_we_count():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("no TPU compiler here; pip install -e .[plan] to run this test")
     code = (
-        "from vivi_jax import chips, plan, sharding\n"
+        "from vivi_jax.distributed import sharding\n"
+        "from vivi_jax.planning import chips, planner as plan\n"
         "for kind, shapes in chips.TOPOLOGIES.items():\n"
         "    topology = chips.parse_topology(f'{kind}:{shapes[1]}')\n"
         "    mesh = sharding.make_mesh(plan.devices(topology))\n"

@@ -83,7 +83,7 @@ def test_impossible_values_are_refused_by_name(options):
 def test_build_encoder_suggests_the_nearest_name_and_takes_lists():
     with pytest.raises(ConfigError, match="did you mean 'resnet'"):
         build_encoder("resnte")
-    with pytest.raises(TypeError, match="dept"):
+    with pytest.raises(ConfigError, match="'dept' is unknown, did you mean 'depth'"):
         build_encoder("resnet", dept=50)
     assert hash(build_encoder("resnet", input_mean=[0.5, 0.5, 0.5]))
 

@@ -87,7 +87,7 @@ def test_kernels_standardised_once_for_both_streams_give_what_the_network_itself
     encoder = ResNet(depth=18, width=0.0625, version=2, norm="group", weight_standardization=True, stem="small")
     vivi_method = Vivi(encoder, **{**OPTIONS, **dict(frame_loss="none", shot_loss="none", video_loss="order")})
     data = {name: batch()[name][:2].repeat(4, axis=-2).repeat(4, axis=-3) for name in ("shots", "image")}  # 32 pixels
-    params, model_state, _ = jax.jit(vivi_method.init)(jax.random.key(0), data)
+    params, model_state, *_ = jax.jit(vivi_method.init)(jax.random.key(0), data)
     params["classifier"]["kernel"] = jax.random.normal(jax.random.key(2), params["classifier"]["kernel"].shape)
     frames, images = (data[name].astype(np.float32) / 255 for name in ("shots", "image"))
     keys = {name: jax.random.split(jax.random.key(1), len(x)) for name, x in data.items()}

@@ -142,7 +142,7 @@ def from_torch(naming: Naming, encoder: ResNet, state_dict: dict) -> dict:
         state = {name: array for name, array in state.items() if not naming.is_classifier(name)}
         shapes = {name: shape for name, shape in shapes.items() if not naming.is_classifier(name)}
     check_entries({name: array.shape for name, array in state.items()}, shapes)
-    leaves = abstract_variables(encoder)
+    leaves = abstract_leaves(encoder)
     return unflatten_dict(
         {path: from_torch_layout(state[naming.name(path)], leaf.ndim) for path, leaf in leaves.items()}
     )
@@ -163,11 +163,17 @@ def from_torch_layout(array: np.ndarray, ndim: int) -> np.ndarray:
     return np.array(array.transpose(np.argsort(TORCH_AXES[ndim])), np.float32, order="C")
 
 
-def abstract_variables(encoder: Encoder) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Path of each of the encoder's variables -> its shape and dtype."""
+def abstract_variables(encoder: Encoder) -> dict:
+    """The encoder's variables as ShapeDtypeStructs."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     variables: Any = jax.eval_shape(lambda key, x: encoder.init(key, x, train=False), jax.random.key(0), image)
-    return {tuple(entry.key for entry in path): x for path, x in jax.tree_util.tree_leaves_with_path(variables)}
+    return variables
+
+
+def abstract_leaves(encoder: Encoder) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Path of each of the encoder's variables -> its shape and dtype."""
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(encoder))
+    return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
 def expected_shapes(naming: Naming, encoder: ResNet) -> dict[str, tuple[int, ...]]:
@@ -175,7 +181,7 @@ def expected_shapes(naming: Naming, encoder: ResNet) -> dict[str, tuple[int, ...
     if naming.classifier_always and encoder.num_classes is None:
         encoder = encoder.clone(num_classes=1000)
     shapes = {}
-    for path, leaf in abstract_variables(encoder).items():
+    for path, leaf in abstract_leaves(encoder).items():
         name = naming.name(path)
         shapes[name] = to_torch_layout(naming, np.broadcast_to(np.float32(0), leaf.shape)).shape
         if name.endswith("running_var"):

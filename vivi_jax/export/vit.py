@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import save_safetensors
-from vivi_jax.export.torch_names import abstract_variables, check_entries
+from vivi_jax.export.torch_names import abstract_leaves, check_entries
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
 from vivi_jax.models.vit import VisionTransformer, positions
 
@@ -108,7 +108,7 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
         "input_std": json.loads(metadata.get("input_std", json.dumps(IMAGENET_STD))),
     }
     encoder = VisionTransformer(**without_name(config))
-    leaves = {path[1:]: leaf for path, leaf in abstract_variables(encoder).items()}  # without "params"
+    leaves = {path[1:]: leaf for path, leaf in abstract_leaves(encoder).items()}  # without "params"
     paths = {timm_name(path): path for path in leaves}
     state[TOKEN] = state[TOKEN].reshape(-1)
     check_entries(
