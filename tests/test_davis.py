@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
+from evaluation import davis as davis_door
 from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
@@ -331,7 +332,7 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
         "--short_side=120",
         "--sequences=blackswan,car-shadow",
     ]
-    davis.main(arguments)
+    davis_door.main(arguments)
     printed, log = capsys.readouterr()
     assert "blackswan: 8 frames, " in log and " s per frame (median), J " in log and "| mean |" in printed
     result = json.loads((out / "davis.json").read_text())
@@ -353,7 +354,7 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
     (out / "sequences" / "car-shadow.json").unlink()  # as if killed in the second sequence
     for path in sorted((out / "masks" / "car-shadow").iterdir())[4:]:
         path.unlink()
-    davis.main(arguments)
+    davis_door.main(arguments)
     log = capsys.readouterr().err
     assert "car-shadow: 8 frames" in log and "blackswan" not in log
     assert json.loads((out / "davis.json").read_text())["scores"] == result["scores"]
@@ -362,7 +363,7 @@ def test_real_sequences_with_an_untrained_encoder(sample_data, tmp_path, checkpo
         ([f"--checkpoint={tmp_path}", *arguments[1:]], "error: no .*config.json"),
     ):
         with pytest.raises(SystemExit, match=message):
-            davis.main(other)
+            davis_door.main(other)
 
 
 @pytest.mark.slow
@@ -370,7 +371,7 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
     """Both protocols on a rendered sequence; then the masks alone."""
     data = make_davis(tmp_path / "DAVIS")
     for name in ("vfs", "crw"):
-        davis.main(
+        davis_door.main(
             [
                 f"--checkpoint={checkpoint_file}",
                 f"--data={data}",
@@ -382,5 +383,5 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
         result = json.loads((tmp_path / name / "davis.json").read_text())
         objects = result["sequences"]["two"]["objects"]
         assert len(objects) == 2 and all(scores["J"]["mean"] > 0.7 for scores in objects), objects
-        davis.main([f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--workdir={tmp_path / 'scores'}"])
+        davis_door.main([f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--workdir={tmp_path / 'scores'}"])
         assert json.loads((tmp_path / "scores" / "davis.json").read_text())["scores"] == result["scores"]
