@@ -383,5 +383,7 @@ def test_two_objects_are_followed_and_scored_from_saved_masks(tmp_path, checkpoi
         result = json.loads((tmp_path / name / "davis.json").read_text())
         objects = result["sequences"]["two"]["objects"]
         assert len(objects) == 2 and all(scores["J"]["mean"] > 0.7 for scores in objects), objects
-        davis_door.main([f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--workdir={tmp_path / 'scores'}"])
+        davis_door.main(
+            [f"--results={tmp_path / name / 'masks'}", f"--data={data}", f"--workdir={tmp_path / 'scores'}"]
+        )
         assert json.loads((tmp_path / "scores" / "davis.json").read_text())["scores"] == result["scores"]
