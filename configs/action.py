@@ -7,7 +7,8 @@ The paper's VDIM, pretrained on Kinetics-600: 79.7 % on UCF-101, 49.2 % on HMDB-
 this has been run at this size here.
 
 Variants, one of:
-    ucf101_vdim, hmdb51_vdim    clip encoders: K views of 32 frames, Lab dropout
+    ucf101_vdim, hmdb51_vdim    clip encoders: K views of 32 frames, Lab dropout; pretrained on Kinetics-600
+    ucf101_vdim_split1          the same for an encoder pretrained on UCF-101 (VDIM Table 2): shorter
     ucf101_vito, hmdb51_vito    image encoders: frames of 2 s, averaged. VITO A.2 follows Wu & Wang 2021, they follow
                                 the code of AVID (Morgado et al. 2021); HMDB-51 has the values of UCF-101
     demo                        clips of input_pipeline.synthetic_actions, for encoders of configs/vdim.py:demo
@@ -18,7 +19,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import common
 
-VARIANTS = ("ucf101_vdim", "hmdb51_vdim", "ucf101_vito", "hmdb51_vito", "demo")
+VARIANTS = ("ucf101_vdim", "ucf101_vdim_split1", "hmdb51_vdim", "ucf101_vito", "hmdb51_vito", "demo")
 
 
 def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
@@ -28,6 +29,8 @@ def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
         raise ValueError(f"give one variant of {', '.join(VARIANTS)}, not {argument!r}")
     config = vito() if names[0].endswith("_vito") else vdim()
     config.name = names[0]
+    if names[0] == "ucf101_vdim_split1":
+        config.schedule.update(dict(total_steps=20_000, boundaries=halvings(3000, 20_000)))  # VDIM §4.2
     if names[0] == "hmdb51_vdim":
         config.data.views = 2  # VDIM §4.3: its clips are shorter
         config.schedule.update(dict(total_steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3

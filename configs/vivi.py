@@ -67,6 +67,8 @@ MODELS = {
     "rot-images": dict(unlabelled="images", shots=1, frames=1, frame_loss="rotation"),
     "sup": dict(unlabelled="none", shots=0, frames=0),
 }
+# Exemplars and rotations of single images, by the training protocol of [33], its schedule stretched (VIVI §4).
+BASELINES = ("ex-f", "ex-images", "rot-f", "rot-images")
 SHOTS_PER_STEP = 2048  # NK, VIVI §4 "in all cases"
 
 
@@ -94,6 +96,9 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             depth=50,  # VIVI §4
             version=2,  # VIVI §4
             norm="batch",  # VIVI §4
+            norm_decay=0.99,  # code of [33]
+            norm_eps=1e-3,  # code of [33]
+            kernel_init="tensorflow",  # code of [33]
             bn_groups=128,  # statistics per core, as in the code of [33]; the paper does not say how many cores
             weight_standardization=False,
             width=3.0 if variant["big"] == "yes" else 1.0,  # VIVI §4
@@ -105,6 +110,8 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         )
     )
     config.method = ml_collections.ConfigDict(method_section(model, co, aa))
+    if co == "no" and chosen[0] in ("ex-f", "ex-images"):  # exemplars of one image, in the code of [33]
+        config.method.update(dict(grey_prob=0.66, standardize=True))
     config.data = ml_collections.ConfigDict(data_section(model, co))
     config.optimizer = ml_collections.ConfigDict(
         dict(
@@ -114,13 +121,15 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         )
     )
     config.ema = ml_collections.ConfigDict(dict(name="none"))  # there is no target network
-    config.schedule = ml_collections.ConfigDict(schedule(co))
+    config.schedule = ml_collections.ConfigDict(schedule(co, chosen[0] in BASELINES))
     config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
     config.hosts = common.hosts_section()
 
     if co != "no" and model["unlabelled"] == "videos":  # GroupNorm with 32 groups and standardised weights: VIVI §4
-        config.encoder.update(dict(norm="group", weight_standardization=True, bn_groups=1))
+        config.encoder.update(
+            dict(norm="group", weight_standardization=True, norm_eps=1e-5, bn_groups=1)  # eps: BiT's code
+        )
     elif co == "10":
         config.encoder.bn_groups = 16  # so that 16 labelled images share their statistics, and not 2
     if variant["demo"] == "yes":
@@ -177,7 +186,8 @@ def method_section(model: dict, co: str, aa: bool) -> dict:
         color="autoaugment" if aa and co == "no" else "inception",  # VIVI §4, [58]; Table 2
         labelled_color="autoaugment" if aa and co != "no" else "inception",  # VIVI §5.2
         hsv=co == "10",  # VIVI §4, for "a fraction of ImageNet": here read as less than all of it
-        grey_prob=0.0,  # not in the paper; the code of [33] has 0.66 for exemplars
+        grey_prob=0.0,  # 0.66 for the exemplar baselines; of VIVI's own models the paper says nothing
+        standardize=False,  # each image to mean 0 and deviation 1; as grey_prob
     )
 
 
@@ -188,8 +198,17 @@ def lambda_video(model: dict, aa: bool) -> float:
     return 0.2 if "video_loss" in model else 0.0
 
 
-def schedule(co: str) -> dict:
+def schedule(co: str, baseline: bool) -> dict:
     """VIVI §4. For co-training it gives the number of steps only; with 10 % the rest is [68]'s for its exemplars."""
+    if co == "no" and baseline:  # [33]: of 35 epochs 5 of warm-up, decays after 15 and 25
+        return dict(
+            name="piecewise",
+            lr=0.8,
+            total_steps=120_000,
+            warmup_steps=17_143,
+            boundaries=(51_429, 85_714),
+            factor=0.1,
+        )
     if co == "no":
         return dict(
             name="piecewise", lr=0.8, total_steps=120_000, warmup_steps=0, boundaries=(90_000, 110_000), factor=0.1

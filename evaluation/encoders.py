@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from vivi_jax import checkpoint, export
 from vivi_jax.config import call_with_config
@@ -96,6 +97,21 @@ def extract_features(encoder: HasApply, variables: dict, batches: Iterable[dict]
     return np.concatenate(features), np.concatenate(labels)
 
 
+def extract_logits(encoder: Encoder, variables: dict, batches: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """(logits float32[N, num_classes], labels int32[N]) of an encoder with a classifier; as extract_features."""
+    wrapped = {name: {"encoder": tree} for name, tree in variables.items()}
+    return extract_features(_Logits(encoder), wrapped, batches)
+
+
+class _Logits(nn.Module):
+    """An encoder whose logits stand in for its features."""
+
+    encoder: Encoder
+
+    def __call__(self, images: jax.Array, *, train: bool) -> tuple[jax.Array, dict]:
+        return self.encoder(images, train=train)[1]["logits"], {}
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _pooled(
     encoder: HasApply, out_sharding: jax.sharding.Sharding, variables: dict, images_BxHxWx3: jax.Array
@@ -120,16 +136,16 @@ class FrameClassifier(NamedTuple):
 
 
 def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
-    """A ResNet with a classifier: a run directory, or a .safetensors file in torchvision's or timm's names.
+    """An encoder with a classifier: a run directory, or a .safetensors file in torchvision's or timm's names.
 
     Raises:
       CheckpointError: nothing there, it does not verify, or it has no classifier.
     """
     encoder, variables, _ = load_encoder(weights)
-    if encoder.classes is None:
+    if encoder.num_classes is None:
         raise CheckpointError(
-            f"{weights} has no classifier: give a ResNet with one, such as torchvision's resnet50 of "
-            "ImageNet saved as safetensors"
+            f"{weights} has no classifier: give an encoder with one, such as a supervised or co-trained run, or "
+            "torchvision's resnet50 of ImageNet saved as safetensors"
         )
     variables = jax.device_put(variables)
 
@@ -143,4 +159,4 @@ def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
         padded = np.concatenate([images_NxHxWx3, np.zeros((missing, *images_NxHxWx3.shape[1:]), np.uint8)])
         return np.asarray(predict(padded))[: len(images_NxHxWx3)]
 
-    return FrameClassifier(top1, encoder.classes, checkpoint.state_sha256(variables))
+    return FrameClassifier(top1, encoder.num_classes, checkpoint.state_sha256(variables))

@@ -1,11 +1,13 @@
-"""Measures an image encoder on a labelled set: weighted k-NN, or a linear probe, on frozen features.
+"""Measures an image encoder on a labelled set: weighted k-NN or a linear probe on frozen features, or its classifier.
 
-    python -m evaluation.probe --checkpoint=RUN_OR_FILE --data=DIR_OR_TFDS --mode=knn|linear [--out=JSON]
+    python -m evaluation.probe --checkpoint=RUN_OR_FILE --data=DIR_OR_TFDS --mode=knn|linear|classifier [--out=JSON]
 
 --checkpoint is a run directory of vivi_jax.main or a .safetensors export; --data is what
 input_pipeline.images.load_labelled takes. The result is one JSON object, on stdout and in --out.
 
 Features are the encoder's pooled output (the method's projector is left out), of the central square of each image.
+--mode=classifier gives top-1 and top-5 of the classifier that supervised training or co-training learnt (VIVI's
+Sup-100%: ImageNet). Its outputs are the classes in the order of the data, which for ImageNet is that of WordNet ids.
 --train_share=0.01 keeps that share of each class's training images (low-shot); --cache=DIR keeps features on disk.
 """
 
@@ -27,6 +29,7 @@ from evaluation import encoders
 from input_pipeline import images
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.models.base import Encoder
 
 
 def cached_features(
@@ -191,6 +194,27 @@ def evaluate(
     return {f"{mode}_top1": float((predict[mode]() == test_labels).mean()) for mode in modes}
 
 
+def classifier_scores(
+    encoder: Encoder, variables: dict, test: images.LabelledImages, *, image_size: int, batch_size: int
+) -> dict[str, float]:
+    """{"classifier_top1", "classifier_top5"}: share of the images whose class is the best, or among the best five.
+
+    Raises:
+      ConfigError: an encoder without a classifier, or with one of other classes.
+    """
+    if encoder.num_classes != len(test.class_names):
+        has = "no classifier" if encoder.num_classes is None else f"a classifier of {encoder.num_classes} classes"
+        raise ConfigError(
+            f"the encoder has {has}, the images have {len(test.class_names)} classes: --mode=classifier takes the "
+            "data set that a supervised or co-trained encoder learnt from"
+        )
+    batches = images.eval_batches(test, batch_size=batch_size, image_size=image_size)
+    logits, labels = encoders.extract_logits(encoder, variables, batches)
+    of_label = logits[np.arange(len(labels)), labels]
+    better = (logits > of_label[:, None]).sum(axis=1)  # a tie is not held against the label
+    return {f"classifier_top{k}": float((better < k).mean()) for k in (1, 5)}
+
+
 def make_evaluator(
     encoder: nn.Module, *, dataset: str, image_size: int, batch_size: int, linear: bool, k: int = 20
 ) -> Callable[[dict], dict[str, float]]:
@@ -208,8 +232,8 @@ def make_evaluator(
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.probe", __doc__)
     parser.add_argument("--checkpoint", required=True, help="run directory, or .safetensors file")
-    parser.add_argument("--data", required=True, help="labelled images: folder, frame store, or TFDS name")
-    parser.add_argument("--mode", choices=("knn", "linear"), default="knn")
+    parser.add_argument("--data", "--dataset", required=True, help="labelled images: folder, frame store, or TFDS name")
+    parser.add_argument("--mode", choices=("knn", "linear", "classifier"), default="knn")
     parser.add_argument(
         "--image_size",
         type=int,
@@ -226,25 +250,20 @@ def main(argv: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Writes and prints the score."""
     encoder, variables, trained_at = encoders.load_encoder(options.checkpoint)
-    sets = load_sets(options.data, k=options.k, train_share=options.train_share)
     image_size = options.image_size or trained_at
-    scores = evaluate(
-        encoder,
-        variables,
-        sets,
-        modes=(options.mode,),
-        image_size=image_size,
-        batch_size=options.batch_size,
-        k=options.k,
-        cache=options.cache,
-    )
+    sizes: dict = dict(image_size=image_size, batch_size=options.batch_size)
+    if options.mode == "classifier":
+        sets = {"test": images.load_labelled(options.data, "test")}
+        scores = classifier_scores(encoder, variables, sets["test"], **sizes)
+    else:
+        sets = load_sets(options.data, k=options.k, train_share=options.train_share)
+        scores = evaluate(encoder, variables, sets, modes=(options.mode,), k=options.k, cache=options.cache, **sizes)
     result = scores | {
         "checkpoint": options.checkpoint,
         "data": options.data,
         "image_size": image_size,
-        "train_images": len(sets["train"]),
-        "test_images": len(sets["test"]),
-        "classes": len(sets["train"].class_names),
+        **{f"{split}_images": len(labelled) for split, labelled in sets.items()},
+        "classes": len(sets["test"].class_names),
     }
     print(json.dumps(result))
     if options.out:

@@ -15,7 +15,6 @@ import json
 import pathlib
 
 import numpy as np
-from flax import linen as nn
 from scipy import stats
 
 from evaluation import encoders
@@ -132,15 +131,6 @@ def evaluate(frames: Frames, names: list[str], logits: np.ndarray) -> dict:
     }
 
 
-class Logits(nn.Module):
-    """An encoder whose classifier's logits stand in for its features."""
-
-    encoder: Encoder
-
-    def __call__(self, images, *, train: bool):
-        return self.encoder(images, train=train)[1]["logits"], {}
-
-
 def predict(
     encoder: Encoder, variables: dict, frames: Frames, data: str, *, image_size: int, batch_size: int
 ) -> tuple[list[str], np.ndarray]:
@@ -150,7 +140,7 @@ def predict(
       ConfigError: an encoder without a classifier of 1000 classes.
       DataError: frames that are missing or do not decode.
     """
-    classes = encoder.classes
+    classes = encoder.num_classes
     if classes != IMAGENET_CLASSES:
         raise ConfigError(
             f"the encoder has {'no classifier' if classes is None else f'{classes} classes'}; "
@@ -168,9 +158,8 @@ def predict(
         lambda i: (root / names[i]).read_bytes(),
         lambda i: str(root / names[i]),
     )
-    wrapped = {name: {"encoder": tree} for name, tree in variables.items()}
     batches = images.eval_batches(pictures, batch_size=batch_size, image_size=image_size)
-    return names, encoders.extract_features(Logits(encoder), wrapped, batches)[0]
+    return names, encoders.extract_logits(encoder, variables, batches)[0]
 
 
 def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
@@ -190,7 +179,7 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.vid_robust", __doc__)
-    parser.add_argument("--data", required=True, help="folder of the metadata, and of the frames")
+    parser.add_argument("--data", "--data_dir", required=True, help="folder of the metadata, and of the frames")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--checkpoint", help="run directory or .safetensors file of an encoder with a classifier")
     given.add_argument("--predictions", help=".npz or CSV file of names and logits")

@@ -1,10 +1,13 @@
 """Colours of clips: Lab against two independent implementations, one draw per clip, one channel dropped."""
 
+import colorsys
+
 import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from vivi_jax.augment import color
 from vivi_jax.augment import vdim as augment_vdim
@@ -86,6 +89,43 @@ def test_all_frames_of_a_clip_undergo_the_same_map(color, keys):
     np.testing.assert_array_equal(out, out[:, :1].repeat(T, axis=1))
     distinct = len({clip.tobytes() for clip in out})
     assert {"jitter_grey": distinct > B // 2, "lab": distinct == 3, "none": distinct == 1}[color]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_jitter_is_torchvisions(order):
+    """Against Pillow's enhancers, which torchvision applies to Pillow images; hue against colorsys.
+
+    Pillow cuts off to whole levels after each, and rounds the mean of the luma: some levels at the end.
+    """
+    image = np.random.default_rng(4).integers(0, 256, (9, 8, 3), np.uint8)
+    factors, hue = (1.3, 0.7, 1.35), 0.08
+    kinds = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+    def turn(rgb):
+        h, s, v = colorsys.rgb_to_hsv(*rgb / 255)
+        return np.round(255 * np.array(colorsys.hsv_to_rgb((h + hue) % 1, s, v)))
+
+    expected = image
+    for i in order:
+        if i == 3:
+            expected = np.apply_along_axis(turn, -1, expected).astype(np.uint8)
+        else:
+            expected = np.asarray(kinds[i](Image.fromarray(expected)).enhance(factors[i]))
+    found = color.torchvision_jitter_in_order(
+        jnp.asarray(image, jnp.float32) / 255, jnp.array(order), factors=list(map(jnp.float32, factors)), hue_shift=hue
+    )
+    error = np.abs(255 * np.asarray(found) - expected)
+    assert error.max() < 5 and error.mean() < 1.5
+    assert np.abs(expected - image.astype(int)).mean() > 10
+
+
+def test_brightness_multiplies():
+    """A black clip stays black, as no shift would leave it; a plain one is scaled by U(0.6, 1.4)."""
+    keys = jax.random.split(jax.random.key(7), 400)
+    black = np.zeros((400, 1, 2, 2, 3), np.uint8)
+    assert np.abs(augment_clips(black, keys, color="jitter_grey")).max() < 1e-6
+    scales = np.asarray(augment_clips(black + np.uint8(128), keys, color="jitter"))[:, 0, 0, 0, 0] / (128 / 255)
+    assert 0.6 <= scales.min() < 0.63 and 1.37 < scales.max() <= 1.4
 
 
 def test_frames_of_different_brightness_share_one_affine_map(keys):

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageOps
 
 from vivi_jax.augment import autoaugment
 from vivi_jax.augment import vivi as augment_vivi
 from vivi_jax.errors import ConfigError
+from vivi_jax.models import build_encoder
 
 PHOTO = (
     np.random.default_rng(0).integers(30, 220, (5, 4, 3)).repeat(6, 0).repeat(6, 1)
@@ -109,6 +111,16 @@ def test_inception_colours_by_hand():
         return colorsys.hsv_to_rgb(h, min(s * 1.4, 1), v)
 
     np.testing.assert_allclose(out, np.clip(np.apply_along_axis(pixel, -1, image), 0, 1), atol=1e-5)
+
+
+def test_standardised_images_are_tensorflows_behind_the_encoders_norm():
+    encoder = build_encoder("resnet", depth=18, input_mean=(0.5, 0.4, 0.3), input_std=(0.5, 0.25, 0.2))
+    images = np.stack([PHOTO[:8, :8], np.full((8, 8, 3), 90, np.uint8)])
+    shifted = np.asarray(augment_vivi.standardized(jnp.asarray(images, jnp.float32) / 255, encoder))
+    seen = (shifted - np.array(encoder.input_mean)) / np.array(encoder.input_std)
+    expected = tf.image.per_image_standardization(images).numpy()
+    np.testing.assert_allclose(seen, expected, atol=1e-3)  # the plain image's rounding errors are divided by 3e-4
+    assert np.abs(seen[1]).max() < 1e-3 and np.abs(seen[0]).max() > 1
 
 
 def test_hsv_randomisation_by_hand():

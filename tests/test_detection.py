@@ -73,6 +73,12 @@ def make_outputs(detector: Detector, seed=0) -> dict[str, np.ndarray]:
 # ---- The methods ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("variant, levels", [("coco", 5), ("retinanet", 0)])
+def test_only_fcos_learns_a_factor_per_level(detectors, variant, levels):
+    params = jax.eval_shape(detectors[variant].init, jax.random.key(0), make_batch()).params
+    assert sum("level" in name for name in params["head"]) == levels
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["coco", "retinanet"])
 def test_the_loss_is_written_out_and_the_same_on_eight_devices(detectors, variant):

@@ -38,6 +38,7 @@ OPTIONS = dict(
     labelled_color="none",
     hsv=False,
     grey_prob=0.0,
+    standardize=False,
 )
 DATA = ml_collections.ConfigDict(
     dict(unlabelled="videos", shots=SHOTS, frames=FRAMES, image_size=SIZE, labelled_batch_size=IMAGES)
@@ -198,6 +199,8 @@ def test_losses_without_their_data_and_data_without_losses_are_refused():
 # ---- The config -----------------------------------------------------------------------------------------------------
 # row: N, K, M, labelled images; learning rate, steps, boundaries (None: the paper does not say)
 UNSUPERVISED = (0.8, 120_000, (90_000, 110_000))
+# The baselines': [33]'s 35 epochs, decays after 15 and 25 and warm-up of 5, stretched to 120,000 steps.
+STRETCHED = (0.8, 120_000, (round(120_000 * 15 / 35), round(120_000 * 25 / 35)))
 NUMBERS = {
     "VIVI-Ex(4)": ((512, 4, 8, 0), UNSUPERVISED),
     "VIVI-Ex(2)": ((1024, 2, 8, 0), UNSUPERVISED),
@@ -205,10 +208,10 @@ NUMBERS = {
     "VIVI-Rot(4)": ((512, 4, 4, 0), UNSUPERVISED),
     "VIVI-Rot(2)": ((1024, 2, 4, 0), UNSUPERVISED),
     "Ex-YT-S": ((512, 4, 8, 0), UNSUPERVISED),
-    "Ex-YT-F": ((2048, 1, 8, 0), UNSUPERVISED),
-    "Rot-YT-F": ((2048, 1, 1, 0), UNSUPERVISED),
-    "Ex-ImageNet": ((2048, 1, 8, 0), UNSUPERVISED),
-    "Rot-ImageNet": ((2048, 1, 1, 0), UNSUPERVISED),
+    "Ex-YT-F": ((2048, 1, 8, 0), STRETCHED),
+    "Rot-YT-F": ((2048, 1, 1, 0), STRETCHED),
+    "Ex-ImageNet": ((2048, 1, 8, 0), STRETCHED),
+    "Rot-ImageNet": ((2048, 1, 1, 0), STRETCHED),
     "VIVI-Ex(4)-Co(10%)": ((512, 4, 8, 256), (None, 100_000, None)),
     "VIVI-Ex(4)-Co(100%)": ((512, 4, 8, 2048), (None, 100_000, None)),
     "VIVI-Ex(4)-Co(100%)-Big": ((512, 4, 8, 2048), (None, 100_000, None)),
@@ -224,7 +227,12 @@ def test_the_papers_numbers(row):
     assert ("image" in spec and spec["image"].shape[0]) == labelled
     assert config.schedule.total_steps == steps
     assert lr is None or (config.schedule.lr, config.schedule.boundaries) == (lr, boundaries)
+    if (baseline := NUMBERS[row][1] == STRETCHED) or not labelled:
+        assert config.schedule.warmup_steps == (round(120_000 * 5 / 35) if baseline else 0)
+    exemplar_baseline = row in ("Ex-YT-F", "Ex-ImageNet")
+    assert (config.method.grey_prob, config.method.standardize) == ((0.66, True) if exemplar_baseline else (0, False))
     assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.9)
+    assert (config.encoder.norm_decay, config.encoder.norm_eps) == (0.99, 1e-5 if labelled else 1e-3)
     assert config.encoder.norm == ("group" if labelled else "batch")
 
 

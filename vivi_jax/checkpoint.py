@@ -20,7 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vivi_jax import files
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError
-from vivi_jax.methods.base import encoder_variables
+from vivi_jax.methods.base import classified_encoder
 
 _LOG = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
@@ -231,7 +231,10 @@ def upgrade(config: dict) -> dict:
 
 
 def load_encoder(workdir: str) -> tuple[dict, dict]:
-    """Returns (keyword arguments of models.build_encoder, its variables) from a run's newest good checkpoint."""
+    """Returns (keyword arguments of models.build_encoder, its variables) from a run's newest good checkpoint.
+
+    With the classifier that supervised training or co-training learnt.
+    """
     config = load_config(workdir)
     state = load_state(workdir)
-    return config["encoder"], encoder_variables(state["params"], state["model_state"])
+    return classified_encoder(config["encoder"], state["params"], state["model_state"])

@@ -26,6 +26,7 @@ from input_pipeline.streams.order import Order
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax.build import Experiment, build, call_with_config
 from vivi_jax.distributed import processes
+from vivi_jax.methods.base import encoder_variables
 from vivi_jax.train import Evaluator, train
 
 _LOG = logging.getLogger("vivi_jax.main")
@@ -110,7 +111,7 @@ def online_evaluation(config, method) -> list[Evaluator]:
     if not options["dataset"]:
         return []
     evaluate = call_with_config("evaluation", probe.make_evaluator, method.network.encoder, **options)
-    return [lambda step, state: evaluate(checkpoint.encoder_variables(state.params, state.model_state))]
+    return [lambda step, state: evaluate(encoder_variables(state.params, state.model_state))]
 
 
 def claim_workdir(workdir: str, config) -> None:

@@ -20,10 +20,6 @@ class PlainEncoder(Encoder):
     def head_norm(self):
         return self.norm
 
-    @property
-    def classes(self):
-        return None
-
     def for_transfer(self):
         return self
 

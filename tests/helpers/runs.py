@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +55,12 @@ def write_run(directory: pathlib.Path, config) -> pathlib.Path:
     experiment = build(config)
     shapes = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
     rng = np.random.default_rng(0)
-    state = jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.asarray(
-            np.ones(x.shape) if "var" in jax.tree_util.keystr(path) else rng.normal(0, 0.2, x.shape), x.dtype
-        ),
-        shapes,
-    )
+
+    def value(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        plain = re.search(r"(var|scale)..$", jax.tree_util.keystr(path))  # 1 keeps activations about as they are
+        return jnp.asarray(np.ones(leaf.shape) if plain else rng.normal(0, 0.2, leaf.shape), leaf.dtype)
+
+    state = jax.tree_util.tree_map_with_path(value, shapes)
     checkpoints = checkpoint.Checkpoints(str(directory), keep=1)
     checkpoints.save(7, state)
     checkpoints.close()

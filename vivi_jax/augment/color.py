@@ -57,6 +57,49 @@ def jitter_in_order(
     return merge(jax.lax.fori_loop(0, 4, apply, split(image)))
 
 
+def torchvision_jitter(
+    image: jax.Array, key: jax.Array, brightness: float, contrast: float, saturation: float, hue: float
+) -> jax.Array:
+    """Brightness, contrast, saturation and hue in random order, clipped to [0, 1] after each, as torchvision has them.
+
+    Factors are U(1-x, 1+x): brightness multiplies; contrast blends with the mean luma of the image, saturation with
+    each pixel's luma; hue adds U(-h, h) turns to H in HSV.
+    """
+    order_key, *keys = jax.random.split(key, 5)
+    return torchvision_jitter_in_order(
+        image,
+        jax.random.permutation(order_key, 4),
+        factors=[
+            jax.random.uniform(k, minval=1 - x, maxval=1 + x)
+            for k, x in zip(keys, (brightness, contrast, saturation), strict=False)
+        ],
+        hue_shift=jax.random.uniform(keys[3], minval=-hue, maxval=hue),
+    )
+
+
+def torchvision_jitter_in_order(
+    image: jax.Array, order: jax.Array, *, factors: list[jax.Array], hue_shift: jax.Array
+) -> jax.Array:
+    """Brightness (0), contrast (1), saturation (2), each with its factor, and hue (3) in the given order, int[4]."""
+
+    def apply(position: int, planes: Planes) -> Planes:
+        turn = order[position]  # all four run, as in jitter_in_order
+        factor = [jnp.where(turn == i, value, 1.0) for i, value in enumerate(factors)]
+        planes = _clipped(plane * factor[0] for plane in planes)
+        mean = luma(*planes).mean()
+        planes = _clipped(mean + (plane - mean) * factor[1] for plane in planes)
+        grey = luma(*planes)
+        planes = _clipped(grey + (plane - grey) * factor[2] for plane in planes)
+        return _clipped(adjust_hsv(planes, 1.0, jnp.where(turn == 3, hue_shift, 0.0)))
+
+    return merge(jax.lax.fori_loop(0, 4, apply, split(image)))
+
+
+def luma(red: jax.Array, green: jax.Array, blue: jax.Array) -> jax.Array:
+    """Luma of ITU-R BT.601, with the weights of torchvision and BYOL's code."""
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
+
+
 def split(image: jax.Array) -> Planes:
     """[..., 3] -> its three channels [...]."""
     return image[..., 0], image[..., 1], image[..., 2]
@@ -78,7 +121,7 @@ def adjust_contrast(plane: jax.Array, factor: jax.Array) -> jax.Array:
     return (plane - mean) * factor + mean
 
 
-def adjust_hsv(planes: Planes, saturation_factor: jax.Array, hue_shift: jax.Array | float) -> Planes:
+def adjust_hsv(planes: Planes, saturation_factor: jax.Array | float, hue_shift: jax.Array | float) -> Planes:
     """Multiplies S (clipped to [0, 1]) and turns H by `hue_shift` of a full circle."""
     h, s, v = rgb_to_hsv(*planes)
     h = h + hue_shift
@@ -92,8 +135,12 @@ def rgb_to_hsv(r: jax.Array, g: jax.Array, b: jax.Array) -> Planes:
     safe = jnp.where(chroma > 0, chroma, 1.0)
     # `red` is in [-1, 1], the other sectors in [1, 3] and [3, 5]: a comparison replaces the remainder and is cheaper.
     red = (g - b) / safe
+    # Not v == r and v == g: compilers may compute r for the one side with other roundings than for the other, and then
+    # neither holds.
     sector = jnp.where(
-        v == r, jnp.where(red < 0, red + 6, red), jnp.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)
+        (r >= g) & (r >= b),
+        jnp.where(red < 0, red + 6, red),
+        jnp.where(g >= b, (b - r) / safe + 2, (r - g) / safe + 4),
     )
     return jnp.where(chroma > 0, sector / 6, 0.0), jnp.where(v > 0, chroma / jnp.where(v > 0, v, 1.0), 0.0), v
 
@@ -110,9 +157,8 @@ def hsv_to_rgb(h: jax.Array, s: jax.Array, v: jax.Array) -> Planes:
 
 
 def to_grey(image: jax.Array) -> jax.Array:
-    """Luma with weights 0.2989, 0.587, 0.114, in all three channels."""
-    luma = image @ jnp.array([0.2989, 0.587, 0.114], image.dtype)
-    return jnp.broadcast_to(luma[..., None], image.shape)
+    """Luma, in all three channels."""
+    return jnp.broadcast_to(luma(*split(image))[..., None], image.shape)
 
 
 def solarize(image: jax.Array, threshold: float = 0.5) -> jax.Array:

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from vivi_jax.augment import color as color_ops
 from vivi_jax.errors import lookup
 
-# AMDIM's code. Its jitter (torchvision's) multiplies brightness and blends saturation with grey; color.color_jitter
-# is BYOL's form of the same: it adds brightness and multiplies S in HSV.
+# AMDIM's code, whose jitter is torchvision's.
 AMDIM = dict(jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey_prob=0.25)
-# AVID's code, with which VITO fine-tunes on action recognition.
+# AVID's code, with torchvision's jitter too, with which VITO fine-tunes on action recognition.
 AVID = dict(jitter_prob=1.0, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2, grey_prob=0.0)
 
 # sRGB (IEC 61966-2-1) to CIE XYZ, Y = 1 for white; and the white point D65 that it is defined with.
@@ -46,11 +45,11 @@ def augment_clips(clips_BxTxHxWx3: jax.Array, keys_B: jax.Array, *, color: str) 
 def jitter_grey(
     clip_TxHxWx3: jax.Array, key: jax.Array, *, jitter_prob: float, grey_prob: float, **magnitudes: float
 ) -> jax.Array:
-    """Colour jitter of color.color_jitter's magnitudes, and grey; RGB in [0, 1]."""
+    """Colour jitter as color.torchvision_jitter, and grey; RGB in [0, 1]."""
     jitter_key, jitter_coin, grey_coin = jax.random.split(key, 3)
     # As one tall picture: contrast then pivots on the mean of the clip, not on each frame's own.
     tall = clip_TxHxWx3.reshape(-1, *clip_TxHxWx3.shape[2:])
-    jittered = color_ops.color_jitter(tall, jitter_key, **magnitudes)
+    jittered = color_ops.torchvision_jitter(tall, jitter_key, **magnitudes)
     tall = jnp.where(jax.random.bernoulli(jitter_coin, jitter_prob), jittered, tall)
     tall = jnp.where(jax.random.bernoulli(grey_coin, grey_prob), color_ops.to_grey(tall), tall)
     return tall.reshape(clip_TxHxWx3.shape)

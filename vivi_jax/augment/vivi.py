@@ -4,12 +4,15 @@ Each function takes one image float32[H, W, 3] in [0, 1] and its own key, as in 
 host's (input_pipeline/streams/shots.py). Sources: the code of S4L (Zhai et al. 2019), which shares authors with VIVI.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from vivi_jax.augment import color as color_ops
 from vivi_jax.augment.autoaugment import autoaugment
 from vivi_jax.errors import lookup
+from vivi_jax.models.base import Encoder
 
 
 def augment(images_NxHxWx3: jax.Array, keys_N: jax.Array, *, color: str, hsv: bool, grey_prob: float) -> jax.Array:
@@ -37,6 +40,20 @@ def augment(images_NxHxWx3: jax.Array, keys_N: jax.Array, *, color: str, hsv: bo
         return hsv_randomisation(image, hsv_key) if hsv else image
 
     return jax.vmap(one)(images_NxHxWx3, keys_N)
+
+
+def standardized(images: jax.Array, encoder: Encoder) -> jax.Array:
+    """[..., H, W, 3] -> of mean 0 and deviation 1 over all pixels and channels of an image, behind the encoder's norm.
+
+    As TensorFlow's: the deviation is at least 1 / sqrt(3 H W), so that a plain image becomes zeros. What is returned is
+    in the encoder's units, as it subtracts its input_mean and divides by its input_std itself.
+    """
+    axes = (-3, -2, -1)
+    floor = math.prod(images.shape[-3:]) ** -0.5 / 255  # TensorFlow's is of images in [0, 255]
+    deviation = jnp.maximum(images.std(axis=axes, keepdims=True), floor)
+    unit = (images - images.mean(axis=axes, keepdims=True)) / deviation
+    mean, std = (jnp.array(v).reshape((1,) * (images.ndim - 1) + (3,)) for v in (encoder.input_mean, encoder.input_std))
+    return unit * std + mean
 
 
 def inception_color(image: jax.Array, key: jax.Array) -> jax.Array:

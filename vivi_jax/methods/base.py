@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 from flax import linen as nn
 
-from vivi_jax.models.base import Encoder
+from vivi_jax.models.base import CLASSIFIER, Encoder
 
 Tree = Any  # nested dict of arrays
 Batch = dict[str, jax.Array]  # leading axis = examples; uint8 pixels [B, ..., H, W, 3], int32 labels [B], ...
@@ -121,3 +121,16 @@ def encoder_variables(params: dict, model_state: dict) -> dict:
     """
     of_encoder = {name: tree["encoder"] for name, tree in model_state.items() if "encoder" in tree}
     return {"params": params["encoder"], **of_encoder}
+
+
+def classified_encoder(config: dict, params: dict, model_state: dict) -> tuple[dict, dict]:
+    """(config.encoder, variables) of the image encoder, with the classifier that the method put on top, if it did.
+
+    Args:
+      config: arguments of models.build_encoder. A method's part "classifier" is a linear map of the pooled features.
+    """
+    variables = encoder_variables(params, model_state)
+    if CLASSIFIER not in params:
+        return config, variables
+    variables["params"] = variables["params"] | {CLASSIFIER: params[CLASSIFIER]}
+    return {**config, "num_classes": params[CLASSIFIER]["bias"].size}, variables

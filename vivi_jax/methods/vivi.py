@@ -121,6 +121,7 @@ class Vivi:
         labelled_color: str,
         hsv: bool,
         grey_prob: float,
+        standardize: bool,
     ):
         for option, value in (("frame_loss", frame_loss), ("shot_loss", shot_loss), ("video_loss", video_loss)):
             lookup(f"config.method.{option}", value, dict.fromkeys(OPTIONS[option]))
@@ -142,6 +143,7 @@ class Vivi:
         self.lambda_video, self.gamma = lambda_video, gamma
         self.frame_augmentation = dict(color=color, hsv=hsv, grey_prob=grey_prob)
         self.image_augmentation = dict(color=labelled_color, hsv=hsv, grey_prob=0.0)
+        self.standardize = standardize
 
     def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"shots": uint8[N, K, M, H, W, 3]} if there are videos (or
@@ -189,6 +191,8 @@ class Vivi:
         if "shots" in batch:
             augment_keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys["shots"]), axis=1)
             frames = augment(batch["shots"], augment_keys, **self.frame_augmentation)
+            if self.standardize:
+                frames = augment_vivi.standardized(frames, self.network.encoder)
             reversed_N = jax.vmap(jax.random.bernoulli)(order_keys)
         if "image" in batch:
             images = augment(batch["image"], keys["image"], **self.image_augmentation)

@@ -10,6 +10,7 @@ from vivi_jax.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLASSIFIER = "classifier"  # the part of an encoder, or of a method, that is a linear map of the pooled features
 
 
 class Encoder(nn.Module):
@@ -25,20 +26,17 @@ class Encoder(nn.Module):
     Attributes:
       input_mean, input_std: per RGB channel, in [0, 1]; the encoder normalises its input itself.
       dtype: compute type ("float32" or "bfloat16"); parameters and statistics are always float32.
+      num_classes: outputs of a linear classifier on the pooled features; None: there is none.
     """
 
     input_mean: tuple[float, float, float] = IMAGENET_MEAN
     input_std: tuple[float, float, float] = IMAGENET_STD
     dtype: Any = "float32"
+    num_classes: int | None = None
 
     @property
     def head_norm(self) -> str:
         """The norm of heads on top of the encoder: "batch", or "group" where examples must stay independent."""
-        raise NotImplementedError
-
-    @property
-    def classes(self) -> int | None:
-        """Outputs of the classifier; None: there is none."""
         raise NotImplementedError
 
     def feature_maps(self) -> tuple[str, ...]:
@@ -57,6 +55,16 @@ class Encoder(nn.Module):
           dilate: convolutions behind a stride that is left out see as far as before.
         """
         raise NotImplementedError
+
+    def classified(
+        self, pooled_BxC: jax.Array, intermediates: dict[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What `__call__` ends with: (pooled, intermediates), with "logits" among them if there is a classifier."""
+        if self.num_classes is None:
+            return pooled_BxC, intermediates
+        # N(0, 0.01): Goyal et al. 2017, section 5.1.
+        dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name=CLASSIFIER)
+        return pooled_BxC, intermediates | {"logits": dense(pooled_BxC)}
 
     def cast_kernels(self, params: dict) -> dict:
         """Parameters whose kernels are what the layers compute with; for `on_cast_kernels`. See the function below."""

@@ -1,5 +1,6 @@
 """Heads on top of the encoder during pretraining: multi-scale pooling (VITO section 3.1), projector, VDIM's phi."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vivi_jax.errors import ConfigError
-from vivi_jax.models.resnet import make_norm
+from vivi_jax.models.resnet import haiku_kernel, make_norm
 
 POOLINGS = ("attention", "average")
 FLOAT32_LAYERS = ("mlp2",)  # AttentionPool's logits
@@ -86,9 +87,10 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x [B, C] -> float32 [B, out], not normalised."""
-        x = nn.Dense(self.hidden, dtype=self.dtype, name="dense1")(x)
+        dense = functools.partial(nn.Dense, kernel_init=haiku_kernel, dtype=self.dtype)
+        x = dense(self.hidden, name="dense1")(x)
         x = nn.relu(make_norm(self.norm, dtype=self.dtype, name="norm")(x, train))
-        return nn.Dense(self.out, use_bias=False, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
+        return dense(self.out, use_bias=False, name="dense2")(x).astype(jnp.float32)
 
 
 class ResidualMlp(nn.Module):

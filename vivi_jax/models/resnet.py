@@ -5,7 +5,8 @@ VITO's encoder. v2 is the pre-activation form (He et al. 2016) in the variant of
 comes after the first norm + ReLU, the root convolution has no norm, a final norm + ReLU closes the network.
 
 Padding is torch's everywhere: symmetric, also at stride 2 (XLA's "SAME" is not: it shifts the grid by a pixel).
-The scale of the last norm of a block starts at 1, as in VITO's code base; zero-initialised scales are not used.
+A stage's map is what the next stage reads: in v2 after that stage's first norm + ReLU, as the blocks' sum itself has no
+fixed scale (attention pooling of it starts on a single place).
 """
 
 import functools
@@ -40,10 +41,13 @@ class ResNet(Encoder):
     Attributes:
       depth: one of DEPTHS.
       version: 1 (post-activation, v1.5) or 2 (pre-activation).
-      norm: "batch" (decay 0.9, eps 1e-5, over the whole global batch) or "group" (32 groups, eps 1e-5).
+      norm: "batch" (over the whole global batch) or "group" (32 groups).
+      norm_decay, norm_eps: of BatchNorm's running statistics, and of either norm.
       weight_standardization: standardise every convolution kernel (goes with norm="group" in VIVI and BiT).
+      kernel_init: of the convolutions, one of KERNEL_INITS.
+      last_scale: initial scale of the last norm of a bottleneck's branch, v1 only; 0: a block starts as its shortcut.
+        Basic blocks start at 1 (haiku).
       width: multiplier of all channel counts (3 for VIVI's Big; fractions for small test networks).
-      num_classes: adds a linear classifier on the pooled features; None leaves it out.
       stem: "imagenet" (7x7 stride 2, 3x3 max-pool stride 2) or "small" (3x3 stride 1, no pool; for images to 64 px).
       output_stride: pixels between neighbouring locations of stage4 with the "imagenet" stem, 32, 16 or 8 ("small": a
         quarter of it). 16 and 8 leave out the strides of the last one or two stages; the parameters are the same.
@@ -58,8 +62,11 @@ class ResNet(Encoder):
     version: int = 1
     norm: str = "batch"
     weight_standardization: bool = False
+    norm_decay: float = 0.9
+    norm_eps: float = 1e-5
+    kernel_init: str = "torchvision"
+    last_scale: float = 1.0
     width: float = 1
-    num_classes: int | None = None
     stem: str = "imagenet"
     output_stride: int = 32
     dilate: bool = True
@@ -71,6 +78,7 @@ class ResNet(Encoder):
             ("depth", tuple(DEPTHS)),
             ("version", (1, 2)),
             ("norm", NORMS),
+            ("kernel_init", tuple(KERNEL_INITS)),
             ("stem", STEMS),
             ("output_stride", OUTPUT_STRIDES),
         ):
@@ -82,10 +90,6 @@ class ResNet(Encoder):
     @property
     def head_norm(self) -> str:
         return self.norm
-
-    @property
-    def classes(self) -> int | None:
-        return self.num_classes
 
     def feature_maps(self) -> tuple[str, ...]:
         return ("stage4", "stage3", "stage2", "stage1")
@@ -115,7 +119,7 @@ class ResNet(Encoder):
         Returns:
           pooled: float32 [B, C], the spatial mean of stage4.
           intermediates: "stage1".."stage4" [B, h, w, c] in `dtype` (at 224 px and output stride 32: 56, 28, 14, 7), in
-            v2 stage4 after the final norm + ReLU; and "logits" float32 [B, num_classes] if there is a classifier.
+            v2 after norm + ReLU; and "logits" float32 [B, num_classes] if there is a classifier.
 
         Raises:
           ValueError: images that are not floating point [B, H, W, 3].
@@ -123,8 +127,17 @@ class ResNet(Encoder):
         check_images(images)
         stage_blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)
-        conv = functools.partial(Conv, standardize=self.weight_standardization, dtype=self.dtype)
-        norm = functools.partial(make_norm, self.norm, bn_groups=self.bn_groups, dtype=self.dtype)
+        conv = functools.partial(
+            Conv, standardize=self.weight_standardization, init=KERNEL_INITS[self.kernel_init], dtype=self.dtype
+        )
+        norm = functools.partial(
+            make_norm,
+            self.norm,
+            bn_groups=self.bn_groups,
+            decay=self.norm_decay,
+            eps=self.norm_eps,
+            dtype=self.dtype,
+        )
 
         x = (images - channelwise(self.input_mean, 4)) / channelwise(self.input_std, 4)
         x = self._stem(x.astype(self.dtype), channels, conv, norm, train)
@@ -136,26 +149,23 @@ class ResNet(Encoder):
                 dilation *= 2  # from behind the convolution that had the stride
             total_stride *= stride
             for i in range(1, num_blocks + 1):
-                x = block(
+                x, read = block(
                     channels=channels * 2 ** (stage - 1),
                     stride=stride if i == 1 else 1,
                     dilations=(first_dilation if i == 1 else dilation, dilation),
                     bottleneck=bottleneck,
                     version=self.version,
+                    last_scale=self.last_scale,
                     conv=conv,
                     norm=norm,
                     name=f"stage{stage}_block{i}",
                 )(x, train)
-            stages[f"stage{stage}"] = x  # [B, h, w, c]
-        if self.version == 2:
-            stages["stage4"] = x = nn.relu(norm(name="final_norm")(x, train))
+                if stage > 1 and i == 1:
+                    stages[f"stage{stage - 1}"] = read  # [B, h, w, c]
+        stages["stage4"] = x = nn.relu(norm(name="final_norm")(x, train)) if self.version == 2 else x
 
         pooled = x.astype(jnp.float32).mean(axis=(1, 2))  # [B, C]
-        if self.num_classes is None:
-            return pooled, stages
-        # N(0, 0.01): Goyal et al. 2017, section 5.1.
-        logits = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(pooled)
-        return pooled, stages | {"logits": logits}
+        return self.classified(pooled, stages)
 
     def _stem(self, x, channels, conv, norm, train):
         """[B, H, W, 3] -> [B, H/4, W/4, channels] ("imagenet") or [B, H, W, channels] ("small")."""
@@ -174,13 +184,14 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     version: int
+    last_scale: float
     conv: Any  # (features, size, stride, dilation, name) -> module
     norm: Any  # (name) -> module
     dilations: tuple[int, int] = (1, 1)  # of the convolutions up to the one with the stride, and of those behind it
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H/stride, W/stride, C']."""
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """[B, H, W, C] -> [B, H/stride, W/stride, C'], and what the branch reads: x, in v2 after norm + ReLU."""
         before, behind = self.dilations
         if self.bottleneck:  # (features, kernel size, stride, dilation)
             convs = ((self.channels, 1), (self.channels, 3, self.stride, before), (4 * self.channels, 1))
@@ -190,21 +201,22 @@ class Block(nn.Module):
         projects = self.stride != 1 or x.shape[-1] != features_out
 
         if self.version == 1:
-            y = x
+            y = read = x
             for i, spec in enumerate(convs, 1):
-                y = self.norm(name=f"norm{i}")(self.conv(*spec, name=f"conv{i}")(y), train)
+                scale = self.last_scale if i == 3 else 1.0
+                y = self.norm(name=f"norm{i}", scale=scale)(self.conv(*spec, name=f"conv{i}")(y), train)
                 y = nn.relu(y) if i < len(convs) else y
             if projects:
                 x = self.norm(name="proj_norm")(self.conv(features_out, 1, self.stride, name="proj_conv")(x), train)
-            return nn.relu(x + y)
+            return nn.relu(x + y), read
 
-        y = nn.relu(self.norm(name="norm1")(x, train))
+        y = read = nn.relu(self.norm(name="norm1")(x, train))
         if projects:
             x = self.conv(features_out, 1, self.stride, name="proj_conv")(y)
         for i, spec in enumerate(convs, 1):
             y = self.conv(*spec, name=f"conv{i}")(y)
             y = nn.relu(self.norm(name=f"norm{i + 1}")(y, train)) if i < len(convs) else y
-        return x + y
+        return x + y, read
 
 
 class Conv(nn.Module):
@@ -215,12 +227,15 @@ class Conv(nn.Module):
     stride: int = 1
     dilation: int = 1
     standardize: bool = False
+    init: Any = None  # torchvision_kernel by default
     dtype: Any = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        kernel = self.param("kernel", conv_init, (self.size, self.size, x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", self.init or torchvision_kernel, (self.size, self.size, x.shape[-1], self.features)
+        )
         if self.standardize:
             kernel = standardize_kernel(kernel)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -240,25 +255,56 @@ class Conv(nn.Module):
         )
 
 
-def conv_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+def torchvision_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """torchvision's initial kernels [kh, kw, C, C'] for ResNets: N(0, 2 / (kh * kw * C')) (He et al., fan-out)."""
-    # Drawn flat: XLA:CPU unrolls the small leading axes and compiles six times as long; the values are the same.
-    values = jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
-    return values * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+    return _flat(jax.random.normal, key, shape, dtype) * math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
+
+
+def haiku_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """haiku's default, of kernels [..., C, C']: N(0, 1 / inputs of an output), cut off at two deviations.
+
+    Unlike flax's lecun_normal it is not widened again after the cut: its deviation is 0.88 of that.
+    """
+    cut_normal = functools.partial(jax.random.truncated_normal, lower=-2.0, upper=2.0)
+    return _flat(lambda key, shape, dtype: cut_normal(key, shape=shape, dtype=dtype), key, shape, dtype) / math.sqrt(
+        math.prod(shape[:-1])
+    )
+
+
+def glorot_kernel(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """TensorFlow's default, of kernels [..., C, C']: U(-b, b) with b^2 = 6 / (inputs of an output + outputs of an
+    input)."""
+    window = math.prod(shape[:-2])
+    bound = math.sqrt(6 / (window * (shape[-2] + shape[-1])))
+    return _flat(jax.random.uniform, key, shape, dtype) * 2 * bound - bound
+
+
+def _flat(draw: Any, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Drawn flat: XLA:CPU unrolls the small leading axes and compiles six times as long; the values are the same."""
+    return draw(key, (math.prod(shape),), dtype).reshape(shape)
+
+
+KERNEL_INITS = {"torchvision": torchvision_kernel, "haiku": haiku_kernel, "tensorflow": glorot_kernel}
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over all axes but the last, with float32 statistics; decay 0.9, eps 1e-5 (VITO, via BYOL's code).
+    """BatchNorm over all axes but the last, with float32 statistics.
 
     Under jit the batch is the global one, whatever its sharding. flax's own module cannot normalise groups of examples
     (its axis names are mapped axes, which a jitted global batch does not have). The running variance is the mean of the
     biased batch variances, as in TF, haiku and flax; torch keeps the unbiased one.
+
+    Attributes:
+      groups: equal, consecutive groups of examples that are normalised separately.
+      decay, eps: BYOL's code, and so VITO's.
+      initial_scale: of every channel.
     """
 
     groups: int = 1
     dtype: Any = "float32"
     decay: float = 0.9
     eps: float = 1e-5
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -268,7 +314,7 @@ class BatchNorm(nn.Module):
           ConfigError: the batch cannot be divided into `groups` equal groups.
         """
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
@@ -305,12 +351,14 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm with 32 groups, eps 1e-5 (BiT); fewer groups where 32 does not divide the channels (tiny networks).
+    """GroupNorm with 32 groups (BiT); fewer groups where 32 does not divide the channels (tiny networks).
 
     Same call as BatchNorm; `train` makes no difference.
     """
 
     dtype: Any = "float32"
+    eps: float = 1e-5
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -318,17 +366,26 @@ class GroupNorm(nn.Module):
         del train
         channels = x.shape[-1]
         groups = math.gcd(32, channels)
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        norm = nn.GroupNorm(groups, epsilon=1e-5, use_scale=False, use_bias=False, dtype=jnp.float32)
+        norm = nn.GroupNorm(groups, epsilon=self.eps, use_scale=False, use_bias=False, dtype=jnp.float32)
         return (norm(x) * channelwise(scale, x.ndim) + channelwise(bias, x.ndim)).astype(self.dtype)
 
 
-def make_norm(norm: str, *, bn_groups: int = 1, dtype: Any = "float32", name: str) -> nn.Module:
+def make_norm(
+    norm: str,
+    *,
+    bn_groups: int = 1,
+    decay: float = 0.9,
+    eps: float = 1e-5,
+    scale: float = 1.0,
+    dtype: Any = "float32",
+    name: str,
+) -> nn.Module:
     """Returns the module of `norm` ("batch" or "group"): called with ([B, ..., C], train), same shape out."""
     if norm == "batch":
-        return BatchNorm(groups=bn_groups, dtype=dtype, name=name)
-    return GroupNorm(dtype=dtype, name=name)
+        return BatchNorm(groups=bn_groups, decay=decay, eps=eps, initial_scale=scale, dtype=dtype, name=name)
+    return GroupNorm(eps=eps, initial_scale=scale, dtype=dtype, name=name)
 
 
 def channelwise(values, ndim: int) -> jax.Array:
@@ -347,4 +404,4 @@ def max_pool(x: jax.Array, *, pad_value: float) -> jax.Array:
     # As the maximum of shifted slices the CPU step is 2 % faster, but the TPU compiler estimates 66 % more cycles for
     # the stem.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=pad_value)
-    return nn.max_pool(x, (3, 3), strides=(2, 2))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))

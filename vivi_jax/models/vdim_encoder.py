@@ -115,15 +115,11 @@ class VdimEncoder(Encoder):
     def head_norm(self) -> str:
         return self.norm
 
-    @property
-    def classes(self) -> int | None:
-        return None
-
     def feature_maps(self) -> tuple[str, ...]:
         return ("global", "local2", "local1")
 
     def for_transfer(self) -> "VdimEncoder":
-        return self
+        return self.clone(num_classes=None)
 
     def for_dense(self, output_stride: int, dilate: bool) -> "VdimEncoder":
         return self  # its strides are part of what its layers see
@@ -161,7 +157,7 @@ class VdimEncoder(Encoder):
                 x = make_norm(self.norm, dtype=self.dtype, name="norm")(x, train)
             if row.view:
                 views[row.view] = x  # [B, t, h, w, C]
-        return x.astype(jnp.float32).mean(axis=(1, 2, 3)), views
+        return self.classified(x.astype(jnp.float32).mean(axis=(1, 2, 3)), views)
 
 
 def check_size(shape: tuple[int, ...], row: ConvRow | ResRow, index: int, clips: tuple[int, ...]) -> None:

@@ -49,15 +49,11 @@ class VisionTransformer(Encoder):
     def head_norm(self) -> str:
         return "batch"
 
-    @property
-    def classes(self) -> int | None:
-        return None
-
     def feature_maps(self) -> tuple[str, ...]:
         return tuple(f"block{i}" for i in range(self.depth, 0, -1))
 
     def for_transfer(self) -> "VisionTransformer":
-        return self.clone(freeze_patches=False)
+        return self.clone(num_classes=None, freeze_patches=False)
 
     def for_dense(self, output_stride: int, dilate: bool) -> "VisionTransformer":
         return self  # all its maps have one location per patch
@@ -99,7 +95,8 @@ class VisionTransformer(Encoder):
                 x = nn.LayerNorm(EPS, dtype=jnp.float32, name="norm")(x).astype(self.dtype)
             maps[f"block{i}"] = x[:, 1:].reshape(len(x), rows, columns, self.width)
         attention = attention_BxN[:, 1:] / attention_BxN[:, 1:].sum(axis=1, keepdims=True)
-        return x[:, 0].astype(jnp.float32), maps | {"attention": attention.reshape(len(x), rows, columns)}
+        maps["attention"] = attention.reshape(len(x), rows, columns)
+        return self.classified(x[:, 0].astype(jnp.float32), maps)
 
 
 class PatchProjection(nn.Module):

@@ -19,10 +19,11 @@ class DetectionNetwork(nn.Module):
     """Encoder -> pyramid -> head.
 
     Attributes:
-      encoder: gives STAGES (vivi_jax.models; of v2 ResNets the first two come before any final norm).
+      encoder: gives STAGES (vivi_jax.models).
       num_classes: K.
       anchors_per_cell: predictions at each location.
       predict_iou: one more output, the IoU of the predicted box with the true one (Wu et al. 2020).
+      scale_levels: a learned factor for the boxes of each level (FCOS §3.2; RetinaNet has none).
       extra_from_encoder: P6 comes from stage4 (RetinaNet §4) and not from P5 (FCOS §3.2).
       channels: of the pyramid and head; layers: convolutions in each tower.
       norm: "group" (FCOS's and ATSS's code) or "" (RetinaNet: none), in the towers.
@@ -32,6 +33,7 @@ class DetectionNetwork(nn.Module):
     num_classes: int
     anchors_per_cell: int
     predict_iou: bool
+    scale_levels: bool
     extra_from_encoder: bool
     channels: int
     layers: int
@@ -50,6 +52,7 @@ class DetectionNetwork(nn.Module):
             self.num_classes,
             self.anchors_per_cell,
             self.predict_iou,
+            self.scale_levels,
             self.channels,
             self.layers,
             self.norm,
@@ -94,6 +97,7 @@ class Head(nn.Module):
     num_classes: int
     anchors_per_cell: int
     predict_iou: bool
+    scale_levels: bool
     channels: int
     layers: int
     norm: str
@@ -140,7 +144,8 @@ class Head(nn.Module):
         for level, x in enumerate(levels, 3):
             box_features = box_tower(x)
             parts["logits"].append(flat(to_logits(class_tower(x)), self.num_classes))
-            parts["boxes"].append(Scale(name=f"level{level}")(flat(to_boxes(box_features), 4)))
+            boxes = flat(to_boxes(box_features), 4)
+            parts["boxes"].append(Scale(name=f"level{level}")(boxes) if self.scale_levels else boxes)
             if to_iou:
                 parts["iou"].append(flat(to_iou(box_features), 1)[..., 0])
         return {name: jnp.concatenate(values, axis=1) for name, values in parts.items() if values}

@@ -31,7 +31,7 @@ class Fcos:
       box_weight: of the GIoU loss (ATSS's code: 2).
     """
 
-    anchors_per_cell, predict_iou, extra_from_encoder = 1, True, False
+    anchors_per_cell, predict_iou, scale_levels, extra_from_encoder = 1, True, True, False
 
     def __init__(self, *, cells_per_side: float, nearest: int, box_weight: float):
         self.shapes = dict(cells_per_side=cells_per_side, octaves=1, aspects=(1.0,))
@@ -57,7 +57,7 @@ class RetinaNet:
       huber: half width of the quadratic part of the box loss.
     """
 
-    predict_iou, extra_from_encoder = False, True
+    predict_iou, scale_levels, extra_from_encoder = False, False, True
 
     def __init__(
         self,
@@ -122,6 +122,7 @@ class Detector:
             num_classes,
             self.form.anchors_per_cell,
             self.form.predict_iou,
+            self.form.scale_levels,
             self.form.extra_from_encoder,
             channels,
             layers,
