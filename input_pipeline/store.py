@@ -197,8 +197,8 @@ def write_index(
       settings: JSON values `prepare` ran with; kept in meta.json.
       shards: per shard {"file": name, "records": int, "bytes": int}, in record order.
       rows: one per input file, in record order: {"input": str, "status": "ok" | "refused", "reason": str}, optionally
-        "bytes" int, the size of the file, and, if ok, "notes" list of str, what is unusual about it, "frames" int, "fps" float, "height", "width" int, "shot_starts"
-        list of int (first 0), "label" int (-1 = unlabelled).
+        "bytes" int, the size of the file, and, if ok, "frames" int, "fps" float, "height", "width" int, "shot_starts"
+        list of int (first 0), "label" int (-1 = unlabelled), and, if any, "notes" list of str, what is unusual.
       class_names: names of the labels.
     """
     root = pathlib.Path(directory)

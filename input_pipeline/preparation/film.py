@@ -30,6 +30,9 @@ CONTAINERS = (
 MAX_PIXELS = 2**25  # per picture; 8K (7680 x 4320) is just below
 MAX_SIDE = 2**15
 MIN_RATE, MAX_RATE = Fraction(1, 10), Fraction(1000)  # pictures per second that a video can credibly have
+# AVI knows only the order of decoding, and a program stream has time stamps for some of its pictures only: the display
+# times that FFmpeg makes up are wrong for B-frames, and for the last picture before a join.
+TIMED_BY_ORDER = {"avi", "mpeg"}
 # A time stamp that far ahead of the one before it begins another recording: on a key picture, the value of ffmpeg's
 # option -dts_delta_threshold; on any other, more than a picture may credibly stand.
 KEY_LEAP, LEAP = Fraction(10), Fraction(3600)  # s
@@ -37,13 +40,6 @@ KEY_LEAP, LEAP = Fraction(10), Fraction(3600)  # s
 
 class Refused(Exception):
     """The file is not used; the message says why, as `kind: detail`."""
-
-
-class Part(NamedTuple):
-    """One of the recordings that a file is joined of; most files are one."""
-
-    shift: Fraction  # to add to its time stamps, s
-    rate: Fraction | None  # pictures/s, where they come evenly; else None
 
 
 class Info(NamedTuple):
@@ -54,7 +50,7 @@ class Info(NamedTuple):
     tick: Fraction  # resolution of the time stamps, s
     pixel_aspect: Fraction  # width / height of a pixel on display
     count: int  # pictures
-    parts: list[Part]
+    even_rates: list[Fraction | None]  # of each part, pictures/s, where they come evenly and their time stamps do not
     notes: list[str]  # what is unusual about the file, as `kind: detail`
 
 
@@ -98,18 +94,17 @@ def inspect(video: str, fps: float) -> Info:
             joined = max(joined, joins + 1)
         if joined == 1:
             _check_duration(container, end)
-        elif film.count > 1:
-            film.notes.append(f"joined recordings: {joined}, shown one after the other")
+        else:
+            film.notes.append("joined recordings: they are shown one after the other")
         return _info(film, Fraction(str(fps)))
 
 
 def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]:
-    """(time in s, time on display in s, frame) in the order of display."""
+    """(time in s, time on display in s, frame) in the order of display; a part follows when the one before it ends."""
     container = _open(video)
-    # AVI knows only the order of decoding: what FFmpeg makes up as display times is wrong for B-frames. Of a program
-    # stream, which has a time stamp for some of its pictures only, FFmpeg makes up wrong ones at the beginning.
-    by_order, by_rate = container.format.name == "avi", container.format.name == "mpeg"
-    count, previous, number, in_part, start = 0, None, 0, 0, Fraction(0)
+    count, previous, step = 0, None, 1 / info.usual_rate
+    number, in_part = -1, 0  # of the part, and of the picture in it
+    begin = first = Fraction(0)  # time of the part's first picture, and its time stamp
     with container, errors_refuse("truncated or damaged"):
         stream = container.streams[info.stream]
         tick = Fraction(stream.time_base)
@@ -117,21 +112,20 @@ def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]
             check_size(frame.width, frame.height)
             if frame.is_corrupt:
                 raise Refused(f"truncated or damaged: picture {count} is incomplete")
+            after = Fraction(0) if previous is None else previous + step
+            stamp = frame.dts if container.format.name in TIMED_BY_ORDER else frame.pts
+            time = None if stamp is None else stamp * tick  # raw streams have no time stamps
             if part != number:
-                number, in_part = part, 0
-            shift, rate = info.parts[part]
-            stamp = frame.dts if by_order else frame.pts
-            if stamp is not None:
-                time = stamp * tick + shift
-            else:  # raw streams have no time stamps
-                time = Fraction(0) if previous is None else previous + 1 / info.native_rate
-            if by_rate and rate is not None:
-                start = time if in_part == 0 else start
-                time = start + in_part / rate
+                number, begin, in_part = part, (time or after) if count == 0 else after, 0
+                first = begin if time is None else time
+            time = after if time is None else begin + time - first
+            even_rate = info.even_rates[part]
+            if even_rate is not None and abs(begin + in_part / even_rate - time) <= 2 / even_rate:
+                time = begin + in_part / even_rate
             if previous is not None and time < previous:
                 raise Refused(f"truncated or damaged: time stamps run backwards at picture {count}")
             # A single picture is one frame, however long it is said to stand.
-            yield time, Fraction(0) if info.count == 1 else (frame.duration or 0) * tick or 1 / info.usual_rate, frame
+            yield time, Fraction(0) if info.count == 1 else (frame.duration or 0) * tick or step, frame
             count, in_part, previous = count + 1, in_part + 1, time
     if count == 0:
         raise Refused("truncated or damaged: no picture could be decoded")
@@ -173,10 +167,10 @@ def _streams_of_pictures(container: Any) -> list[Any]:
 
 
 class _Joins:
-    """Notices where another recording begins in a stream, in formats whose times may start again (MPEG-TS, MPEG-PS)."""
+    """Notices where another recording begins in a stream."""
 
     def __init__(self, stream: Any):
-        self._possible = bool(stream.container.format.flags & av.format.Flags.ts_discont.value)
+        self._possible = _may_start_again(stream)
         self._last: int | None = None
 
     def begins_at(self, packet: Any) -> bool:
@@ -201,12 +195,14 @@ class _Track:
         self.parts = [array.array("q")]  # time stamps of the pictures of each part, ticks
         self.incomplete: int | None = None  # number of the first packet that is marked so
         self.notes: list[str] = []
+        self._in_program_stream = stream.container.format.name == "mpeg"
         self._joins = _Joins(stream)
 
     def add(self, packet: Any) -> None:
         if self._joins.begins_at(packet):
             self.parts.append(array.array("q"))
-        stamp = packet.dts if packet.pts is None else packet.pts
+        by_order = packet.pts is None or (self._in_program_stream and packet.dts is not None)
+        stamp = packet.dts if by_order else packet.pts
         if stamp is not None:
             self.parts[-1].append(stamp)
         if packet.is_corrupt and self.incomplete is None:
@@ -260,23 +256,13 @@ def _check_duration(container: Any, end: Fraction | None) -> None:
 
 def _info(film: _Track, fps: Fraction) -> Info:
     stream, tick, header = film.stream, Fraction(film.stream.time_base), _header_rate(film.stream)
-    parts = [np.sort(np.frombuffer(part, np.int64)) if part else np.zeros(0, np.int64) for part in film.parts]
-    placed, gaps, end = [], [], None
-    for stamps in parts:
-        extent = int(stamps[-1] - stamps[0]) * tick if len(stamps) else Fraction(0)
-        even = header if header and _bears_out(header, len(stamps), extent) else None
-        shift = Fraction(0)
-        if end is not None and len(stamps):
-            step = 1 / (even or header or fps)
-            shift = end + step - int(stamps[0]) * tick
-            gaps.append(np.array([step / tick], float))
-        if len(stamps):
-            end = int(stamps[-1]) * tick + shift
-        placed.append(Part(shift, even))
-        gaps.append(np.diff(stamps).astype(float))
-    gaps = np.concatenate(gaps)
-    native = usual = _native_rate(header, film.count, Fraction(gaps.sum()) * tick, fps)
-    without_pauses, longest = _rate_without_pauses(gaps * float(tick), fps)
+    parts = [np.sort(np.frombuffer(part, np.int64)) * float(tick) for part in film.parts]
+    gaps = [np.diff(part) for part in parts] + [np.full(len(parts) - 1, 1 / float(header or fps))]
+    gaps_T = np.concatenate(gaps)
+    extent = sum((int(max(part) - min(part)) * tick for part in film.parts if part), Fraction(0))
+    extent += (len(parts) - 1) / (header or fps)
+    native = usual = _native_rate(header, film.count, extent, fps)
+    without_pauses, longest = _rate_without_pauses(gaps_T, fps)
     if without_pauses and min(without_pauses, fps) > Fraction(101, 100) * min(native, fps):
         usual = without_pauses
         film.notes.append(
@@ -291,7 +277,7 @@ def _info(film: _Track, fps: Fraction) -> Info:
         tick=tick,
         pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
         count=film.count,
-        parts=placed,
+        even_rates=[_even_rate(stream, header, part) for part in parts],
         notes=film.notes,
     )
 
@@ -301,13 +287,30 @@ def _header_rate(stream: Any) -> Fraction | None:
     return Fraction(rate) if rate else None
 
 
+def _even_rate(stream: Any, header: Fraction | None, times_T: np.ndarray) -> Fraction | None:
+    """The rate of pictures that come evenly, though time stamps may be off by 1.5 pictures.
+
+    That happens in the formats that broadcasts use, and nowhere else: where recordings are joined, and where the
+    container has no time stamp and FFmpeg makes one up.
+    """
+    if header is None or not len(times_T) or not _may_start_again(stream):
+        return None
+    off_T = times_T - times_T[0] - np.arange(len(times_T)) / float(header)
+    return header if np.abs(off_T).max() <= 1.5 / float(header) else None
+
+
+def _may_start_again(stream: Any) -> bool:
+    """Whether the container is of those whose times may start again in the middle, such as MPEG-TS and MPEG-PS."""
+    return bool(stream.container.format.flags & av.format.Flags.ts_discont.value)
+
+
 def _bears_out(rate: Fraction, count: int, extent: Fraction) -> bool:
     """Whether `count` pictures whose time stamps span `extent` seconds may well have this average rate."""
     return not extent or abs(rate * extent - (count - 1)) <= max(1, (count - 1) / 100)
 
 
 def _native_rate(header: Fraction | None, count: int, extent: Fraction, fps: Fraction) -> Fraction:
-    """Average rate of `count` pictures whose time stamps span `extent` seconds; a single picture has none of its own."""
+    """Average rate of `count` pictures whose time stamps span `extent` seconds; of one picture it has no meaning."""
     # Time stamps are rounded, so the rate in the header is the better number wherever they bear it out.
     rate = header
     if extent and (rate is None or not _bears_out(rate, count, extent)):

@@ -33,7 +33,7 @@ def define_flags() -> None:
         "untagged_matrix",
         DEFAULT.untagged_matrix,
         list(pixels.MATRICES),
-        "matrix of video that does not say which one its colours have; untagged HD is often bt709 (the ledger names it)",
+        "colour matrix of video that does not say which it has; bt709 is likelier for HD, and the ledger names such files",
     )
     flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")

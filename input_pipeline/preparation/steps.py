@@ -26,7 +26,6 @@ from input_pipeline.preparation import inputs, pixels, shots
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 
-
 # Of the rules here that decide the bytes; a store that was begun with other rules is not gone on with.
 PREPARATION_VERSION = 2
 

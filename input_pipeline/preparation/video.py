@@ -1,7 +1,7 @@
 """Decoding one video file to JPEG frames on a constant grid. Runs inside the limits of `sandbox`, never outside.
 
-    decode_file -> film.inspect (packets only) -> film.pictures (decoder) -> _on_grid (times)
-                -> pixels.to_bgr (colours, size, orientation) -> JPEG, histogram
+decode_file -> film.inspect (packets only) -> film.pictures (decoder) -> _on_grid (times)
+            -> pixels.to_bgr (colours, size, orientation) -> JPEG, histogram
 """
 
 import itertools
@@ -33,8 +33,8 @@ def decode_file(
     """Decodes a whole file to JPEG frames on a constant grid; memory does not depend on its length.
 
     Frame k is the picture on display k / rate seconds after the first one, rate = min(fps, native average rate): the
-    rate is never raised. Where a video of variable rate pauses, the average is that of the moving rest, and the pause is
-    as many equal frames. A file of one picture is one frame. `film` has the rules for rates, for files with several
+    rate is never raised. Where a video of variable rate pauses, the average is that of the moving rest, and the pause
+    is as many equal frames. A file of one picture is one frame. `film` has the rules for rates, for files with several
     streams of pictures, and for recordings put end to end, which are shown one after the other.
 
     The short side becomes `short_side` pixels, the aspect ratio (pixels made square) is kept, and nothing is enlarged:
