@@ -14,10 +14,12 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
+from helpers.colours import MATRIX, exact_rgb
 from helpers.commands import children
 from helpers.video_files import SETTINGS, decoded, loop_video, number, numbered, scenes, write_video
-from input_pipeline.preparation import video
+from input_pipeline.preparation import pixels, video
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 
@@ -109,6 +111,88 @@ def test_colours_and_place_survive(tmp_path):
     for rows, columns in [((2, 14), (2, 22)), ((2, 14), (26, 46)), ((18, 30), (2, 22)), ((18, 30), (26, 46))]:
         part = frame[slice(*rows), slice(*columns)].reshape(-1, 3).astype(int)
         assert np.abs(part - picture[2 * rows[0], 2 * columns[0]]).max() < 12
+
+
+def yuv_frame(luma_HxW, blue_HxW, red_HxW, colorspace=None):
+    """A picture of 4:2:0, limited range, from planes of full size, float; tagged with a value of H.273, table 4."""
+    planes = [
+        luma_HxW,
+        *(cv2.resize(chroma, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for chroma in (blue_HxW, red_HxW)),
+    ]
+    planes = [plane.round().clip(16, 240).astype(np.uint8).reshape(-1, luma_HxW.shape[1]) for plane in planes]
+    frame = av.VideoFrame.from_ndarray(np.concatenate(planes), format="yuv420p")
+    if colorspace is not None:
+        frame.colorspace = colorspace
+    return frame
+
+
+@pytest.mark.parametrize("width, height", [(320, 240), (214, 160), (160, 120), (159, 119), (128, 96), (107, 80)])
+def test_scaling_is_neither_dark_nor_coloured(width, height):
+    """Against averages over areas and the matrix of BT.601, in float64; swscale by default is 1 to 3 levels dark."""
+    luma = cv2.GaussianBlur(np.kron(np.random.default_rng(0).uniform(60, 180, (12, 16)), np.ones((20, 20))), (5, 5), 0)
+    down, across = np.mgrid[:240, :320]
+    blue, red = 128 + 40 * np.sin(across / 50), 128 + 30 * np.cos(down / 34)
+    frame = yuv_frame(luma, blue, red)
+    result = pixels.to_bgr(frame, VideoReformatter(), (width, height), (False, 0), "bt601")[..., ::-1]
+    exact = exact_rgb(frame, (width, height), "bt601")
+    error = result - exact
+    assert np.abs(error.mean(axis=(0, 1))).max() < 0.05 and np.abs(error).mean() < 0.35 and np.abs(error).max() < 1.5
+
+
+def write_untagged(path, size, tag=None, codec="libx264", pix_fmt="yuv420p"):
+    """Pictures of (Y, Cb, Cr) = (90, 110, 160)."""
+    width, height = size
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.options = {"qp": "5", "preset": "ultrafast"} if codec == "libx264" else {}
+        if tag is not None:
+            stream.codec_context.colorspace = tag
+        for k in range(3):
+            frame = yuv_frame(*(np.full((height, width), level, float) for level in (90, 110, 160)), colorspace=tag)
+            if pix_fmt != "yuv420p":
+                frame = frame.reformat(format=pix_fmt)
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+BT709, BT601 = 1, 6  # of H.273, table 4
+
+
+@pytest.mark.parametrize(
+    "tag, size, given, expected, noted",
+    [
+        (None, (1280, 720), "bt601", "bt601", True),
+        (None, (1280, 720), "bt709", "bt709", True),
+        (None, (720, 1280), "bt601", "bt601", True),
+        (None, (704, 576), "bt601", "bt601", False),
+        (None, (704, 576), "bt709", "bt709", False),
+        (BT709, (1280, 720), "bt601", "bt709", False),
+        (BT709, (64, 48), "bt601", "bt709", False),
+        (BT601, (1280, 720), "bt709", "bt601", False),
+        (BT601, (64, 48), "bt709", "bt601", False),
+    ],
+)
+def test_untagged_colours(tmp_path, tag, size, given, expected, noted):
+    path = write_untagged(tmp_path / "v.mp4", size, tag)
+    row, frames = decoded(path, short_side=48, untagged_matrix=given)
+    rgb = np.array(MATRIX[expected]([90, 110, 160]))
+    assert np.abs(frames[1].mean(axis=(0, 1)) - rgb).max() < 2
+    name = {"bt601": "BT.601", "bt709": "BT.709"}[expected]
+    assert row["notes"] == ([f"untagged colours: {size[0]} x {size[1]}, read as {name}"] if noted else [])
+
+
+@pytest.mark.parametrize(
+    "codec, pix_fmt, container",
+    [("ffv1", "bgr0", "mkv"), ("ffv1", "gray", "mkv"), ("mjpeg", "yuvj420p", "avi"), ("png", "rgb24", "mov")],
+)
+def test_colours_that_need_no_tag(tmp_path, codec, pix_fmt, container):
+    """Red, green and blue, grey, and JPEG, of which JFIF says BT.601."""
+    path = write_untagged(tmp_path / f"v.{container}", (1280, 720), codec=codec, pix_fmt=pix_fmt)
+    (row, frames), (other, others) = (decoded(path, short_side=48, untagged_matrix=m) for m in ("bt601", "bt709"))
+    assert row["notes"] == other["notes"] == [] and np.array_equal(frames, others)
 
 
 TURNS = {  # (a, b, c, d) of the display matrix: a point (x, y), y down, goes to (a x + c y, b x + d y)

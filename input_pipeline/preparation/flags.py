@@ -33,7 +33,7 @@ def define_flags() -> None:
         "untagged_matrix",
         DEFAULT.untagged_matrix,
         list(pixels.MATRICES),
-        "colour matrix of video that does not say which it has; bt709 is likelier for HD, and the ledger names such files",
+        "colour matrix of video that does not say which; for HD bt709 is likelier, and the ledger names such files",
     )
     flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
