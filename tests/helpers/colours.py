@@ -25,11 +25,10 @@ MATRIX = {
 
 
 def exact_rgb(frame, size, matrix):
-    """float64[H, W, 3] of a yuv420p or yuvj420p picture, averaged over the areas of `size` = (width, height) pixels."""
+    """float[H, W, 3] of a picture of planar 8 bit YCbCr, averaged over the areas of pixels of `size` (width, height)."""
     planes = []
     for plane in frame.planes:
-        stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width].astype(float)
-        full = cv2.resize(stored, (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
+        stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        full = cv2.resize(stored.astype(np.float32), (frame.width, frame.height), interpolation=cv2.INTER_LINEAR)
         planes.append(cv2.resize(full, size, interpolation=cv2.INTER_AREA))
-    full_range = frame.format.name == "yuvj420p" or frame.color_range == 2
-    return MATRIX[matrix](np.stack(planes, axis=-1), full_range)
+    return MATRIX[matrix](np.stack(planes, axis=-1), frame.format.name.startswith("yuvj") or frame.color_range == 2)
