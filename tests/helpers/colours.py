@@ -25,7 +25,7 @@ MATRIX = {
 
 
 def exact_rgb(frame, size, matrix):
-    """float[H, W, 3] of a picture of planar 8 bit YCbCr, averaged over the areas of pixels of `size` (width, height)."""
+    """float[H, W, 3] of a picture of planar 8 bit YCbCr, averaged over areas to `size` (width, height)."""
     planes = []
     for plane in frame.planes:
         stored = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
