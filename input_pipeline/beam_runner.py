@@ -5,15 +5,20 @@ import re
 from collections.abc import Callable
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from vivi_jax.errors import DataError
 
+# Beam's DirectRunner first tries to fetch an executable (Prism) from the net, and to run the pipeline there; where that
+# fails it goes on with its FnApiRunner. Here it is the FnApiRunner from the start: nothing is fetched.
+DIRECT_RUNNERS, FETCHES_NOTHING = {"direct", "directrunner", "switchingdirectrunner"}, "FnApiRunner"
 _OURS = re.compile(r"(?:DataError|Unreadable): (.*?)(?: \[while running '.*)?$", re.MULTILINE)
 
 
 def parse(options: list[str]) -> PipelineOptions:
     """Options for a pipeline, such as ["--runner=DirectRunner", "--direct_num_workers=4"].
+
+    DirectRunner, which is the default, means that workers are threads or processes of this machine.
 
     Raises:
       DataError: one that Beam does not know.
@@ -22,6 +27,9 @@ def parse(options: list[str]) -> PipelineOptions:
     known = parsed.get_all_options()
     if unknown := sorted(parsed.get_all_options(retain_unknown_options=True).keys() - known.keys()):
         raise DataError(f"unknown option --{unknown[0]}: it is neither this command's nor one of Beam's")
+    standard = parsed.view_as(StandardOptions)
+    if (standard.runner or "direct").lower() in DIRECT_RUNNERS:
+        standard.runner = FETCHES_NOTHING
     return parsed
 
 

@@ -198,7 +198,7 @@ def write_index(
       shards: per shard {"file": name, "records": int, "bytes": int}, in record order.
       rows: one per input file, in record order: {"input": str, "status": "ok" | "refused", "reason": str}, optionally
         "bytes" int, the size of the file, and, if ok, "frames" int, "fps" float, "height", "width" int, "shot_starts"
-        list of int (first 0), "label" int (-1 = unlabelled).
+        list of int (first 0), "label" int (-1 = unlabelled), and, if any, "notes" list of str, what is unusual.
       class_names: names of the labels.
     """
     root = pathlib.Path(directory)
@@ -245,4 +245,5 @@ def _ledger_line(row: dict) -> dict:
         "frames": row.get("frames", 0),
         "shots": len(row.get("shot_starts", [])),
     }
-    return line | {key: row[key] for key in ("bytes", "fps", "height", "width", "label") if key in row}
+    line |= {key: row[key] for key in ("bytes", "fps", "height", "width", "label") if key in row}
+    return line | ({"notes": row["notes"]} if row.get("notes") else {})

@@ -175,6 +175,66 @@ def test_full_disk_keeps_what_is_done(videos, reference, tmp_path):
     assert all(path.stat().st_mtime_ns == written for path, written in kept.items())  # not made again
 
 
+def test_what_is_unusual_is_noted(tmp_path):
+    source = tmp_path / "videos"
+    source.mkdir()
+    write_video(source / "usual.mp4", numbered(20))
+    write_video(source / "pause.mp4", numbered(20), times_ms=[40 * k + 5000 * (k > 9) for k in range(20)])
+    write_video(source / "large.mp4", numbered(5, 720, 1280), pix_fmt="yuv420p")
+    parts = [write_video(tmp_path / f"{name}.ts", numbered(20)).read_bytes() for name in "ab"]
+    (source / "joined.ts").write_bytes(b"".join(parts))
+    run = run_prepare(f"--videos={source}", f"--out={tmp_path / 'store'}", "--untagged_matrix=bt709")
+    assert run.returncode == 0, run.stderr
+    for line in (
+        "1 noted: variable rate (such as pause.mp4)",
+        "1 noted: untagged colours (such as large.mp4)",
+        "1 noted: joined recordings (such as joined.ts)",
+        f"why each file was refused or noted: {tmp_path / 'store' / store.LEDGER}",
+    ):
+        assert line in run.stdout
+    notes = {row["input"]: row.get("notes") for row in ledger(tmp_path / "store")}
+    assert notes["usual.mp4"] is None and notes["large.mp4"] == ["untagged colours: 1280 x 720, read as BT.709"]
+    assert "pictures stand up to 5.0 s" in notes["pause.mp4"][0]
+    assert store.FrameStore(tmp_path / "store").meta["settings"]["untagged_matrix"] == "bt709"
+    run = run_prepare(f"--videos={source}", f"--out={tmp_path / 'store'}")
+    assert_one_line_error(run, "was begun with untagged_matrix=bt709, this run has untagged_matrix=bt601")
+
+
+def test_a_store_from_before_a_setting_is_complete(videos, reference, tmp_path):
+    shutil.copytree(reference, tmp_path / "store")
+    meta = json.loads((reference / store.META).read_text())
+    del meta["settings"]["untagged_matrix"]
+    (tmp_path / "store" / store.META).write_text(json.dumps(meta))
+    assert not prepare(str(videos), str(tmp_path / "store"), SMALL)
+    with pytest.raises(DataError, match="was begun with untagged_matrix=bt601, this run has untagged_matrix=bt709"):
+        prepare(str(videos), str(tmp_path / "store"), dataclasses.replace(SMALL, untagged_matrix="bt709"))
+
+
+def test_a_decoder_that_is_killed(videos, reference, tmp_path):
+    """As the system does when memory runs out: it is said, the rest is kept, and the same command goes on."""
+    source, out = tmp_path / "many", tmp_path / "store"
+    source.mkdir()
+    for k in range(40):
+        shutil.copy(videos / "ü, 文.ts", source / f"{k:02d}.ts")
+    flags = f"--videos={source}", f"--out={out}", "--workers=2", "--videos_per_shard=3"
+    process = start_module("input_pipeline.prepare", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and len(list((out / store.PARTIAL).glob("0*.json"))) < 2:
+        time.sleep(0.005)
+    servers = children(process.pid)
+    for server in servers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert_one_line_error(
+        subprocess.CompletedProcess(flags, process.returncode, output, errors),
+        "the decoder process was ended by SIGKILL",
+    )
+    assert "what is done is kept" in errors and "cannot write" not in errors
+    assert list((out / store.PARTIAL).glob("*.json"))
+    assert run_prepare(*flags).returncode == 0
+    assert [row["status"] for row in ledger(out)] == ["ok"] * 40
+
+
 # --- again, or otherwise ----------------------------------------------------------------------------------------------
 
 
@@ -358,6 +418,7 @@ def test_command_line(videos, reference, tmp_path):
         (["--videos={tmp}/none"], "no such directory: {tmp}/none"),
         (["--videos={tmp}/hollow"], "no files in {tmp}/hollow"),
         (["--videos={tmp}/texts"], "holds no video: none of the files could be used"),
+        (["--videos={tmp}/texts", "--fps=nan"], "fps=nan: give a positive number"),
         (["--videos={tmp}/texts", "--fps=0"], "fps=0.0: give a positive number"),
         (["--videos={tmp}/texts", "more"], "unexpected argument more"),
     ],

@@ -1,15 +1,18 @@
 """Preparing with Beam: the same bytes as the local command, also from buckets and through kills; clear words."""
 
+import contextlib
 import functools
 import json
 import random
 import shutil
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
 
-from helpers.commands import assert_one_line_error, run_module, start_module
+from helpers.commands import ROOT, assert_one_line_error, one_device, run_module, start_module
 from helpers.folders import contents
 from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import storage, store
@@ -126,6 +129,30 @@ def test_same_bytes_when_killed_again_and_again(videos, reference, tmp_path):
         kills += 1
     assert kills >= 1
     assert contents(out) == reference
+
+
+@pytest.mark.parametrize("runner", [[], DIRECT, ["--runner=direct"]])
+def test_the_direct_runner_fetches_nothing(videos, tmp_path, runner):
+    """All that would go out goes to a proxy that takes note."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        code = (
+            "from input_pipeline.preparation.beam import prepare_with_beam;"
+            f"assert prepare_with_beam({str(videos / 'cats')!r}, {str(tmp_path / 'store')!r}, {runner!r})"
+        )
+        environment = one_device() | {"HOME": str(tmp_path), "https_proxy": address, "http_proxy": address}
+        environment |= {"no_proxy": "localhost,127.0.0.1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        proxy.settimeout(0.1)
+        asked = 0
+        while process.poll() is None:
+            with contextlib.suppress(TimeoutError):
+                proxy.accept()[0].close()
+                asked += 1
+        assert process.communicate()[0] is not None and process.returncode == 0
+    assert asked == 0
 
 
 @pytest.mark.slow

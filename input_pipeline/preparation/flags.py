@@ -5,7 +5,7 @@ import logging
 
 from absl import flags
 
-from input_pipeline.preparation import shots
+from input_pipeline.preparation import pixels, shots
 from input_pipeline.preparation.steps import Settings
 
 DEFAULT = Settings()
@@ -29,6 +29,12 @@ def define_flags() -> None:
         "shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see preparation/shots.py"
     )
     flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
+    flags.DEFINE_enum(
+        "untagged_matrix",
+        DEFAULT.untagged_matrix,
+        list(pixels.MATRICES),
+        "colour matrix of video that does not say which; for HD bt709 is likelier, and the ledger names such files",
+    )
     flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
     flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")

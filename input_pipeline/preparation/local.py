@@ -179,12 +179,17 @@ def summary(root: str) -> str:
     seconds = sum(row["frames"] / row["fps"] for row in ok)
     lines = [f"{len(rows):>9,} inputs", f"{len(ok):>9,} ok"]
     lines += [f"{count:>9,} refused: {reason}" for reason, count in reasons.most_common()]
+    noted = collections.defaultdict(list)
+    for row in ok:
+        for note in row.get("notes", []):
+            noted[note.split(":")[0]].append(row["input"])
+    lines += [f"{len(names):>9,} noted: {kind} (such as {names[0]})" for kind, names in noted.items()]
     lines += [
         f"{sum(row['frames'] for row in ok):>9,} frames, {seconds:,.0f} s of video",
         f"{sum(row['shots'] for row in ok):>9,} shots",
     ]
     if any(row["label"] >= 0 for row in ok):
         lines.append(f"{sum(row['label'] >= 0 for row in ok):>9,} videos with a label")
-    if reasons:
-        lines.append(f"why each file was refused: {ledger}")
+    if reasons or noted:
+        lines.append(f"why each file was refused or noted: {ledger}")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ libraries loaded and no threads, forks once per file: that costs milliseconds, a
                                     <----row-----                <-pipe---
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -25,6 +26,7 @@ import av.subtitles.subtitle  # noqa: F401  PyAV loads these two late; here they
 import cv2
 
 from input_pipeline.preparation import video
+from vivi_jax.errors import DataError
 
 _FUNCTIONS = {"decode_file": video.decode_file, "decode_head": video.decode_head}
 
@@ -60,6 +62,7 @@ class Sandbox:
 
         Raises:
           OSError: the frames could not be written.
+          DataError: the decoder process, which should outlive every file, was ended.
         """
         request = {
             "function": function,
@@ -73,14 +76,20 @@ class Sandbox:
             self._requests.flush()
             row = json.loads(self._answers.readline())
         except (BrokenPipeError, ValueError) as e:
-            raise RuntimeError(f"the decoder process ended with code {self._server.wait()}") from e
+            code = self._server.wait()
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            raise DataError(
+                f"the decoder process {how} at {path}, which is no fault of the video: systems that run out of memory "
+                "do so; what is done is kept: run the same command again, with fewer workers if memory is short"
+            ) from e
         if row["status"] == "unwritable":
             raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
         return row
 
     def close(self) -> None:
         """Ends the decoder process, and a file it is at."""
-        self._requests.close()
+        with contextlib.suppress(BrokenPipeError):  # of a request that a dead process did not read
+            self._requests.close()
         self._server.wait()
         self._answers.close()
 

@@ -22,9 +22,12 @@ import av
 import cv2
 
 from input_pipeline import storage, store
-from input_pipeline.preparation import inputs, shots
+from input_pipeline.preparation import inputs, pixels, shots
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
+
+# Of the rules here that decide the bytes; a store that was begun with other rules is not gone on with.
+PREPARATION_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Settings:
     jpeg_quality: int = 95
     shot_rule: str = "auto"
     min_shot_frames: int = shots.MIN_SHOT_FRAMES
+    untagged_matrix: str = "bt601"
     videos_per_shard: int = 64
     memory_mb: int = 2048
     cpu_s: int = 1800
@@ -45,6 +49,8 @@ class Settings:
         rules = ["auto", *shots.RULES]
         if self.shot_rule not in rules:
             raise DataError(f"shot_rule={self.shot_rule}: choose one of {', '.join(rules)}")
+        if self.untagged_matrix not in pixels.MATRICES:
+            raise DataError(f"untagged_matrix={self.untagged_matrix}: choose one of {', '.join(pixels.MATRICES)}")
         if not 1 <= self.jpeg_quality <= 100:
             raise DataError(f"jpeg_quality={self.jpeg_quality}: give 1 to 100")
         for field in dataclasses.fields(self):
@@ -55,9 +61,8 @@ class Settings:
     @property
     def decoding(self) -> dict:
         """Arguments of video.decode_file."""
-        return {
-            name: getattr(self, name) for name in ("fps", "short_side", "jpeg_quality", "shot_rule", "min_shot_frames")
-        }
+        names = ("fps", "short_side", "jpeg_quality", "shot_rule", "min_shot_frames", "untagged_matrix")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def limits(self) -> dict:
@@ -112,6 +117,7 @@ def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelle
 def software() -> dict:
     """Versions that the bytes depend on."""
     return {
+        "preparation": PREPARATION_VERSION,
         "av": av.__version__,
         "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
         "opencv": cv2.__version__,
@@ -128,7 +134,9 @@ def is_complete(root: str, plan: Plan) -> bool:
     if not storage.exists(path):
         return False
     settings = (json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta)["settings"]
-    _check_same(root, {key: value for key, value in settings.items() if key != "software"}, plan.identity["settings"])
+    # A setting that came later than the store had what is now its default.
+    settings = dataclasses.asdict(Settings()) | {key: value for key, value in settings.items() if key != "software"}
+    _check_same(root, settings, plan.identity["settings"])
     lines = storage.read(storage.join(root, store.LEDGER)).splitlines()
     _check_inputs(root, [[row["input"], row["bytes"]] for row in map(json.loads, lines)], plan.identity["inputs"])
     storage.remove_tree(partial_of(root))  # killed between the last two steps

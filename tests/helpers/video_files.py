@@ -1,9 +1,28 @@
 """Small real video files for tests."""
 
+import pathlib
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
+
+from input_pipeline.preparation import video
+
+SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto", "min_shot_frames": 8}
+
+
+def decoded(path, frame_file=None, **settings):
+    """(row, RGB frames) of one file."""
+    frame_file = frame_file or pathlib.Path(str(path) + ".jpegs")
+    row = video.decode_file(str(path), str(frame_file), **SETTINGS | settings)
+    data, frames, start = frame_file.read_bytes(), [], 0
+    for length in row["jpeg_bytes"]:
+        frames.append(cv2.imdecode(np.frombuffer(data[start : start + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
+        start += length
+    assert start == len(data) and len(frames) == row["frames"]
+    assert all(frame.shape == (row["height"], row["width"], 3) for frame in frames)
+    return row, frames
 
 
 def write_video(
