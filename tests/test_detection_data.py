@@ -111,7 +111,7 @@ def test_images_are_found_by_name_or_by_their_address(tmp_path):
         (dict(annotations=[box(1, 1, 9, [0, 0, 1, 1])] * 2), "1 ids of annotations occur more than once, such as 1"),
         (dict(annotations=[box(1, 1, 9, [0, 0, float("nan"), 1])]), "annotation 1 is .*not four finite numbers"),
         (dict(annotations=[{"id": 1}, 7]), "2 entries lack what they need, such as: annotations need id, image_id"),
-        (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is 0123, not four finite numbers"),
+        (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is '0123', not four finite numbers"),
         (dict(images=[], annotations=[]), "lists no images"),
     ],
 )
