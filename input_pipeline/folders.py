@@ -12,6 +12,9 @@ from vivi_jax.errors import DataError
 
 Path = str | os.PathLike[str]
 
+# Of the kinds of image files that streams.decode decodes.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
+
 # What systems leave in folders, beside hidden files (._x and .DS_Store of macOS, .ipynb_checkpoints, .x.swp, .git).
 _LEFT_BEHIND = {
     "__macosx",

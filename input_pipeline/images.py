@@ -17,8 +17,6 @@ from input_pipeline.streams.decode import Example, decode_any, decoded, image_he
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-# Of the kinds of files that decode.decode_any decodes.
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
 _TEST_FOLDERS = ("test", "val", "validation")
 _HELD_OUT = 5  # one image in five is for testing, where a source has no test part
 
@@ -124,7 +122,7 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
         for path in sorted(folder / name for name in folders.walk(folder, above=root)):
             if path.is_symlink() and not path.exists():
                 raise DataError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove it")
-            if path.suffix.lower() in SUFFIXES and path.is_file():
+            if path.suffix.lower() in folders.IMAGE_SUFFIXES and path.is_file():
                 files.append(path)
                 labels.append(class_names.index(folders.same_form(folder.name)))
             else:
@@ -132,7 +130,7 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
     if not files:
         raise DataError(
             f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
-            f"class with {', '.join(sorted(SUFFIXES))} files"
+            f"class with {', '.join(sorted(folders.IMAGE_SUFFIXES))} files"
         )
     if others:
         _LOG.warning("%d files of %s are no images and not used (%s)", len(others), root, others[0])

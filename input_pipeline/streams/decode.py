@@ -67,7 +67,7 @@ def decode_jpeg(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
 
 def decode_any(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """As decode_jpeg, also for PNG, GIF, BMP, WebP and TIFF files (of several pictures the first; opacity is dropped)."""
+    """As decode_jpeg, also for PNG, GIF, BMP, WebP and TIFF files: the first picture of several, without opacity."""
     y, x, height, width = tf.unstack(box)
 
     def cropped() -> tf.Tensor:
