@@ -161,15 +161,15 @@ def predict(
         )
     names, root = frames.names, pathlib.Path(data)
     finder = Finder(root)
-    paths = [finder.find(name) for name in names]
-    missing = [name for name, path in zip(names, paths, strict=True) if path is None or not path.is_file()]
+    paths = [finder.find(name) or root / name for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} of {len(names)} frames are not in {root}: {', '.join(missing[:5])}")
     pictures = images.LabelledImages(
         str(root),
         np.zeros(len(names), np.int32),
         [""],
-        lambda i: pathlib.Path(paths[i]).read_bytes(),
+        lambda i: paths[i].read_bytes(),
         lambda i: str(paths[i]),
     )
     wrapped = {name: {"encoder": tree} for name, tree in variables.items()}

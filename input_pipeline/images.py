@@ -210,7 +210,7 @@ def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
     try:
         builder = tfds_sets.builder(source, data_dir)
         features = dict(builder.info.features)
-        image_key, label_key = builder.info.supervised_keys or (None, None)
+        image_key, label_key = builder.info.supervised_keys or ("", "")
         if not (
             isinstance(features.get(image_key), tfds.features.Image)
             and isinstance(features.get(label_key), tfds.features.ClassLabel)
