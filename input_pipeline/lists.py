@@ -39,7 +39,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str]) -> list[dic
       DataError: it cannot be read, is no UTF-8, or lacks one of `columns`.
     """
     try:
-        reader = csv.DictReader(io.StringIO(_decoded(_read(path, "table"), "strict"), newline=""))
+        reader = csv.DictReader(io.StringIO(_decoded(_read(path, "table"), "strict").lstrip(), newline=""))
         names = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
         rows = [{key: (value or "").strip() for key, value in row.items() if key} for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
