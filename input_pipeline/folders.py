@@ -129,7 +129,7 @@ class Finder:
     def find(self, name: str) -> pathlib.Path | None:
         """The file or folder of a name relative to the root, with the name it has on disk; None: it is not there."""
         exact = self._root / name
-        if exact.name in self._names(exact.parent):
+        if self._names(exact.parent).get(exact.name) == exact.name:
             return exact
         for spelling in {name: None, name.replace("\\", "/"): None}:  # written on Windows
             path: pathlib.Path | None = self._root

@@ -71,6 +71,8 @@ def test_names_are_found_in_either_unicode_form_and_with_windows_slashes(tmp_pat
     for name in (nfc, nfd, nfc.replace("/", "\\")):
         assert folders.Finder(tmp_path / "nfc").find(name) == tmp_path / "nfc" / nfc
         assert folders.Finder(tmp_path / "nfd").find(name) == tmp_path / "nfd" / nfd
+    top = write(tmp_path / "top", unicodedata.normalize("NFD", "é.jpg"))
+    assert folders.Finder(top).find("é.jpg") == top / unicodedata.normalize("NFD", "é.jpg")
     both = write(tmp_path / "both", "é.jpg", unicodedata.normalize("NFD", "é.jpg"))
     for form in ("NFC", "NFD"):  # two files: each is found by its own name
         name = unicodedata.normalize(form, "é.jpg")

@@ -64,6 +64,14 @@ def read_objects(path: pathlib.Path, *, binary: bool = False) -> np.ndarray:
     Raises:
       DataError: missing, damaged, or a picture in colours instead of numbers.
     """
+    mode, mask = _numbers(path)
+    if (mode == "L" or binary) and _only_void(mask):
+        return (mask == _VOID).astype(np.uint8)
+    return np.where(mask == _VOID, 0, mask)
+
+
+def _numbers(path: pathlib.Path) -> tuple[str, np.ndarray]:
+    """Pillow's mode, and uint8[H, W] as they stand in the file."""
     try:
         with Image.open(path) as image:
             mode, mask = image.mode, np.array(image).astype(np.uint8)
@@ -71,9 +79,11 @@ def read_objects(path: pathlib.Path, *, binary: bool = False) -> np.ndarray:
         raise DataError(f"{path} is no mask that can be read ({error})") from None
     if mode not in ("P", "L", "1"):
         raise DataError(f"{path} has the mode {mode}: a mask must be an indexed or grey PNG")
-    if (mode == "L" or binary) and np.isin(mask, (0, _VOID)).all():
-        return (mask == _VOID).astype(np.uint8)
-    return np.where(mask == _VOID, 0, mask)
+    return mode, mask
+
+
+def _only_void(mask: np.ndarray) -> bool:
+    return bool(np.isin(mask, (0, _VOID)).all())
 
 
 def write_objects(path: pathlib.Path, mask: np.ndarray) -> None:
@@ -155,8 +165,8 @@ def _read(name: str, frames: list[pathlib.Path], masks: list[pathlib.Path]) -> t
     objects, unknown, binary = 0, [], False
     for path in masks:
         try:
-            if path == masks[0]:  # without another object 255 is one, not what belongs to nothing
-                binary = not read_objects(path).any()
+            if path == masks[0]:  # where there is nothing else to follow, 255 is an object
+                binary = _only_void(_numbers(path)[1])
             mask = read_objects(path, binary=binary)
         except DataError as error:
             wrong.append(str(error))
