@@ -18,13 +18,13 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from input_pipeline.folders import IMAGE_SUFFIXES, walk
 from input_pipeline.store import META, FrameStore
 from vivi_jax import checkpoint, command_line
 from vivi_jax.build import build_method
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.methods.base import HasAttention
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp"}
 PAIR_SECONDS = 0.76  # between the two frames of a clip: the median of VITO's training pairs (VITO §4.2)
 HEAT = 0.55  # opacity of the mask over the frame
 
@@ -42,7 +42,7 @@ def load_images(source: str, *, count: int, size: int) -> tuple[np.ndarray, list
     if (root / META).is_file():
         encoded = _clip_pairs(FrameStore(source), count // 2)
     else:
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(p for p in map(root.joinpath, walk(root)) if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise DataError(f"{source} is neither a frame store nor a folder with {', '.join(sorted(IMAGE_SUFFIXES))}")
         encoded = [(files[i].read_bytes(), files[i].stem, str(files[i])) for i in spread(len(files), count)]

@@ -28,7 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     given.add_argument("--results", help="folder of masks in the official layout, to be scored only")
     parser.add_argument("--data", required=True, help="DAVIS, with JPEGImages, Annotations and ImageSets")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="vfs")
-    parser.add_argument("--workdir", required=True, help="folder for masks, videos and scores")
+    # --out: its name in 0.1.0, for one more release
+    parser.add_argument("--workdir", "--out", required=True, help="folder for masks, videos and scores")
     parser.add_argument("--sequences", help="names, comma-separated; by default ImageSets/2017/val.txt")
     parser.add_argument(
         "--short_side", type=int, help="pixels of the frames' short side, other than the protocol's: for a quick look"

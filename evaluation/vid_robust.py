@@ -19,6 +19,8 @@ from scipy import stats
 
 from evaluation import encoders
 from input_pipeline import images
+from input_pipeline.folders import Finder
+from input_pipeline.lists import read_lines
 from vivi_jax import command_line, files
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.base import Encoder
@@ -47,7 +49,7 @@ def load_metadata(data: str) -> Frames:
     def read(name: str) -> dict:
         path = pathlib.Path(data) / name
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())  # finds out the encoding itself, with a byte-order mark too
         except FileNotFoundError:
             raise DataError(
                 f"no {path}; copy the files of src/eval_settings/imagenet-vid-robust_metadata in "
@@ -148,15 +150,17 @@ def predict(
             "model, or give --predictions"
         )
     names, root = frames.names, pathlib.Path(data)
-    missing = [name for name in names if not (root / name).is_file()]
+    finder = Finder(root)
+    paths = [finder.find(name) or root / name for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
         raise DataError(f"{len(missing)} of {len(names)} frames are not in {root}: {', '.join(missing[:5])}")
     pictures = images.LabelledImages(
         str(root),
         np.zeros(len(names), np.int32),
         [""],
-        lambda i: (root / names[i]).read_bytes(),
-        lambda i: str(root / names[i]),
+        lambda i: paths[i].read_bytes(),
+        lambda i: str(paths[i]),
     )
     batches = images.eval_batches(pictures, batch_size=batch_size, image_size=image_size)
     return names, encoders.extract_logits(encoder, variables, batches)[0]
@@ -168,9 +172,8 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
         if pathlib.Path(path).suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return file["names"].tolist(), file["logits"]
-        with open(path, newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-        return [line[0] for line in lines], np.array([line[1:] for line in lines], np.float64)
+        lines = [line for line in csv.reader(read_lines(path)) if line]
+        return [line[0].strip() for line in lines], np.array([line[1:] for line in lines], np.float64)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"no predictions in {path} (names and logits as .npz, or lines of name,logit,...): {error}"

@@ -7,17 +7,16 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
+from input_pipeline import folders, tfds_sets
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif"}
 _TEST_FOLDERS = ("test", "val", "validation")
 _HELD_OUT = 5  # one image in five is for testing, where a source has no test part
 
@@ -116,19 +115,22 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
     root = pathlib.Path(root)
     if (root / META).is_file():
         return _middle_frames(FrameStore(root))
-    class_names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    class_folders = folders.folders_in(root)
+    class_names = sorted({folders.same_form(folder.name) for folder in class_folders})
     files, labels, others = [], [], []
-    for label, class_name in enumerate(class_names):
-        for path in sorted(p for p in (root / class_name).rglob("*") if p.is_file()):
-            if path.suffix.lower() in _SUFFIXES:
+    for folder in class_folders:
+        for path in sorted(folder / name for name in folders.walk(folder, above=root)):
+            if path.is_symlink() and not path.exists():
+                raise DataError(f"{path} is a link to {os.readlink(path)}, which is not there; mend or remove it")
+            if path.suffix.lower() in folders.IMAGE_SUFFIXES and path.is_file():
                 files.append(path)
-                labels.append(label)
+                labels.append(class_names.index(folders.same_form(folder.name)))
             else:
                 others.append(path)
     if not files:
         raise DataError(
             f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
-            f"class with {', '.join(sorted(_SUFFIXES))} files"
+            f"class with {', '.join(sorted(folders.IMAGE_SUFFIXES))} files"
         )
     if others:
         _LOG.warning("%d files of %s are no images and not used (%s)", len(others), root, others[0])
@@ -164,10 +166,11 @@ def _middle_frames(store: FrameStore) -> LabelledImages:
 
 def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImages:
     """The test images, labelled by the class numbers of the training images."""
-    unknown = sorted(set(test.class_names) - set(train.class_names))
+    number_of = {folders.same_form(name): label for label, name in enumerate(train.class_names)}
+    unknown = sorted(name for name in test.class_names if folders.same_form(name) not in number_of)
     if unknown:
         raise DataError(f"{test.source} has classes that {train.source} lacks: {', '.join(unknown[:5])}")
-    number = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
+    number = np.array([number_of[folders.same_form(name)] for name in test.class_names], np.int32)
     return dataclasses.replace(test, labels=number[test.labels], class_names=train.class_names)
 
 
@@ -175,8 +178,8 @@ def _hold_out(images: LabelledImages, split: str) -> LabelledImages:
     """The images of a split; an image stays in its split when others are added or removed."""
 
     def is_test(i: int) -> bool:
-        name = os.path.relpath(images.name(i), images.source)
-        return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _HELD_OUT == 0
+        name = folders.same_form(os.path.relpath(images.name(i), images.source))
+        return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % _HELD_OUT == 0
 
     chosen = np.flatnonzero([is_test(i) == (split == "test") for i in range(len(images))])
     if not len(chosen):
@@ -205,17 +208,20 @@ def _load_tfds(source: str, split: str, data_dir: str | None) -> LabelledImages:
             f"{source!r} is neither a folder nor a TFDS data set" + (f"; nearest: {', '.join(near)}" if near else "")
         )
     try:
-        builder: Any = tfds.builder(source, data_dir=data_dir)
+        builder = tfds_sets.builder(source, data_dir)
         features = dict(builder.info.features)
-        image_key, label_key = builder.info.supervised_keys or (None, None)
+        image_key, label_key = builder.info.supervised_keys or ("", "")
         if not (
             isinstance(features.get(image_key), tfds.features.Image)
             and isinstance(features.get(label_key), tfds.features.ClassLabel)
         ):
-            raise DataError(f"it has no image with a class label but {', '.join(features)}")
+            raise ValueError(f"it has no image with a class label but {', '.join(features)}")
         builder.download_and_prepare()
-        dataset = builder.as_dataset(split=split, shuffle_files=False, decoders={image_key: tfds.decode.SkipDecoding()})
-        examples = [(example[image_key], example[label_key]) for example in dataset.as_numpy_iterator()]
+        tfds_sets.check_disjoint(builder)
+        found = tfds_sets.examples(builder, split, encoded=(image_key,))
+        examples = [(example[image_key], example[label_key]) for example in found]
+    except DataError:
+        raise
     except Exception as e:  # TFDS passes on what downloads, checksums, versions and splits raise
         raise DataError(f"TFDS cannot provide {split!r} of {source!r}: {' '.join(str(e).split())[:300]}") from e
     return LabelledImages(

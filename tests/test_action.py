@@ -163,7 +163,7 @@ def test_ucf101_of_tfds_becomes_video_files(tmp_path, monkeypatch):
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     options = dict(max_missing=0.0, fps=60.0, short_side=48)
-    with pytest.raises(DataError, match="TFDS has no 'train' of ucf101/ucf101_2; run: tfds build ucf101/ucf101_2"):
+    with pytest.raises(DataError, match=r"TFDS has no 'train' of ucf101/ucf101_2 .* run: python -c .*ucf101_2"):
         actions.load_splits("ucf101", "2", str(tmp_path / "a"), **options)
 
     def examples(builder, split=None, **_):  # two classes, frames of one grey level that grows with the example
@@ -198,6 +198,126 @@ def test_train_and_test_must_have_the_same_classes(ucf, tmp_path):
             (tmp_path / "data" / part / name / "v.mkv").symlink_to(ucf / "UCF-101" / name / f"v_{name}_g00.mkv")
     with pytest.raises(DataError, match="have different classes: Bowling"):
         actions.load_splits(str(tmp_path / "data"), "1", str(tmp_path / "s"), max_missing=0.0, fps=60.0, short_side=48)
+
+
+# ---- Names that lists, folders and files spell differently ----------------------------------------------------------
+STANDS, STANDS_TOO = ("HandstandPushups", "YoYo"), ("HandStandPushups", "YoYo")
+
+
+def write_spelt(root: pathlib.Path, path_of, *, index=STANDS, listed=STANDS, write=None) -> pathlib.Path:
+    """Three clips of two classes in UCF-101's form; path_of(class, clip) is where one lies."""
+    lists = root / "lists"
+    lists.mkdir(parents=True)
+    (lists / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(index, 1)))
+    for part, clips in (("train", (0, 1)), ("test", (2,))):
+        lines = [
+            f"{name}/v_{listed[0] if n == 1 else name}_g0{i}.avi{f' {n}' if part == 'train' else ''}\n"
+            for n, name in enumerate(listed, 1)
+            for i in clips
+        ]
+        (lists / f"{part}list01.txt").write_text("".join(lines))
+    for name in STANDS:
+        for i in range(3):
+            path = root / "videos" / path_of(name, i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (write or (lambda path: write_video(path, numbered(4))))(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    "path_of, options",
+    [
+        # THUMOS's archive, which TFDS reads too; its lists in UCF-101's later spelling, and the other way round.
+        (lambda c, i: f"{c}/v_{c}_g0{i}.avi", dict(index=STANDS_TOO, listed=STANDS_TOO)),
+        (lambda c, i: f"{c.replace('stand', 'Stand')}/v_{c.replace('stand', 'Stand')}_g0{i}.avi", {}),
+        (lambda c, i: f"{c}/v_{c}_g0{i}.avi", dict(listed=STANDS_TOO)),
+        (lambda c, i: f"{c}/v_{c}_g0{i}.mp4", {}),  # converted
+        (lambda c, i: f"{c}/v_{c}_g0{i}.avi.mkv", {}),
+        (lambda c, i: f"{c.lower()}/v_{c}_g0{i}.AVI", {}),
+        (lambda c, i: f"{'Yo-Yo' if c == 'YoYo' else 'Handstand Pushups'}/v_{c}_g0{i}.avi", {}),
+        (lambda c, i: f"all/v_{c}_g0{i}.avi", {}),  # without class folders
+    ],
+)  # fmt: skip
+def test_spellings_of_lists_and_files_are_matched_where_they_are_clear(tmp_path, path_of, options, caplog):
+    def write(path):
+        write_video(path.with_suffix(".mkv"), numbered(4)).rename(path)  # what it is, says its content
+
+    root = write_spelt(tmp_path / "ucf", path_of, write=write, **options)
+    split = actions.load_splits(str(root), "1", str(tmp_path / "out"), max_missing=0.0, fps=60.0, short_side=48)["1"]
+    assert split.class_names == list(options.get("index", STANDS))
+    expected = [str(pathlib.Path("videos", path_of(name, i))) for name in STANDS for i in range(2)]
+    assert names(split.train) == expected and split.train.labels.tolist() == [0, 0, 1, 1]
+    assert names(split.test) == [str(pathlib.Path("videos", path_of(name, 2))) for name in STANDS]
+    assert "of 6 videos have other names than in the lists" in caplog.text
+
+
+def test_all_problems_of_the_lists_are_said_before_anything_is_decoded(tmp_path):
+    root = write_spelt(tmp_path / "ucf", lambda c, i: f"{c}/v_{c}_g0{i}.avi", write=lambda path: path.write_bytes(b""))
+    handstands = root / "videos" / "HandstandPushups"
+    for path in handstands.glob("*_g0[01].avi"):  # no training video is left of a class
+        path.unlink()
+    double = root / "videos" / "YoYo" / "v_YoYo_g02.avi"
+    double.rename(double.with_suffix(".mp4"))
+    double.with_suffix(".mkv").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        actions.load_splits(str(root), "all", str(tmp_path / "out"), max_missing=0.0, fps=60.0, short_side=48)
+    for text in (
+        "1 videos are not clear, such as: YoYo/v_YoYo_g02.avi may be videos/YoYo/v_YoYo_g02.m",
+        "2 of 6 videos in the lists are not below",
+        "such as HandstandPushups/v_HandstandPushups_g00.avi",
+        "more than config.max_missing=0 allows",
+        "1 classes have no training video (HandstandPushups)",
+    ):
+        assert text in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["missing_1.txt"]  # nothing was decoded
+    missing = (tmp_path / "out" / "missing_1.txt").read_text().split()
+    assert missing == [f"HandstandPushups/v_HandstandPushups_g0{i}.avi" for i in range(2)]
+
+
+def test_a_missing_video_is_not_taken_for_one_of_another_class(tmp_path):
+    """HMDB-51 has the same file names in several classes; with the last spelling, x.avi could be any of them."""
+    for name in ("clap", "wave"):
+        (tmp_path / f"{name}_test_split1.txt").write_text("x.avi 1\ny.avi 1\nz.avi 2\n")
+        for clip in "xyz":
+            if (name, clip) != ("clap", "x"):
+                (tmp_path / name).mkdir(exist_ok=True)
+                write_video(tmp_path / name / f"{clip}.mkv", numbered(4)).rename(tmp_path / name / f"{clip}.avi")
+    options = dict(fps=60.0, short_side=48)
+    split = actions.load_splits(str(tmp_path), "1", str(tmp_path / "out"), max_missing=0.2, **options)["1"]
+    assert names(split.train) == ["clap/y.avi", "wave/x.avi", "wave/y.avi"]
+    assert (tmp_path / "out" / "missing_1.txt").read_text() == "clap/x.avi\n"
+
+
+def test_lists_of_any_system_and_litter(tmp_path):
+    for name in ("clap", "wave"):
+        text = f"#{name} 1.avi 1 \r\n\r\nb.avi 2\r\n \r\nc.avi 0\r\n"
+        (tmp_path / f"{name}_test_split1.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+        (tmp_path / f"._{name}_test_split1.txt").write_bytes(b"\0\5\26\7")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._hug_test_split2.txt").write_bytes(b"\0\5\26\7")
+    found = actions.read_lists(tmp_path)
+    assert found == {
+        "1": actions.Lists(["clap/#clap 1.avi", "wave/#wave 1.avi"], ["clap/b.avi", "wave/b.avi"], ["clap", "wave"])
+    }
+    ucf = tmp_path / "ucf"
+    write_ucf_lists(ucf, "1", train=range(2), test=(2,))
+    expected = actions.read_lists(ucf)
+    for path in ucf.glob("*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\r\n")
+        (ucf / f"._{path.name}").write_bytes(b"\0\5\26\7")
+    assert actions.read_lists(ucf) == expected
+
+
+def test_a_video_for_training_and_for_testing_is_refused(ucf, tmp_path):
+    root = tmp_path / "ucf"
+    root.mkdir()
+    (root / "videos").symlink_to(ucf / "UCF-101")
+    write_ucf_lists(root / "lists", "1", train=range(4), test=(3,))
+    with pytest.raises(
+        DataError, match="2 videos .* such as: Archery/v_Archery_g03.mkv is for training and for testing"
+    ):
+        actions.load_splits(str(root), "1", str(tmp_path / "out"), max_missing=0.5, fps=60.0, short_side=48)
 
 
 # ---- Network --------------------------------------------------------------------------------------------------------

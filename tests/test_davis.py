@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import unicodedata
 
 import av
 import jax
@@ -18,6 +19,7 @@ from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
 from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
+from helpers.folders import LITTER
 from vivi_jax import export
 from vivi_jax.errors import DataError
 from vivi_jax.models.resnet import ResNet
@@ -208,6 +210,66 @@ def test_masks_are_read_as_the_official_tool_does(tmp_path):
     for name, pixels, expected in (("binary", [[0, 255]], [[0, 1]]), ("grey", [[0, 2, 255]], [[0, 2, 0]])):
         Image.fromarray(np.array(pixels, np.uint8)).save(tmp_path / f"{name}.png")
         np.testing.assert_array_equal(davis_data.read_objects(tmp_path / f"{name}.png"), expected)
+
+
+def indexed(path: pathlib.Path, mask: np.ndarray) -> None:
+    """As davis_data.write_objects, with a palette of greys, as tools that turn grey pictures into indexed ones."""
+    image = Image.fromarray(mask)
+    image.putpalette([value for value in range(256) for _ in range(3)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+@pytest.mark.parametrize("truth_form, result_form", [("P", "P"), ("P", "L"), ("L", "P"), ("P", "1"), ("ones", "P")])
+def test_davis_2016_masks_are_one_object_in_every_form(tmp_path, truth_form, result_form):
+    """A square that moves by two pixels a frame; the result stands two pixels aside, so that J is 18 / 22."""
+    root = make_davis(tmp_path)
+    shutil.rmtree(root / "Annotations" / "480p" / "two")
+
+    def save(path: pathlib.Path, mask: np.ndarray, form: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if form == "P":
+            indexed(path, mask * np.uint8(255))
+        elif form == "ones":
+            indexed(path, mask.astype(np.uint8))
+        else:
+            Image.fromarray(mask if form == "1" else mask * np.uint8(255)).save(path)
+
+    for t in range(6):
+        save(root / "Annotations" / "480p" / "two" / f"{t:05d}.png", square(10, 2 * t, 20, (64, 96)), truth_form)
+        save(tmp_path / "masks" / f"{t:05d}.png", square(10, 2 * t + 2, 20, (64, 96)), result_form)
+    (sequence,) = davis_data.load(str(root))
+    assert sequence.objects == 1 and sequence.mask(3).sum() == sequence.mask(0).sum() == 400
+    (scores,) = davis.score(sequence, tmp_path / "masks")["objects"]
+    assert scores["J"]["mean"] == pytest.approx(18 / 22)
+    (scores,) = davis.score(sequence, root / "Annotations" / "480p" / "two")["objects"]
+    assert scores["J"]["mean"] == scores["F"]["mean"] == 1
+
+
+def test_void_stays_void_where_there_are_objects(tmp_path):
+    root = make_davis(tmp_path)
+    late = root / "Annotations" / "480p" / "two" / "00003.png"
+    indexed(late, np.full((64, 96), 255, np.uint8) * (np.arange(96) < 9).astype(np.uint8))
+    (sequence,) = davis_data.load(str(root))
+    assert sequence.objects == 2 and not sequence.mask(3).any()
+
+
+def test_a_set_with_what_systems_leave_behind_and_lists_of_any_system(tmp_path):
+    root = make_davis(tmp_path)
+    (clean,) = davis_data.load(str(root))
+    for kind in ("JPEGImages", "Annotations"):
+        folder = root / kind / "480p"
+        (folder / "two").rename(folder / unicodedata.normalize("NFD", "zwölf"))
+        for name in LITTER:
+            for path in (folder / name, folder / unicodedata.normalize("NFD", "zwölf") / name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(b"no picture")
+            if folder.name == "480p" and name.startswith("."):
+                (folder / unicodedata.normalize("NFD", "zwölf") / f"{name}.png").write_bytes(b"no picture")
+    (root / "ImageSets" / "2017" / "val.txt").write_bytes("\ufeffzwölf \r\n\r\n".encode())
+    (sequence,) = davis_data.load(str(root))
+    assert [path.name for path in sequence.frames] == [path.name for path in clean.frames]
+    assert (sequence.objects, len(sequence.masks)) == (2, 6)
 
 
 def test_the_sequence_is_as_it_was_made(tmp_path, caplog):

@@ -5,14 +5,18 @@ import io
 import json
 import logging
 import pathlib
+import re
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluation.protocols.detection import data as detection_data
+from evaluation.protocols.detection import report as detection_report
 from evaluation.protocols.detection import scores as detection_scores
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
 from vivi_jax.errors import DataError
@@ -111,7 +115,7 @@ def test_images_are_found_by_name_or_by_their_address(tmp_path):
         (dict(annotations=[box(1, 1, 9, [0, 0, 1, 1])] * 2), "1 ids of annotations occur more than once, such as 1"),
         (dict(annotations=[box(1, 1, 9, [0, 0, float("nan"), 1])]), "annotation 1 is .*not four finite numbers"),
         (dict(annotations=[{"id": 1}, 7]), "2 entries lack what they need, such as: annotations need id, image_id"),
-        (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is 0123, not four finite numbers"),
+        (dict(annotations=[box(1, 1, 9, "0123")]), "annotation 1 is '0123', not four finite numbers"),
         (dict(images=[], annotations=[]), "lists no images"),
     ],
 )
@@ -329,3 +333,194 @@ def test_results_that_are_none_are_refused(tmp_path):
         (tmp_path / "rows.json").write_text(text)
         with pytest.raises(DataError, match="rows.json is no"):
             detection_scores.read_rows(tmp_path / "rows.json")
+
+
+# ---- Ids and values of other kinds ----------------------------------------------------------------------------------
+# Three images and two categories, each kind in ascending order, so that ties between equal scores are broken alike.
+IDS = {
+    "digits": (["000001", "000002", "000003"], ["04", "09"]),
+    "words": (["a/1", "a/2", "b 3"], ["four", "nine"]),
+    "beyond 2**63": ([2**70, 2**70 + 1, 2**70 + 2], [2**53, 2**53 + 1]),
+    "fractions": ([0.25, 1.5, 2.0], [0, 0.5]),
+    "mixed": ([7, "07", "8"], [4, "4"]),
+    "zero and below": ([-1, 0, 1], [-4, 0]),
+}
+
+
+def renamed(contents: dict, image_ids: list, category_ids: list) -> dict:
+    """Annotations with images 1, 2, 3 and categories 4, 9 called otherwise."""
+    image, category = dict(zip((1, 2, 3), image_ids, strict=True)), dict(zip((4, 9), category_ids, strict=True))
+    return {
+        "images": [{**row, "id": image[row["id"]]} for row in contents["images"]],
+        "categories": [{**row, "id": category[row["id"]]} for row in contents["categories"]],
+        "annotations": [
+            {**row, "image_id": image[row["image_id"]], "category_id": category[row["category_id"]]}
+            for row in contents["annotations"]
+        ],
+    }
+
+
+def guesses(dataset: detection_data.DetectionSet) -> list[dict]:
+    """Rows of moved copies of all boxes, with equal scores among them and wrong classes, as a detector would give."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(len(dataset)):
+        boxes = np.concatenate([dataset.boxes[i]] * 3)
+        found = {
+            "boxes": boxes + rng.uniform(-4, 4, boxes.shape).astype(np.float32),
+            "scores": rng.integers(1, 4, len(boxes)).astype(np.float32) / 4,
+            "classes": np.concatenate([dataset.classes[i]] * 2 + [1 - dataset.classes[i]]),
+        }
+        height, width = dataset.sizes[i]
+        rows += detection_scores.to_rows(dataset, i, detection_data.letterbox(height, width, (height, width)), found)
+    return json.loads(json.dumps(rows))  # as a file keeps them
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_ids_keep_their_kind_from_the_file_to_the_score(tmp_path, kind):
+    plain = json.loads((write_set(tmp_path) / "a.json").read_text())
+    lists = {"neg_category_ids": [4], "not_exhaustive_category_ids": []}
+    results = []
+    for image_ids, category_ids in (([1, 2, 3], [4, 9]), IDS[kind]):
+        contents = renamed(plain, image_ids, category_ids)
+        for row in contents["images"]:
+            row |= lists | {"neg_category_ids": category_ids[:1]}
+        for row in contents["categories"]:
+            row["frequency"] = "f"
+        (tmp_path / "b.json").write_text(json.dumps(contents))
+        dataset = detection_data.load_set(tmp_path, "b.json", "images")
+        assert dataset.image_ids == image_ids and dataset.category_ids == category_ids
+        assert dataset.class_names == ["four", "nine"]
+        rows, truth = guesses(dataset), detection_data.read_annotations(tmp_path / "b.json")
+        assert {row["image_id"] for row in rows} == set(image_ids[:2])
+        assert {row["category_id"] for row in rows} == set(category_ids)
+        detection_data.check_sets(dataset, dataset)
+        results.append([metric(truth, rows) for metric in detection_scores.METRICS.values()])
+        detection_report.pictures(dataset, truth, rows, tmp_path / f"pictures{len(results)}", 3)
+    assert results[0] == results[1] and 0 < results[0][0]["AP"] < 1 and results[0][0]["AP"] != results[0][1]["AP"]
+    assert len(list((tmp_path / "pictures2").iterdir())) == 3
+
+
+def test_perfect_detections_of_ids_in_digits_score_one(tmp_path):
+    plain = json.loads((write_set(tmp_path) / "a.json").read_text())
+    (tmp_path / "b.json").write_text(json.dumps(renamed(plain, *IDS["digits"])))
+    truth = detection_data.read_annotations(tmp_path / "b.json")
+    rows = [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in truth["annotations"]
+    ]
+    assert detection_scores.coco_ap(truth, rows)["AP"] == pytest.approx(1)
+    with pytest.raises(DataError, match="1 detections are of images that the annotations do not have, such as 1: "):
+        detection_scores.coco_ap(truth, [rows[0] | {"image_id": 1}])
+
+
+def test_null_is_not_known(tmp_path):
+    write_set(tmp_path)
+    contents = json.loads((tmp_path / "a.json").read_text())
+    for row in contents["annotations"]:
+        row |= dict.fromkeys(("area", "iscrowd", "segmentation", "attributes"))
+    for row in contents["images"]:
+        row |= dict.fromkeys(("coco_url", "flickr_url", "license", "date_captured"))
+    contents["images"][1] |= {"file_name": None, "coco_url": "http://x.org/images/grey.png"}
+    (tmp_path / "null.json").write_text(json.dumps(contents))
+    sets = [detection_data.load_set(tmp_path, name, "images") for name in ("a.json", "null.json")]
+    assert sets[0].files == sets[1].files and [c.tolist() for c in sets[1].classes] == [[1, 0], [0], []]
+    truths = [detection_data.read_annotations(tmp_path / name)["annotations"] for name in ("a.json", "null.json")]
+    assert [row["area"] for row in truths[1]] == [row["area"] for row in truths[0]] == [600, 6000, 600]
+    assert [row["iscrowd"] for row in truths[1]] == [0, 0, 0]
+    truth = detection_data.read_annotations(tmp_path / "null.json")
+    rows = [
+        {key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for row in truth["annotations"]
+    ]
+    assert detection_scores.coco_ap(truth, rows)["AP"] == pytest.approx(1)
+    for part, keys in (("images", "neg_category_ids"), ("categories", "frequency")):
+        for row in truth[part]:
+            row[keys] = None
+    (tmp_path / "lvis.json").write_text(json.dumps(truth))
+    with pytest.raises(DataError, match="lvis.json: its images have no 'neg_category_ids'"):
+        detection_scores.check_truth("lvis", detection_data.read_annotations(tmp_path / "lvis.json"), "lvis.json")
+
+
+@pytest.mark.parametrize(
+    "part, changes, message",
+    [
+        ("annotations", {"area": "600"}, "the area of annotation 1 is '600', not a number of pixels"),
+        ("annotations", {"area": float("nan")}, "the area of annotation 1 is nan"),
+        ("annotations", {"iscrowd": "0"}, "iscrowd of annotation 1 is '0', neither 0 nor 1"),
+        ("annotations", {"bbox": ["20", 10, 30, 20]}, "not four finite numbers"),
+        ("annotations", {"bbox": None}, "1 entries lack what they need, such as: annotations need .*bbox"),
+        ("annotations", {"image_id": [1]}, r"the image_id of annotation 1 is neither a number nor text: \[1\]"),
+        ("annotations", {"image_id": "1"}, "not among its images, such as '1' in annotation 1; they have ids like 1"),
+        ("images", {"id": {"$oid": "5f"}}, "the id of image .* is neither a number nor text"),
+        ("images", {"height": "60"}, "height and width of image 1 are '60' and 100, not numbers of pixels"),
+        ("images", {"width": 0}, "height and width of image 1 are 60 and 0"),
+        ("images", {"height": None}, "images need id, height, width"),
+        ("images", {"file_name": 1}, "the file_name of image 1 is no text: 1"),
+        ("categories", {"id": True}, "the id of category True is neither"),
+        ("categories", {"name": None}, "categories need id, name"),
+    ],
+)
+def test_values_that_cannot_be_used_are_named_before_the_training(tmp_path, part, changes, message):
+    contents = json.loads((write_set(tmp_path) / "a.json").read_text())
+    contents[part][0] |= changes
+    (tmp_path / "a.json").write_text(json.dumps(contents))
+    with pytest.raises(DataError, match=message) as error:
+        detection_data.load_set(tmp_path, "a.json", "images")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_as_displayed_are_named_with_the_true_remedy(tmp_path, orientation):
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "images").mkdir()
+    pixels.save(tmp_path / "images" / "x.jpg", exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(tmp_path / "images" / "x.jpg"))
+    for width, height in {pixels.size, shown.size}:
+        images = [{"id": 1, "file_name": "x.jpg", "height": height, "width": width}]
+        write_set(tmp_path, images=images, annotations=[box(1, 1, 9, [1, 1, 9, 9])])
+        if (width, height) == pixels.size:
+            assert detection_data.read_image(detection_data.load_set(tmp_path, "a.json", "images"), 0).shape == (
+                40,
+                64,
+                3,
+            )
+            continue
+        with pytest.raises(
+            DataError, match="1 of 1 images .* have the size that they are shown with.*auto-orient"
+        ) as e:
+            detection_data.load_set(tmp_path, "a.json", "images")
+        assert "fetch" not in str(e.value) and "x.jpg is 64 x 40 pixels, annotated as 40 x 64" in str(e.value)
+        shown.save(tmp_path / "images" / "x.jpg")  # what the message says to do
+        assert len(detection_data.load_set(tmp_path, "a.json", "images")) == 1
+
+
+def test_all_images_that_cannot_be_trained_on_are_said_at_once(tmp_path):
+    write_set(tmp_path)
+    (tmp_path / "images" / "red.png").write_bytes(b"no image")
+    (tmp_path / "images" / "grey.png").write_bytes((tmp_path / "images" / "empty.png").read_bytes())
+    with pytest.raises(DataError) as error:
+        detection_data.load_set(tmp_path, "a.json", "images")
+    assert re.search(r"1 of 3 .*another size.*grey.png is 30 x 30 pixels, annotated as 40 x 80", str(error.value))
+    assert re.search(r"1 of 3 .*are damaged: fetch them again; such as .*red.png", str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_images_are_found_whatever_system_wrote_their_names(tmp_path):
+    write_set(tmp_path)
+    names = {"red": "images\\red.png", "grey": unicodedata.normalize("NFD", "gré.png"), "empty": "empty.png"}
+    (tmp_path / "images" / "grey.png").rename(tmp_path / "images" / unicodedata.normalize("NFC", "gré.png"))
+    contents = json.loads((tmp_path / "a.json").read_text())
+    for row in contents["images"]:
+        row["file_name"] = names[row["file_name"].removesuffix(".png")]
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(contents).encode())
+    (tmp_path / "images" / "images").mkdir()
+    (tmp_path / "images" / "red.png").rename(tmp_path / "images" / "images" / "red.png")
+    assert len(detection_data.load_set(tmp_path, "a.json", "images")) == 3
+
+
+def test_modules_by_their_former_names():
+    with pytest.warns(DeprecationWarning, match="evaluation.detection_data is now evaluation.protocols.detection.data"):
+        from evaluation import detection_data as former  # pyright: ignore
+    assert former is detection_data
+    with pytest.raises(ImportError):
+        from evaluation import detection_date  # noqa: F401  # pyright: ignore

@@ -2,16 +2,23 @@
 
 import io
 import logging
+import os
 import pathlib
 import shutil
+import struct
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from evaluation.protocols.vtab import data as vtab_data
+from helpers.folders import LITTER
 from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images
+from input_pipeline.streams import decode
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 
@@ -199,3 +206,127 @@ def test_tfds_by_name(tmp_path):
     np.testing.assert_array_equal(pixels, np.stack([e["image"][2:30, 2:30] for e in expected]))
     with tfds.testing.mock_data(num_examples=2), pytest.raises(DataError, match="'imdb_reviews': it has no image"):
         images.load_labelled("imdb_reviews", "train", data_dir=str(tmp_path))
+
+
+# ---- Folders as people have them ------------------------------------------------------------------------------------
+def bmp(indices: np.ndarray, palette: np.ndarray, bits: int, *, rle: bool = False, top_down: bool = False) -> bytes:
+    """A BMP file with a palette, as its specification says: indices uint8[h, w], palette uint8[n, 3] RGB."""
+    height, width = indices.shape
+    rows = indices if top_down else indices[::-1]
+    if rle:  # pairs of (1, index), each row ended by (0, 0), the picture by (0, 1)
+        data = b"".join(
+            b"".join(bytes([1, i << (8 - bits) if bits == 4 else i]) for i in row) + b"\0\0" for row in rows
+        )
+        data += b"\0\1"
+    else:
+        shifted = ((rows[..., None] >> np.arange(bits)[::-1]) & 1).reshape(height, -1).astype(np.uint8)
+        packed = np.packbits(shifted, axis=1)
+        data = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).tobytes()
+    colours = b"".join(bytes([b, g, r, 0]) for r, g, b in palette.tolist())
+    offset = 54 + len(colours)
+    compression = (1 if bits == 8 else 2) if rle else 0
+    header = struct.pack("<2sIHHI", b"BM", offset + len(data), 0, 0, offset)
+    signed = -height if top_down else height
+    header += struct.pack("<IiiHHIIiiII", 40, width, signed, 1, bits, compression, len(data), 0, 0, len(palette), 0)
+    return header + colours + data
+
+
+@pytest.mark.parametrize(
+    "bits, options", [(1, {}), (4, {}), (8, {}), (8, {"top_down": True}), (8, {"rle": True}), (4, {"rle": True})]
+)
+def test_palettes_of_bmp_files_give_their_colours(tmp_path, bits, options):
+    rng = np.random.default_rng(bits)
+    indices = rng.integers(0, 2**bits, (16, 19), dtype=np.uint8)
+    palette = rng.integers(0, 256, (2**bits, 3), dtype=np.uint8)
+    data = bmp(indices, palette, bits, **options)
+    np.testing.assert_array_equal(decode.decode_whole(data), palette[indices])
+    labelled = images.load_folder(write_tree(tmp_path, {"c/x.bmp": data}))
+    [pixels], _ = batches(labelled, image_size=14)  # 7/8 of 16
+    np.testing.assert_array_equal(pixels, palette[indices][1:15, 3:17])
+    assert (vtab_data.preprocess(data, 16) != 0).any()
+    expected = vtab_data.preprocess(png(palette[indices]), 16)
+    np.testing.assert_array_equal(vtab_data.preprocess(data, 16), expected)
+
+
+def saved(image: Image.Image, form: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name, form, mode, options",
+    [
+        ("x.webp", "WEBP", "RGB", {"lossless": True}),
+        ("x.WEBP", "WEBP", "RGBA", {"lossless": True, "exact": True}),
+        ("x.tif", "TIFF", "RGB", {}),
+        ("x.tiff", "TIFF", "L", {"compression": "tiff_lzw"}),
+        ("x.bmp", "BMP", "L", {}),
+        ("x.dib", "BMP", "RGBA", {}),
+        ("x.jfif", "PNG", "P", {}),  # what a file is, its beginning says
+    ],
+)
+def test_every_format_that_the_decoders_read_counts(tmp_path, name, form, mode, options):
+    rgb = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(rgb).convert(mode), form, **options)
+    labelled = images.load_folder(write_tree(tmp_path, {f"c/{name}": data}))
+    [pixels], _ = batches(labelled, image_size=14)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(pixels, expected[1:15, 1:15])
+
+
+def test_the_first_picture_of_a_moving_webp(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    first, second = map(Image.fromarray, rgb)
+    data = saved(first, "WEBP", lossless=True, save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode.decode_whole(data), rgb[0])
+
+
+def test_litter_and_copies_are_no_images(tmp_path, caplog):
+    mine = {f"{c}/{i}.png": flat((i, 0, 0)) for c in ("cat", "dog") for i in range(10)}
+    litter = {f"{c}/{name}": flat((9, 9, 9)) for c in ("cat", "dog") for name in LITTER}
+    hidden = {f"{name}/x.png": flat((9, 9, 9)) for name in ("__MACOSX", ".ipynb_checkpoints", "@eaDir")}
+    tree = write_tree(tmp_path, mine | litter | hidden)
+    found = [images.load_labelled(str(tree), split) for split in ("train", "test")]
+    assert sum(map(len, found)) == 20 and found[0].class_names == ["cat", "dog"]
+    assert "no images and not used" not in caplog.text
+
+
+def test_linked_parts_count_and_circles_do_not(tmp_path):
+    elsewhere = write_tree(tmp_path / "elsewhere", {f"{i}.png": flat((i, 0, 0)) for i in range(4)})
+    data = write_tree(tmp_path / "data", {f"{c}/{i}.png": flat((i, 0, 0)) for c in ("cat", "dog") for i in range(3)})
+    for link, target in (("dog/more", elsewhere), ("bird", elsewhere), ("dog/loop", data), ("cat/up", tmp_path)):
+        (data / link).symlink_to(target, target_is_directory=True)
+    found = images.load_folder(data)
+    counts = dict(zip(found.class_names, np.bincount(found.labels).tolist(), strict=True))
+    assert counts == {"bird": 4, "cat": 3, "dog": 7}
+    (data / "cat" / "gone.png").symlink_to(tmp_path / "none.png")
+    with pytest.raises(DataError, match=r"cat/gone.png is a link to .*none.png, which is not there"):
+        images.load_folder(data)
+
+
+def test_names_that_no_encoding_fits_are_read_and_held_out(tmp_path, capsys):
+    for i in range(20):
+        folder = os.fsencode(tmp_path) + (b"/caf\xe9" if i % 2 else b"/tea")
+        os.makedirs(folder, exist_ok=True)
+        with open(folder + b"/\xff%d.png" % i, "wb") as file:
+            file.write(flat((i, 0, 0)))
+    found = [images.load_labelled(str(tmp_path), split) for split in ("train", "test")]
+    assert len(found[0]) and len(found[1]) and len(found[0]) + len(found[1]) == 20
+    assert sorted(batches(found[0])[0][:, 0, 0, 0].tolist() + batches(found[1])[0][:, 0, 0, 0].tolist()) == [*range(20)]
+    files.write_text(tmp_path / "report.md", found[0].class_names[0])  # as reports name classes
+    assert (tmp_path / "report.md").read_text() == "caf\\udce9"
+
+
+def test_one_name_in_two_unicode_forms_is_one_class(tmp_path):
+    nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_tree(tmp_path, {f"train/{nfc}/1.png": flat((1, 0, 0)), "train/tea/2.png": flat((2, 0, 0))})
+    write_tree(tmp_path, {f"test/{nfd}/1.png": flat((1, 0, 0))})
+    test = images.load_labelled(str(tmp_path), "test")
+    assert test.class_names == [nfc, "tea"] and test.labels.tolist() == [0]
+    # A hold-out is the same on a disk that spells names in the other form.
+    for form in ("NFC", "NFD"):
+        names = [unicodedata.normalize(form, f"thé/é{i}.png") for i in range(12)]
+        write_tree(tmp_path / form, {name: flat((i, 0, 0)) for i, name in enumerate(names)})
+    numbers = [batches(images.load_labelled(str(tmp_path / form), "test"))[0][:, 0, 0, 0] for form in ("NFC", "NFD")]
+    assert sorted(numbers[0]) == sorted(numbers[1])

@@ -25,6 +25,8 @@ from evaluation.protocols.segmentation import report as segmentation_report
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet
 from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
 from helpers.commands import start_module
+from helpers.folders import LITTER
+from input_pipeline import folders
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import DataError
 from vivi_jax.models.resnet import ResNet
@@ -165,6 +167,29 @@ def test_ade20k_is_read_and_scored_as_by_hand(sample_data, tmp_path):
     expected = by_hand(pairs, range(1, 151), 0)
     assert scores(total)["iou"] == pytest.approx(expected)
     assert scores(total)["miou"] == pytest.approx(np.mean([value for value in expected if value is not None]))
+
+
+def with_litter(root: pathlib.Path) -> None:
+    for folder in [path for path in root.rglob("*") if path.is_dir()]:
+        for path in [path for path in folder.iterdir() if path.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(b"no picture")
+        for name in LITTER:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("name, make", [("voc", make_voc), ("ade20k", make_ade)])
+def test_litter_lists_of_any_system_and_other_suffixes(sample_data, tmp_path, name, make):
+    data = make(tmp_path / name, sample_data)
+    expected = [(part.images, part.masks) for part in data_sets.DATASETS[name](str(data))]
+    with_litter(tmp_path / name)
+    for path in tmp_path.rglob("*.txt"):
+        if folders.is_data(path.name):
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b" \r\n") + b"\r\n \r\n")
+    found = data_sets.DATASETS[name](str(data))
+    assert [(part.images, part.masks) for part in found] == expected
+    for part in found:
+        data_sets.check(part)
 
 
 def test_a_class_never_predicted_counts_as_zero_and_one_that_is_nowhere_not_at_all():

@@ -187,10 +187,21 @@ def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes
         beyond = value * 0.6 if name == "frame_rate" else value + 1
         with pytest.raises(DataError):
             stream(store, **changes | {name: beyond})
-    for name in ("shots", "frames"):  # what is not offered is not possible at all
-        if f"{name}=" not in offered:
+    for name in ("shots", "frames"):  # what is not offered is not possible at all, or too little for VIVI's losses
+        if f"{name}=" not in offered and changes[name] > 2:
             with pytest.raises(DataError):
-                stream(store, **changes | {name: 1})
+                stream(store, **changes | {name: 2})
+    assert not re.search(r"(shots|frames|batch_size)=1\b", offered)
+    # What goes with the numbers as asked is offered too: as many videos as there are.
+    videos = int(re.match(r"\d", str(e.value))[0])
+    assert (f"batch_size={videos}" in offered) == (videos >= 2)
+    if videos >= 2:
+        stream(store, **changes | {"batch_size": videos})
+
+
+def test_a_smaller_batch_is_offered_in_whole_shares_of_the_processes(store):
+    with pytest.raises(DataError, match="4 of 6 videos .*batch_size=3, or prepare more"):
+        stream(store, shots=1, frames=4, batch_size=6, process_count=3)
 
 
 @pytest.mark.parametrize(

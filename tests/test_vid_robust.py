@@ -53,6 +53,18 @@ def write_metadata(folder, anchors, neighbours):
     return names
 
 
+def test_metadata_and_predictions_with_byte_order_marks(tmp_path):
+    write_metadata(tmp_path, 2, (-1, 1))
+    plain = vid_robust.load_metadata(str(tmp_path))
+    for path in tmp_path.glob("*.json"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert vid_robust.load_metadata(str(tmp_path)) == plain
+    lines = [f"{name},{','.join(['0.5'] * 30)}" for name in plain.names]
+    (tmp_path / "p.csv").write_bytes(b"\xef\xbb\xbf" + " \r\n".join([*lines, "", " "]).encode())
+    names, logits = vid_robust.read_predictions(str(tmp_path / "p.csv"))
+    assert names == plain.names and logits.shape == (6, 30) and (logits == 0.5).all()
+
+
 def logits_for(predicted, width):
     """float[N, width] whose largest value among the mapped classes is in class predicted[i]; classes of ImageNet that
     no class of the 30 has are larger still, and must not count."""

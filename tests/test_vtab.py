@@ -154,7 +154,9 @@ def mocked(official_sizes, monkeypatch):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_loads_from_its_schema(name, mocked):
     task = TASKS[name]
-    load = vtab_data.find(task, mocked, check_sizes=True)
+    # TFDS's mock invents the same images for all parts, which caltech101's may not have in common.
+    load = vtab_data.find(task, mocked, check_sizes=name != "caltech101")
+    assert load("train").classes == task.classes
     for split in ("train", "val", "trainval", "test", "train1000", "train800", "val200", "train800val200"):
         assert load(split).size == task.size(split), split
     batch = next(vtab_data.batches(load("train800"), batch_size=12, image_size=8))
@@ -181,7 +183,7 @@ def test_wrong_split_sizes_are_refused(name, split, wrong, tmp_path):
 
 
 def test_absent_data_come_with_the_step_that_brings_them(tmp_path):
-    with pytest.raises(vtab_data.Absent, match=f"run: tfds build sun397/tfds --data_dir={tmp_path}"):
+    with pytest.raises(vtab_data.Absent, match=r"run: python -c .*tfds.builder\('sun397/tfds'"):
         vtab_data.find(TASKS["sun397"], str(tmp_path), check_sizes=True)
     with pytest.raises(vtab_data.Absent, match=f"put NWPU-RESISC45.rar into {tmp_path}/downloads/manual, then run"):
         vtab_data.find(TASKS["resisc45"], str(tmp_path), check_sizes=True)
@@ -444,7 +446,7 @@ def test_shards_together_are_the_whole_and_other_settings_are_refused(tiny, fold
     "changes, message",
     [
         (dict(protocol="v3"), "--protocol='v3' is unknown"),
-        (dict(tasks=[TASKS["svhn"]]), "no task has data in .*; the first: svhn: .* run: tfds build svhn_cropped"),
+        (dict(tasks=[TASKS["svhn"]]), "no task has data in .*; the first: svhn: .* run: python -c .*svhn_cropped"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, folders, tmp_path):

@@ -4,6 +4,7 @@ Needs no JAX: commands that prepare data use it too.
 """
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ def ended(command: Callable[[], None], *, resumes: bool = False) -> None:
     Args:
       resumes: started again, the command goes on where it was; Ctrl-C then ends it with a line that says so.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may hold what no encoding fits; so does stderr
     try:
         command()
     except KeyboardInterrupt:

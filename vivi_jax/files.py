@@ -45,8 +45,8 @@ def write_bytes(path: Path, data: bytes, *, unfinished: Path | None = None) -> N
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole, as UTF-8."""
-    write_bytes(path, text.encode())
+    """Writes a text file whole, as UTF-8; what no encoding fits, as in some file names, is written as "\\udcff"."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:

@@ -18,12 +18,12 @@ import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from input_pipeline import storage
+from input_pipeline import lists, storage
 from input_pipeline.preparation.sandbox import Sandbox
 from input_pipeline.preparation.steps import partial_of, plan_path, software
 from input_pipeline.store import PARTIAL
@@ -109,7 +109,7 @@ def read_classes(path: str) -> Classes:
       DataError: a missing column, a class without a name, or one that is there twice.
     """
     names, of_words, lines = [], collections.defaultdict(list), {}
-    for number, row in enumerate(_read_csv(path, ("class", "names")), 2):
+    for number, row in enumerate(lists.read_table(path, ("class", "names")), 2):
         name = row["class"].strip()
         if not _words(name):
             raise DataError(f"{path}: line {number} has no class")
@@ -134,27 +134,13 @@ def read_manifest(path: str) -> list[Line]:
       DataError: a missing column, a line without a video, or no line.
     """
     lines = []
-    for number, row in enumerate(_read_csv(path, ("video", "title"))):
+    for number, row in enumerate(lists.read_table(path, ("video", "title"))):
         if not row["video"]:
             raise DataError(f"{path}: line {number + 2} names no video")
         lines.append(Line(number, row["video"], row["title"], row.get("class", "").strip()))
     if not lines:
         raise DataError(f"{path} names no video")
     return lines
-
-
-def _read_csv(path: str, columns: tuple[str, ...]) -> Iterable[dict]:
-    try:
-        reader = csv.DictReader(io.StringIO(storage.read(path).decode("utf-8-sig"), newline=""))
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            raise DataError(
-                f"{path} has no column {', '.join(missing)}: its first line must name the columns "
-                f"{','.join(columns)}; it is {','.join(reader.fieldnames or [])!r}"
-            )
-        yield from ({key: value or "" for key, value in row.items() if key} for row in reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"cannot read {path}: {e}") from e
 
 
 def make_plan(rule: Rule, *, manifest: str, classes: str, classifier_sha256: str) -> dict:

@@ -1,17 +1,14 @@
 """The files a preparation starts from, and their labels."""
 
 import collections
-import csv
 import glob
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
-from input_pipeline import storage
+from input_pipeline import folders, lists, storage
 from vivi_jax.errors import DataError
 
 
@@ -24,7 +21,7 @@ class Input(NamedTuple):
 def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
-    A file is recognised as a video by opening it later, not by its name. Hidden files and folders (.DS_Store, .git) and
+    A file is recognised as a video by opening it later, not by its name. What is no data (see folders.is_data) and
     everything under `out` are skipped. Links are followed. Both may be in a bucket, see storage.py.
 
     Raises:
@@ -35,14 +32,14 @@ def find(videos: str, out: str) -> list[Input]:
     videos = os.path.expanduser(videos)
     root = root_of(videos)
     if os.path.isdir(videos):
-        found = _walk(videos, out)
+        found = _files(videos, out)
     elif glob.has_magic(videos):
         inside_out = os.path.join(os.path.realpath(out), "")
         found = [
             path
             for match in glob.glob(videos, recursive=True)
-            for path in (_walk(match, out) if os.path.isdir(match) else [match])
-            if not os.path.realpath(path).startswith(inside_out)
+            for path in (_files(match, out) if os.path.isdir(match) else [match])
+            if not os.path.realpath(path).startswith(inside_out) and _is_data(os.path.relpath(path, root or "."))
         ]
     elif os.path.isfile(videos):
         found = [videos]
@@ -74,8 +71,7 @@ def _find_remote(videos: str, out: str) -> list[Input]:
     inputs = []
     for path, size in storage.listing(root):
         name = path[len(root) + 1 :]
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if name and not hidden and wanted.fullmatch(name) and not path.startswith(out.rstrip("/") + "/"):
+        if name and _is_data(name) and wanted.fullmatch(name) and not path.startswith(out.rstrip("/") + "/"):
             inputs.append(Input(name, path, size))
     if not inputs:
         raise DataError(
@@ -96,19 +92,12 @@ def _glob_regex(pattern: str) -> str:
     return "".join(parts) + "(?:/.*)?"
 
 
-def _walk(root: str, out: str) -> Iterator[str]:
-    def unreadable(error):
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}")
+def _files(root: str, out: str) -> list[str]:
+    return [os.path.join(root, name) for name in folders.walk(root, leave_out=out)]
 
-    seen = {os.path.realpath(out)}
-    for folder, folders, found in os.walk(root, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # OUT, or a link to a folder that was visited
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in found if not name.startswith("."))
+
+def _is_data(name: str) -> bool:
+    return all(folders.is_data(part) for part in name.split("/") if part != "..")
 
 
 def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
@@ -128,7 +117,8 @@ def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], st
     if not labels:
         return [-1] * len(names), [], ""
     if labels == "folder":
-        label_of = {name: os.path.basename(os.path.dirname(name)) for name in names if os.path.dirname(name)}
+        folder_of = {name: os.path.basename(os.path.dirname(name)) for name in names}
+        label_of = {name: folders.same_form(folder) for name, folder in folder_of.items() if folder}
         if not label_of:
             raise DataError("--labels=folder, but all files are at the top; put each into a folder of its class")
     else:
@@ -144,19 +134,15 @@ def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], st
 
 
 def _read_csv(path: str, names: list[str]) -> dict[str, str]:
-    try:
-        reader = csv.DictReader(io.StringIO(storage.read(path).decode("utf-8-sig"), newline=""))
-        if not {"video", "label"} <= set(reader.fieldnames or []):
-            raise DataError(f"{path}: its first line must name the columns video,label; it is {reader.fieldnames}")
-        rows = [(line["video"], line["label"]) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"cannot read {path}: {e}") from e
+    rows = [(line["video"], line["label"]) for line in lists.read_table(path, ("video", "label"))]
     of_file_name = collections.defaultdict(list)
     for name in names:
-        of_file_name[os.path.basename(name)].append(name)
-    known, label_of, unknown = set(names), {}, []
+        of_file_name[folders.same_form(os.path.basename(name))].append(name)
+    known = {folders.same_form(name): name for name in names} | {name: name for name in names}
+    label_of, unknown = {}, []
     for video, label in rows:
-        candidates = [video] if video in known else of_file_name.get(video, [])
+        name = known.get(video) or known.get(folders.same_form(video))
+        candidates = [name] if name else of_file_name.get(folders.same_form(video), [])
         if len(candidates) > 1:
             raise DataError(f"{path}: {video} may be {candidates[0]} or {candidates[1]}; write the whole name")
         if not candidates:

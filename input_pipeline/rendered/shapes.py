@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import tqdm
 
+from input_pipeline.folders import is_data
 from input_pipeline.preparation.shots import MIN_SHOT_FRAMES, distance, histogram, peak_rule
 from vivi_jax import files
 from vivi_jax.errors import DataError
@@ -419,5 +420,5 @@ def _check_free(out: pathlib.Path) -> None:
     """Raises DataError unless OUT is new, empty, or a folder that was claimed for rendered videos."""
     if not out.exists() or (out / SETTINGS).is_file():
         return
-    if not out.is_dir() or any(SETTINGS not in p.name for p in out.iterdir()):  # a kill may leave unfinished settings
+    if not out.is_dir() or any(map(is_data, os.listdir(out))):  # unfinished settings of a killed run are hidden
         raise DataError(f"{out} exists and is no folder of rendered videos; choose another --out")

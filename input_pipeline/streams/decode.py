@@ -32,6 +32,7 @@ tf.config.set_visible_devices([], "TPU")
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
 
 _PREFETCH_BATCHES = 2
+_OF_TENSORFLOW = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8")  # how JPEG, PNG and GIF files begin
 
 
 class Example(NamedTuple):
@@ -66,13 +67,34 @@ def decode_jpeg(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
 
 
 def decode_any(data: tf.Tensor, box: tf.Tensor) -> tf.Tensor:
-    """As decode_jpeg, also for PNG, BMP and GIF files (the first picture of a GIF; opacity is dropped)."""
+    """As decode_jpeg, also for PNG, GIF, BMP, WebP and TIFF files: the first picture of several, without opacity."""
     y, x, height, width = tf.unstack(box)
-    return tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: decode_jpeg(data, box),
-        lambda: tf.io.decode_image(data, channels=3, expand_animations=False)[y : y + height, x : x + width],
-    )
+
+    def cropped() -> tf.Tensor:
+        # Bytes in a graph, but an array of them outside.
+        image = tf.numpy_function(lambda found: decode_whole(np.asarray(found, object).item()), [data], tf.uint8)
+        return tf.ensure_shape(image, (None, None, 3))[y : y + height, x : x + width]
+
+    return tf.cond(tf.io.is_jpeg(data), lambda: decode_jpeg(data, box), cropped)
+
+
+def decode_whole(data: bytes) -> np.ndarray:
+    """An image file, of a kind that decode_any decodes: uint8[height, width, 3], RGB.
+
+    Raises:
+      ValueError: the data do not decode.
+    """
+    if data.startswith(_OF_TENSORFLOW):
+        try:
+            return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(str(error)) from None
+    # TensorFlow takes a BMP file's numbers of colours in its palette for grey levels, and knows no TIFF.
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    if image is None:
+        raise ValueError("no image that can be read")
+    return image
 
 
 def finish(crops: Sequence[np.ndarray], flips: np.ndarray, turns: np.ndarray, image_size: int) -> np.ndarray:
@@ -210,7 +232,7 @@ def _find_damage(example: Callable[[int], Example], numbers: range, decode: Call
         for picture, (image, box) in enumerate(zip(found.data, found.plan.boxes, strict=True)):
             try:
                 decode(tf.constant(image), tf.constant(box))
-            except tf.errors.OpError:
+            except (tf.errors.OpError, ValueError):
                 return DataError(
                     f"{found.name(picture)} is damaged and does not decode; replace it or prepare it again"
                 )
@@ -230,8 +252,9 @@ def image_height_width(data: bytes, name: str) -> tuple[int, int]:
         if data[:3] == b"\xff\xd8\xff":
             height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
             return height, width
-        return tf.io.decode_image(data, channels=3, expand_animations=False).numpy().shape[:2]
-    except tf.errors.InvalidArgumentError as e:
+        height, width, _ = decode_whole(data).shape
+        return height, width
+    except (tf.errors.InvalidArgumentError, ValueError) as e:
         raise DataError(f"{name} is no image or is damaged; replace or remove it") from e
 
 

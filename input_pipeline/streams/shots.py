@@ -20,6 +20,7 @@ from input_pipeline.streams.views import image_crops
 from vivi_jax.errors import DataError, lookup
 
 _LOG = logging.getLogger(__name__)
+_LOSSES_NEED = 2  # shots of a video, frames of a shot, videos: VIVI's losses compare them, so fewer are not proposed
 
 
 def shot_frames(
@@ -133,11 +134,13 @@ def _consecutive_shots(
     videos, begin = np.unique(video, return_index=True)
     if len(videos) < order.batch_size:
         possible = _possible(store, order.batch_size, shots=shots, frames=frames, frame_rate=frame_rate)
-        remedy = f"possible is one of {', '.join(possible)}, or" if possible else "lower batch_size or"
+        rows = len(videos) // order.process_count * order.process_count
+        possible += [f"batch_size={rows}"] if rows >= _LOSSES_NEED else []
+        remedy = f"possible is one of {', '.join(possible)}, or" if possible else ""
         raise DataError(
             f"{len(videos)} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "
-            f"frames={frames} at frame_rate={frame_rate:g} Hz, fewer than a batch of {order.batch_size}: {remedy} "
-            "prepare more videos"
+            f"frames={frames} at frame_rate={frame_rate:g} Hz, fewer than a batch of {order.batch_size}: "
+            + f"{remedy} prepare more videos".lstrip()
         )
     dropped = len(store) - len(videos)
     if dropped:
@@ -190,8 +193,8 @@ def _possible(store: FrameStore, batch_size: int, **asked: Any) -> list[str]:
     """Of shots, frames and frame_rate each: the nearest value that gives a batch, the others as asked; or nothing."""
     rates = (math.ceil(asked["frame_rate"] * 1.25**k * 100) / 100 for k in itertools.count(1))
     tries = {
-        "shots": range(asked["shots"] - 1, 0, -1),
-        "frames": range(asked["frames"] - 1, 0, -1),
+        "shots": range(asked["shots"] - 1, _LOSSES_NEED - 1, -1),
+        "frames": range(asked["frames"] - 1, _LOSSES_NEED - 1, -1),
         "frame_rate": itertools.takewhile(lambda rate: rate <= 2 * store.fps.max(), rates),  # above, no step is left
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline import images
+from input_pipeline import folders, images
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.order import Order
@@ -128,9 +128,8 @@ def _identity(path: str) -> str:
     if not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
     digest = hashlib.sha256()
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        digest.update(f"{os.path.relpath(folder, path)} {sorted(names)}".encode())
-        if META in names:
-            digest.update(pathlib.Path(folder, META).read_bytes())
+    for name in folders.walk(path):
+        digest.update(os.fsencode(folders.same_form(name)) + b"\0")
+        if os.path.basename(name) == META:
+            digest.update(pathlib.Path(path, name).read_bytes())
     return digest.hexdigest()[:12]

@@ -3,6 +3,25 @@
 import hashlib
 import pathlib
 
+# What macOS, Windows, Jupyter, editors and disk stations leave in folders.
+LITTER = (
+    "._a.jpg",
+    ".DS_Store",
+    "__MACOSX/cat/._a.jpg",
+    "Icon\r",
+    "Thumbs.db",
+    "desktop.ini",
+    "$RECYCLE.BIN/a.jpg",
+    ".ipynb_checkpoints/a-checkpoint.jpg",
+    "a.jpg~",
+    ".a.jpg.swp",
+    "#a.jpg#",
+    ".#a.jpg",
+    "~$a.jpg",
+    "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    ".Trash-1000/files/a.jpg",
+)
+
 
 def contents(folder: str | pathlib.Path) -> dict[str, bytes]:
     """{path below the folder: content} of every file."""

@@ -2,10 +2,10 @@
 
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
+from input_pipeline import tfds_sets
 from input_pipeline.rendered.shapes import encode
 from vivi_jax import files
 from vivi_jax.errors import DataError
@@ -24,20 +24,18 @@ def write_videos(number: str, out: str | os.PathLike, data_dir: str | None = Non
     Raises:
       DataError: TFDS has not prepared the data set, or has no such split.
     """
-    import tensorflow_datasets as tfds  # seconds to import, and only needed here
-
     root = pathlib.Path(out)
     if (root / _DONE).exists():
         return
-    builder: Any = tfds.builder(f"{NAME}/{NAME}_{number}", data_dir=data_dir)
+    builder = tfds_sets.builder(f"{NAME}/{NAME}_{number}", data_dir)
     classes = builder.info.features["label"].names
     for part in ("train", "test"):
         try:
-            examples = builder.as_dataset(split=part, shuffle_files=False).as_numpy_iterator()
+            examples = tfds_sets.examples(builder, part)
         except (AssertionError, ValueError, OSError) as e:
             raise DataError(
-                f"TFDS has no {part!r} of {NAME}/{NAME}_{number}; run: tfds build {NAME}/{NAME}_{number}, "
-                f"or give a folder as --data ({' '.join(str(e).split())[:200]})"
+                f"TFDS has no {part!r} of {NAME}/{NAME}_{number} ({' '.join(str(e).split())[:200]}); give a folder as "
+                f"--data, or run: {tfds_sets.command(f'{NAME}/{NAME}_{number}', data_dir)}"
             ) from e
         for i, example in enumerate(examples):
             path = root / part / classes[example["label"]] / f"{i:05d}.mp4"

@@ -13,6 +13,8 @@ from PIL import Image
 
 from evaluation.protocols.masks import palette
 from evaluation.protocols.parallel import in_parallel
+from input_pipeline.folders import Finder, files_in
+from input_pipeline.lists import read_lines
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class Sequence:
     masks: list[pathlib.Path]  # of all frames, or of the first only (then nothing can be scored)
     objects: int  # the largest number in the first mask
     size: tuple[int, int]  # height, width
+    binary: bool = False  # DAVIS 2016's masks: 255 is the one object
 
     @property
     def scored(self) -> bool:
@@ -45,19 +48,30 @@ class Sequence:
 
     def mask(self, i: int) -> np.ndarray:
         """uint8[H, W] object numbers; numbers that the first frame does not have count as background, as officially."""
-        mask = read_objects(self.masks[i])
+        mask = read_objects(self.masks[i], binary=self.binary)
         return np.where(mask > self.objects, 0, mask)
 
 
-def read_objects(path: pathlib.Path) -> np.ndarray:
+def read_objects(path: pathlib.Path, *, binary: bool = False) -> np.ndarray:
     """uint8[H, W] object numbers, 0 = background, of a result or annotation file.
 
     An indexed PNG holds the numbers themselves, with 255 for pixels that belong to nothing. A grey one with only 0 and
     255 is DAVIS 2016's: there 255 is the one object.
 
+    Args:
+      binary: it is the one object in an indexed PNG too, if that has only 0 and 255.
+
     Raises:
       DataError: missing, damaged, or a picture in colours instead of numbers.
     """
+    mode, mask = _numbers(path)
+    if (mode == "L" or binary) and _only_void(mask):
+        return (mask == _VOID).astype(np.uint8)
+    return np.where(mask == _VOID, 0, mask)
+
+
+def _numbers(path: pathlib.Path) -> tuple[str, np.ndarray]:
+    """Pillow's mode, and uint8[H, W] as they stand in the file."""
     try:
         with Image.open(path) as image:
             mode, mask = image.mode, np.array(image).astype(np.uint8)
@@ -65,9 +79,11 @@ def read_objects(path: pathlib.Path) -> np.ndarray:
         raise DataError(f"{path} is no mask that can be read ({error})") from None
     if mode not in ("P", "L", "1"):
         raise DataError(f"{path} has the mode {mode}: a mask must be an indexed or grey PNG")
-    if mode == "L" and np.isin(mask, (0, 255)).all():
-        return (mask == 255).astype(np.uint8)
-    return np.where(mask == _VOID, 0, mask)
+    return mode, mask
+
+
+def _only_void(mask: np.ndarray) -> bool:
+    return bool(np.isin(mask, (0, _VOID)).all())
 
 
 def write_objects(path: pathlib.Path, mask: np.ndarray) -> None:
@@ -90,7 +106,7 @@ def load(data: str, names: list[str] | None = None) -> list[Sequence]:
         lists = [root / name for name in LISTS if (root / name).is_file()]
         if not lists:
             raise DataError(f"no {root / LISTS[0]}: the list of sequences; or give --sequences=NAME,NAME")
-        names = lists[0].read_text().split()
+        names = read_lines(lists[0], "list of sequences")
     found, problems = [], []
     for sequence, wrong in in_parallel(lambda name: _look(root, name), names):
         found.append(sequence)
@@ -106,8 +122,9 @@ def load(data: str, names: list[str] | None = None) -> list[Sequence]:
 
 def _look(root: pathlib.Path, name: str) -> tuple[Sequence | None, list[str]]:
     """(the sequence, what is wrong with it)."""
-    frames = sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
-    annotations = root / "Annotations" / RESOLUTION / name
+    folders = {part: Finder(root / part / RESOLUTION).find(name) for part in ("JPEGImages", "Annotations")}
+    frames = files_in(folders["JPEGImages"], {".jpg", ".jpeg", ".png"}) if folders["JPEGImages"] else []
+    annotations = folders["Annotations"] or root / "Annotations" / RESOLUTION / name
     if not frames:
         return None, [f"{name} has no frames"]
     wrong = []
@@ -116,7 +133,8 @@ def _look(root: pathlib.Path, name: str) -> tuple[Sequence | None, list[str]]:
     numbers = [int(path.stem) for path in frames]
     if missing := sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)):
         wrong.append(f"{name}: frame {missing[0]:05d} is missing")
-    there = {path.stem for path in annotations.glob("*.png")} & {path.stem for path in frames}
+    mask_of = {path.stem: path for path in files_in(annotations, {".png"})}
+    there = mask_of.keys() & {path.stem for path in frames}
     if frames[0].stem not in there:
         return None, [*wrong, f"{name}: no mask of the first frame, {annotations / frames[0].stem}.png"]
     lacking = [path.stem for path in frames if path.stem not in there]
@@ -124,7 +142,7 @@ def _look(root: pathlib.Path, name: str) -> tuple[Sequence | None, list[str]]:
         wrong.append(f"{name}: {len(lacking)} frames have no mask, the first {lacking[0]}")
     if not lacking and len(frames) < 3:
         wrong.append(f"{name}: {len(frames)} frames; the first and the last are not scored, so there must be 3 or more")
-    masks = [annotations / f"{path.stem}.png" for path in frames if path.stem in there]
+    masks = [mask_of[path.stem] for path in frames if path.stem in there]
     sequence, more = _read(name, frames, masks)
     return sequence, wrong + more
 
@@ -144,10 +162,12 @@ def _read(name: str, frames: list[pathlib.Path], masks: list[pathlib.Path]) -> t
         for path, other in zip(frames, sizes, strict=True)
         if size and other and other != size
     ]
-    objects, unknown = 0, []
+    objects, unknown, binary = 0, [], False
     for path in masks:
         try:
-            mask = read_objects(path)
+            if path == masks[0]:  # where there is nothing else to follow, 255 is an object
+                binary = _only_void(_numbers(path)[1])
+            mask = read_objects(path, binary=binary)
         except DataError as error:
             wrong.append(str(error))
             continue
@@ -167,4 +187,4 @@ def _read(name: str, frames: list[pathlib.Path], masks: list[pathlib.Path]) -> t
             len(unknown),
             unknown[0],
         )
-    return (Sequence(name, frames, masks, objects, size) if not wrong else None), wrong
+    return (Sequence(name, frames, masks, objects, size, binary) if not wrong else None), wrong

@@ -93,7 +93,7 @@ def score(sequence: Sequence, masks: pathlib.Path) -> dict:
 
     def saved(i: int) -> np.ndarray:
         path = masks / f"{sequence.frames[i].stem}.png"
-        found = davis_data.read_objects(path)
+        found = davis_data.read_objects(path, binary=sequence.objects == 1)  # in a result nothing is 255 but an object
         if found.shape != sequence.size:
             raise DataError(
                 f"{path} is {found.shape[1]} x {found.shape[0]} pixels, its frame {sequence.size[1]} x "

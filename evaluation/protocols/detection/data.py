@@ -11,24 +11,29 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
-from evaluation.protocols.parallel import batches_of
+from evaluation.protocols.parallel import batches_of, in_parallel
+from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract
+Id = int | float | str  # of an image or category, as it stands in the file
 _NEEDED = {
     "images": ("id", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
     "categories": ("id", "name"),
 }
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for width and height changed over
 _MIN_SIDE = 1.0  # pixels of the network's input: smaller remains of a cropped box are no objects
 
 
@@ -37,12 +42,12 @@ class DetectionSet:
     """N images with boxes and K classes."""
 
     source: str  # the annotation file
-    image_ids: np.ndarray  # int64[N]
+    image_ids: list[Id]  # N, as in the file
     files: list[str]
     sizes: np.ndarray  # int32[N, 2], (height, width) in pixels
     boxes: list[np.ndarray]  # float32[n, 4] each, (x0, y0, x1, y1) in pixels of the image
     classes: list[np.ndarray]  # int32[n] each, in [0, K) or CROWD
-    category_ids: list[int]  # class -> id in the file
+    category_ids: list[Id]  # class -> id in the file
     class_names: list[str]
 
     def __len__(self) -> int:
@@ -54,6 +59,8 @@ class DetectionSet:
 
 def read_annotations(path: str | os.PathLike) -> dict:
     """Contents of a COCO or LVIS file, without segmentations; "iscrowd" and "area" are filled in where they lack.
+
+    A value that is null is one that is not known: its key is left out.
 
     Raises:
       DataError: no such file, or not of that form.
@@ -69,6 +76,8 @@ def read_annotations(path: str | os.PathLike) -> dict:
         isinstance(contents.get(part), list) for part in ("images", "annotations", "categories")
     ):
         raise DataError(f"{path} is no COCO annotation file: it needs lists of images, annotations and categories")
+    for part in _NEEDED:
+        contents[part] = [_known(row) if isinstance(row, dict) else row for row in contents[part]]
     wrong = [
         f"{part} need {', '.join(keys)}: {str(row)[:200]}"
         for part, keys in _NEEDED.items()
@@ -80,29 +89,102 @@ def read_annotations(path: str | os.PathLike) -> dict:
     for annotation in contents["annotations"]:
         annotation.pop("segmentation", None)
         box = annotation["bbox"]
-        if not (
-            isinstance(box, list)
-            and len(box) == 4
-            and all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-        ):
-            raise DataError(f"{path}: the box of annotation {annotation['id']} is {box}, not four finite numbers")
+        if isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)):
+            annotation.setdefault("area", box[2] * box[3])
         annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", box[2] * box[3])
+    if wrong := [problem for part in _NEEDED for row in contents[part] if (problem := _problem(part, row))]:
+        raise DataError(f"{path}: {len(wrong)} entries cannot be used, such as: {wrong[0]}")
     _check_references(path, contents)
     return contents
+
+
+def _known(row: dict) -> dict:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_length(value: Any) -> bool:
+    return _is_number(value) and value >= 1 and value == int(value)
+
+
+def _problem(part: str, row: dict) -> str | None:
+    """What is wrong with the values of an entry that has all it needs."""
+    which = f"{part[:-1] if part != 'categories' else 'category'} {row['id']!r}"
+    for key in ("id", "image_id", "category_id"):
+        if key in row and not (isinstance(row[key], str) or _is_number(row[key])):
+            return f"the {key} of {which} is neither a number nor text: {row[key]!r}"
+    if part == "images":
+        if not (_is_length(row["height"]) and _is_length(row["width"])):
+            return f"height and width of {which} are {row['height']!r} and {row['width']!r}, not numbers of pixels"
+        for key in ("file_name", "coco_url"):
+            if not isinstance(row.get(key, ""), str):
+                return f"the {key} of {which} is no text: {row[key]!r}"
+    if part == "annotations":
+        box = row["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
+            return f"the box of {which} is {box!r}, not four finite numbers"
+        if not _is_number(row["area"]):
+            return f"the area of {which} is {row['area']!r}, not a number of pixels; leave it out for that of the box"
+        if row["iscrowd"] not in (0, 1):
+            return f"iscrowd of {which} is {row['iscrowd']!r}, neither 0 nor 1"
+    return None
+
+
+def in_order(ids: Iterable[Id]) -> list[Id]:
+    """Numbers before text, each in its own order: as COCO's code sorts ids that are all of one kind."""
+    return sorted(ids, key=lambda i: (isinstance(i, str), i))
+
+
+def numbered(truth: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
+    """Copies of an annotation file and of detections with whole numbers from 1 on as ids, in the order of the ids.
+
+    Scorers sort, hash and make arrays of ids, which goes wrong for text among numbers, for 0, and above 2**53.
+    Detections of a category that is not in the file are left out, as in pycocotools.
+
+    Raises:
+      DataError: detections of an image that is not in the file.
+    """
+    number = {
+        part: {i: n for n, i in enumerate(in_order(row["id"] for row in truth[part]), 1)}
+        for part in ("images", "categories")
+    }
+
+    def of_row(row: dict, i: int) -> dict:
+        image, category = number["images"][row["image_id"]], number["categories"][row["category_id"]]
+        return {**row, "id": i, "image_id": image, "category_id": category}
+
+    if strays := [row["image_id"] for row in rows if row["image_id"] not in number["images"]]:
+        raise DataError(
+            f"{len(strays)} detections are of images that the annotations do not have, such as {strays[0]!r}: of "
+            "others, or of an earlier version of this program; remove their file to detect again"
+        )
+    rows = [row for row in rows if row["category_id"] in number["categories"]]
+    images = [{**row, "id": number["images"][row["id"]]} for row in truth["images"]]
+    for row in images:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):  # LVIS's
+            if key in row:
+                row[key] = [number["categories"][i] for i in row[key] if i in number["categories"]]
+    return {
+        "images": images,
+        "categories": [{**row, "id": number["categories"][row["id"]]} for row in truth["categories"]],
+        "annotations": [of_row(row, i) for i, row in enumerate(truth["annotations"], 1)],
+    }, [of_row(row, i) for i, row in enumerate(rows, 1)]
 
 
 def _check_references(path: pathlib.Path, contents: dict) -> None:
     for part in ("images", "annotations", "categories"):
         ids = collections.Counter(row["id"] for row in contents[part])
         if repeated := [i for i, count in ids.items() if count > 1]:
-            raise DataError(f"{path}: {len(repeated)} ids of {part} occur more than once, such as {repeated[0]}")
+            raise DataError(f"{path}: {len(repeated)} ids of {part} occur more than once, such as {repeated[0]!r}")
     for key, part in (("image_id", "images"), ("category_id", "categories")):
         known = {row["id"] for row in contents[part]}
         if strays := [row for row in contents["annotations"] if row[key] not in known]:
             raise DataError(
                 f"{path}: {len(strays)} annotations have a {key} that is not among its {part}, such as "
-                f"{strays[0][key]} in annotation {strays[0]['id']}"
+                f"{strays[0][key]!r} in annotation {strays[0]['id']!r}; they have ids like {next(iter(known), None)!r}"
             )
 
 
@@ -116,15 +198,15 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
         train2017/ or val2017/ (images of LVIS's val come from both).
 
     Raises:
-      DataError: what read_annotations says, or images are missing.
+      DataError: what read_annotations says, images are missing, or have another size than the annotations say.
     """
     root = pathlib.Path(root)
     path = root / annotations
     contents = read_annotations(path)
     if not contents["images"]:
         raise DataError(f"{path} lists no images")
-    listings = {}
-    found = [find_image(root, images, row, listings) for row in contents["images"]]
+    finder = Finder(root)
+    found = [find_image(finder, images, row) for row in contents["images"]]
     if missing := [row for row, file in zip(contents["images"], found, strict=True) if file is None]:
         name = missing[0].get("file_name") or missing[0].get("coco_url") or missing[0]["id"]
         raise DataError(
@@ -132,10 +214,12 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
             f"{name}; docs/detection.md says where they go"
         )
 
-    categories = sorted(contents["categories"], key=lambda row: row["id"])
-    class_of = {row["id"]: k for k, row in enumerate(categories)}
+    named = {row["id"]: row["name"] for row in contents["categories"]}
+    category_ids = in_order(named)
+    class_of = {i: k for k, i in enumerate(category_ids)}
     position = {row["id"]: i for i, row in enumerate(contents["images"])}
     sizes = np.array([(row["height"], row["width"]) for row in contents["images"]], np.int32)
+    _check_sizes(path, [str(file) for file in found], sizes)
     boxes, classes, degenerate = [[] for _ in found], [[] for _ in found], []
     for row in contents["annotations"]:
         i = position[row["image_id"]]
@@ -155,34 +239,61 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
         )
     return DetectionSet(
         str(path),
-        np.array([row["id"] for row in contents["images"]], np.int64),
-        [file for file in found if file],
+        [row["id"] for row in contents["images"]],
+        [str(file) for file in found],
         sizes,
         [np.array(b, np.float32).reshape(-1, 4) for b in boxes],
         [np.array(c, np.int32) for c in classes],
-        [row["id"] for row in categories],
-        [row["name"] for row in categories],
+        category_ids,
+        [named[i] for i in category_ids],
     )
 
 
-def find_image(root: pathlib.Path, folder: str, row: dict, listings: dict[pathlib.Path, set[str]]) -> str | None:
-    """Path of an image, None if it is nowhere; `listings` keeps the folders' contents between calls."""
-    candidates = [pathlib.Path(folder, row["file_name"])] if "file_name" in row else []
+def find_image(finder: Finder, folder: str, row: dict) -> pathlib.Path | None:
+    """Where an image is below the finder's root, None if it is nowhere."""
+    names = [os.path.join(folder, row["file_name"])] if "file_name" in row else []
     if "coco_url" in row:
-        candidates.append(pathlib.Path(*row["coco_url"].split("/")[-2:]))
-    for path in (root / candidate for candidate in candidates):
-        if path.parent not in listings:
-            listings[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-        if path.name in listings[path.parent]:
-            return str(path)
-    return None
+        names.append("/".join(row["coco_url"].split("/")[-2:]))
+    return next((path for path in map(finder.find, names) if path), None)
+
+
+def _check_sizes(path: pathlib.Path, files: list[str], sizes: np.ndarray) -> None:
+    """Reads the header of every image: minutes saved from a failure after hours."""
+
+    def look(i: int) -> tuple[str, str] | None:
+        try:
+            with Image.open(files[i]) as image:
+                width, height = image.size
+                orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception as error:  # Pillow's readers raise whatever the damage leads to
+            return "unreadable", f"{files[i]} is no image that can be read ({error})"
+        annotated = (int(sizes[i][0]), int(sizes[i][1]))
+        if (height, width) == annotated:
+            return None
+        text = f"{files[i]} is {width} x {height} pixels, annotated as {annotated[1]} x {annotated[0]}"
+        return ("turned" if orientation in _TURNED and (width, height) == annotated else "other"), text
+
+    found = [problem for problem in in_parallel(look, range(len(files))) if problem]
+    remedies = {
+        "turned": "have the size that they are shown with, after the rotation that their files ask for (EXIF), and "
+        "annotations are taken to be of the pixels as stored: turn the pixels themselves (mogrify -auto-orient, or "
+        "exiftran -a -i)",
+        "other": "have another size than their files: take the images that belong to the annotations",
+        "unreadable": "are damaged: fetch them again",
+    }
+    told = []
+    for kind, remedy in remedies.items():
+        if texts := [text for k, text in found if k == kind]:
+            told.append(f"{len(texts)} of {len(files)} images of {path} {remedy}; such as {texts[0]}")
+    if told:
+        raise DataError("; ".join(told))
 
 
 def check_sets(train: DetectionSet, test: DetectionSet) -> None:
     """Raises DataError unless the two have the same classes and there is something to learn."""
     if train.category_ids != test.category_ids:
-        different = sorted(set(train.category_ids) ^ set(test.category_ids))
-        raise DataError(f"{train.source} and {test.source} have different categories, such as id {different[0]}")
+        different = in_order(set(train.category_ids) ^ set(test.category_ids))
+        raise DataError(f"{train.source} and {test.source} have different categories, such as id {different[0]!r}")
     objects = sum(int((classes >= 0).sum()) for classes in train.classes)
     if not objects:
         raise DataError(f"{train.source} has no box that is not degenerate or a crowd: nothing to train on")
@@ -278,7 +389,7 @@ def read_image(dataset: DetectionSet, i: int) -> np.ndarray:
     if image.shape[:2] != tuple(dataset.sizes[i]):
         raise DataError(
             f"{dataset.files[i]} is {image.shape[1]} x {image.shape[0]} pixels, {dataset.source} says "
-            f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}; fetch it again"
+            f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}; it was changed since this run began"
         )
     return np.ascontiguousarray(image[:, :, ::-1])
 

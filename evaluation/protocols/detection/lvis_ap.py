@@ -14,6 +14,7 @@ import collections
 
 import numpy as np
 
+from evaluation.protocols.detection.data import numbered
 from vivi_jax.errors import DataError
 
 MAX_DETECTIONS = 300
@@ -38,6 +39,7 @@ def lvis_ap(truth: dict, detections: list[dict]) -> dict[str, float]:
         for key in keys:
             if any(key not in row for row in truth[part]):
                 raise DataError(f"its {part} have no {key!r}: this is no LVIS annotation file; use the metric 'coco'")
+    truth, detections = numbered(truth, detections)
     categories = sorted(truth["categories"], key=lambda row: row["id"])
     precision, recall = [], []  # of each category: [areas, thresholds, recalls], [areas, thresholds]; -1: no objects
     by_category = _by_category(truth, detections)

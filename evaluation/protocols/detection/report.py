@@ -1,12 +1,13 @@
 """Detection scores as Markdown, and test images with their boxes."""
 
 import pathlib
+import urllib.parse
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from evaluation.protocols.detection.data import DetectionSet, read_image
+from evaluation.protocols.detection.data import DetectionSet, Id, read_image
 
 _SHOWN_SCORE = 0.3  # detections below it are not drawn
 
@@ -46,17 +47,22 @@ def markdown(result: dict) -> str:
 
 
 def pictures(dataset: DetectionSet, truth: dict, rows: list[dict], folder: pathlib.Path, count: int) -> None:
-    """Writes the first `count` images to folder/IMAGE_ID.png: labelled boxes left, detected ones right."""
+    """Writes the first `count` images to folder/IMAGE_ID.png: labelled boxes left, detected ones right.
+
+    In the name, what is no letter, number or one of "_.-~" stands as in addresses, "/" as "%2F".
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
     for i in range(min(count, len(dataset))):
-        image_id = int(dataset.image_ids[i])
+        image_id = dataset.image_ids[i]
         labelled = [row for row in truth["annotations"] if row["image_id"] == image_id]
         detected = [row for row in rows if row["image_id"] == image_id and row["score"] >= _SHOWN_SCORE]
-        picture(read_image(dataset, i), labelled, detected, names).savefig(folder / f"{image_id}.png", dpi=100)
+        name = f"{urllib.parse.quote(str(image_id), safe='')}.png"
+        picture(read_image(dataset, i), labelled, detected, names).savefig(folder / name, dpi=100)
 
 
-def picture(image: np.ndarray, labelled: list[dict], detected: list[dict], names: dict[int, str]) -> Figure:
+def picture(image: np.ndarray, labelled: list[dict], detected: list[dict], names: dict[Id, str]) -> Figure:
+    colours = {i: f"C{k % 10}" for k, i in enumerate(names)}
     height, width = image.shape[:2]
     figure = Figure(figsize=(10, 5.0 * height / width + 0.4), layout="constrained")
     for axes, title, rows in zip(
@@ -70,7 +76,7 @@ def picture(image: np.ndarray, labelled: list[dict], detected: list[dict], names
         axes.set_axis_off()
         for row in sorted(rows, key=lambda row: row.get("score", 1.0)):
             x, y, w, h = row["bbox"]
-            colour = f"C{row['category_id'] % 10}"
+            colour = colours[row["category_id"]]
             axes.add_patch(
                 Rectangle((x, y), w, h, fill=False, lw=1.5, ec=colour, ls="--" if row.get("iscrowd") else "-")
             )

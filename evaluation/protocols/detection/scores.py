@@ -29,7 +29,7 @@ def to_rows(dataset: DetectionSet, index: int, place: Placement, detected: dict[
     kept = (detected["scores"] > 0) & (sides > 0).all(axis=1)
     return [
         {
-            "image_id": int(dataset.image_ids[index]),
+            "image_id": dataset.image_ids[index],
             "category_id": dataset.category_ids[k],
             "bbox": [*box[:2].tolist(), *side.tolist()],
             "score": float(score),
@@ -66,6 +66,7 @@ def coco_ap(truth: dict, rows: list[dict]) -> dict:
       truth: an annotation file, as data.read_annotations gives it.
       rows: detections; an empty list is allowed (pycocotools' own loader refuses it).
     """
+    truth, rows = detection_data.numbered(truth, rows)
     from pycocotools.coco import COCO  # an extra: only scoring needs it
     from pycocotools.cocoeval import COCOeval
 
@@ -77,13 +78,9 @@ def coco_ap(truth: dict, rows: list[dict]) -> dict:
         return result
 
     with contextlib.redirect_stdout(io.StringIO()):
-        detections = [
-            {**row, "id": i, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]} for i, row in enumerate(rows, 1)
-        ]
-        # Copies, as it notes in them what it ignores; with numbers of our own, as it takes an object whose id is 0 for
-        # one that is not there.
-        objects = [{**row, "id": i} for i, row in enumerate(truth["annotations"], 1)]
-        scorer = COCOeval(coco(objects), coco(detections), "bbox")
+        detections = [{**row, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]} for row in rows]
+        # Of our own, as it notes in them what it ignores, and takes an object whose id is 0 for one that is not there.
+        scorer = COCOeval(coco(truth["annotations"]), coco(detections), "bbox")
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()

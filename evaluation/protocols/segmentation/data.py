@@ -14,6 +14,8 @@ import scipy.io
 from PIL import Image
 
 from evaluation.protocols.parallel import batches_of, in_parallel
+from input_pipeline.folders import Finder, files_in, same_form
+from input_pipeline.lists import read_lines
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from vivi_jax.errors import DataError
@@ -126,17 +128,21 @@ def load_voc(data: str) -> tuple[SegmentationSet, SegmentationSet]:
     )
     numbers = _numbering({**{k: k for k in range(len(VOC_CLASSES))}, 255: IGNORE})
     lists = {split: _names(root / "ImageSets" / "Segmentation" / f"{split}.txt") for split in ("train", "val")}
-    own, held_out = root / "SegmentationClass", set(lists["val"])
+    finder, held_out = Finder(root), set(lists["val"])
+
+    def located(name: str) -> pathlib.Path:
+        return finder.find(name) or root / name
+
     extra = {
         name: path
         for name, path in _sbd(root, pathlib.Path(data)).items()
         if name not in held_out and name not in set(lists["train"])
     }
-    train = [(name, own / f"{name}.png") for name in lists["train"]] + sorted(extra.items())
-    val = [(name, own / f"{name}.png") for name in lists["val"]]
+    train = [(name, located(f"SegmentationClass/{name}.png")) for name in lists["train"]] + sorted(extra.items())
+    val = [(name, located(f"SegmentationClass/{name}.png")) for name in lists["val"]]
 
     def of_pairs(split: str, pairs: list[tuple[str, pathlib.Path]]) -> SegmentationSet:
-        images = [root / "JPEGImages" / f"{name}.jpg" for name, _ in pairs]
+        images = [located(f"JPEGImages/{name}.jpg") for name, _ in pairs]
         return SegmentationSet(f"VOC 2012 {split}", images, [path for _, path in pairs], VOC_CLASSES, numbers)
 
     return of_pairs("train_aug", train), of_pairs("val", val)
@@ -151,7 +157,7 @@ def _sbd(root: pathlib.Path, data: pathlib.Path) -> dict[str, pathlib.Path]:
         for folder in (base / "benchmark_RELEASE" / "dataset", base / "SBD" / "dataset", base / "dataset")
     ]
     for folder in folders:
-        if masks := {path.stem: path for path in folder.glob("*") if path.suffix in (".png", ".mat")}:
+        if masks := {same_form(path.stem): path for path in files_in(folder, {".png", ".mat"})}:
             return masks
     raise DataError(
         f"train_aug needs SBD beside {root}: put its benchmark_RELEASE folder (with dataset/cls/*.mat) or "
@@ -174,17 +180,21 @@ def load_ade20k(data: str) -> tuple[SegmentationSet, SegmentationSet]:
     path = root / "objectInfo150.txt"
     if not path.is_file():
         raise DataError(f"no {path}: it comes with ADEChallengeData2016 and names the classes")
-    names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in path.read_text().splitlines()[1:])
+    names = tuple(line.split("\t")[-1].split(",")[0].strip() for line in read_lines(path)[1:])
     if len(names) != ADE20K_CLASSES:
         raise DataError(f"{path} names {len(names)} classes, not {ADE20K_CLASSES}")
-    sets = []
+    finder, sets = Finder(root), []
+
+    def located(name: str) -> pathlib.Path:
+        return finder.find(name) or root / name
+
     for split in ("training", "validation"):
-        masks = sorted((root / "annotations" / split).glob("*.png"))
+        masks = files_in(root / "annotations" / split, {".png"})
         if not masks:
             raise DataError(f"no *.png in {root / 'annotations' / split}")
         sets.append(
             SegmentationSet(
-                f"ADE20K {split}", [root / "images" / split / f"{m.stem}.jpg" for m in masks], masks, names, numbers
+                f"ADE20K {split}", [located(f"images/{split}/{m.stem}.jpg") for m in masks], masks, names, numbers
             )
         )
     return tuple(sets)
@@ -208,12 +218,7 @@ def _first_folder(candidates: list[pathlib.Path], child: str, message: str) -> p
 
 
 def _names(path: pathlib.Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"no {path}: the list of images of this split")
-    names = path.read_text().split()
-    if not names:
-        raise DataError(f"{path} lists no images")
-    return names
+    return [same_form(name) for name in read_lines(path, "the list of images of this split")]
 
 
 def check(dataset: SegmentationSet, threads: int | None = None) -> dict[str, int]:

@@ -14,11 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from evaluation.protocols.vtab.tasks import Task
-from input_pipeline import images
+from input_pipeline import images, tfds_sets
+from input_pipeline.streams.decode import decode_whole
 from vivi_jax.errors import DataError
 
 DAMAGED_SHOWN = 5
@@ -47,14 +46,20 @@ def find(task: Task, data_dir: str, *, check_sizes: bool) -> Callable[[str], Exa
     Args:
       data_dir: holds class folders (DATA_DIR/TASK/train/CLASS/*.png and test/, perhaps val/) or TFDS data sets; where
         it has both, the folders are used.
-      check_sizes: compare all splits, and the number of classes, with the table. Only off for trials on small data.
+      check_sizes: compare all splits, and the number of classes, with the table, and of parts that TFDS draws at random
+        that they share no image. Only off for trials on small data.
 
     Raises:
       Absent: neither is there.
       DataError: sizes or classes that are not the table's.
     """
     folder = pathlib.Path(data_dir) / task.name
-    load = _folder_splits(task, folder) if (folder / "train").is_dir() else _tfds_splits(task, data_dir)
+    if (folder / "train").is_dir():
+        load = _folder_splits(task, folder)
+    else:
+        load = _tfds_splits(task, data_dir)
+        if check_sizes:
+            tfds_sets.check_disjoint(tfds_sets.builder(task.builder, data_dir))
     if check_sizes:
         _check(task, load)
     return load
@@ -76,26 +81,23 @@ def _check(task: Task, load: Callable[[str], Examples]) -> None:
 
 # ---- Sources --------------------------------------------------------------------------------------------------------
 def _tfds_splits(task: Task, data_dir: str) -> Callable[[str], Examples]:
-    builder = tfds.builder(task.builder, data_dir=data_dir)
+    builder = tfds_sets.builder(task.builder, data_dir)
     if not builder.is_prepared():
         first = f"put {task.manual} into {os.path.join(data_dir, 'downloads', 'manual')}, then " if task.manual else ""
         raise Absent(
-            f"{task.name}: no data in {builder.data_dir}; {first}run: tfds build {task.builder} --data_dir={data_dir}"
+            f"{task.name}: no data in {builder.data_dir}; {first}run: {tfds_sets.command(task.builder, data_dir)}"
         )
     wanted: dict[str, Any] = {"image": True}
     for need in task.needs:
         field, _, inner = need.partition("/")
         wanted[field] = {**wanted.get(field, {}), inner: True} if inner else True
-    decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
 
     def load(split: str) -> Examples:
         cuts = task.split(split)
 
         def read() -> Iterator[tuple[bytes, int]]:
             # In the order on disk: it says which examples are the first 800.
-            # pyright does not see through TFDS's decorator.
-            dataset: Any = builder.as_dataset(split=cuts, shuffle_files=False, decoders=decoders)  # pyright: ignore
-            for example in dataset.as_numpy_iterator():
+            for example in tfds_sets.examples(builder, cuts, wanted, encoded=("image",)):
                 yield example["image"], task.label(example)
 
         size = sum(builder.info.splits[part].num_examples for part in cuts.split("+"))
@@ -159,9 +161,9 @@ def preprocess(data: bytes, image_size: int, scale: int = 1) -> np.ndarray:
     OpenCV's bilinear kernel has TensorFlow's sample positions (half-pixel centres) and is several times as fast.
 
     Raises:
-      tf.errors.InvalidArgumentError: the image does not decode.
+      ValueError: the image does not decode.
     """
-    pixels = tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
+    pixels = decode_whole(data)
     return cv2.resize(pixels * np.uint8(scale), (image_size, image_size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -216,7 +218,7 @@ def _decoded(
         index, (data, _) = item
         try:
             return preprocess(data, image_size, examples.scale)
-        except tf.errors.InvalidArgumentError:
+        except ValueError:
             damaged[index] = examples.name(index)
             return np.zeros((image_size, image_size, 3), np.uint8)  # of a batch that ends in the error below
 
