@@ -95,6 +95,15 @@ def test_every_usable_video_once_per_epoch(store):
     assert len(np.unique(epochs, axis=0)) > 1
 
 
+@pytest.mark.parametrize("sampler, usable, changes", [("consecutive", 4, {}), ("single", 6, dict(shots=1))])
+def test_no_batch_holds_a_video_twice_where_epochs_end(store, sampler, usable, changes):
+    size = usable - 1
+    batches = collect(stream(store, sampler=sampler, batch_size=size, num_steps=2 * usable, **changes))
+    video = shown(batches)[0][:, :, 0, 0]
+    assert all(len(set(batch)) == size for batch in video.tolist())
+    assert set(np.bincount(video.ravel()).tolist()) <= {0, 2 * size}
+
+
 def test_place_and_start_are_uniform():
     """2 frames 2 apart of each of 2 shots of 5 frames and more: 3 positions, 3 and more starts in each shot."""
     ranges = np.array([(0, 5), (5, 11), (11, 16), (16, 21)])
@@ -249,6 +258,27 @@ def test_labels_belong_to_their_images_and_each_comes_once_per_epoch(labelled):
     assert sorted(zip(video.tolist(), frame.tolist(), strict=True)) == [
         (v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)
     ]
+
+
+def test_no_batch_holds_an_image_twice_where_epochs_end(labelled):
+    for batches in (
+        label_stream(labelled, batch_size=27, num_steps=12),
+        run_stream(
+            image_frames,
+            labelled,
+            shots=1,
+            frames=1,
+            seed=7,
+            batch_size=27,
+            image_size=SIZE,
+            min_crop_area=1.0,
+            num_steps=12,
+        ),
+    ):
+        pixels = [batch["image"] if "image" in batch else batch["shots"][:, 0, 0] for batch in batches]
+        seen = [list(zip(*(values.tolist() for values in shown(batch)), strict=True)) for batch in pixels]
+        assert all(len(set(batch)) == 27 for batch in seen)
+        assert set(sum(seen[:3], [])) == {(v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)}
 
 
 def test_a_fraction_is_balanced_nested_and_chosen_by_the_seed(labelled):

@@ -68,7 +68,7 @@ def shot_frames(
     videos, shot_ranges = usable(store, order, shots, frames, frame_rate)
 
     def example(i: int) -> Example:
-        video = int(videos[sampling.pick(order.seed, i, len(videos))])
+        video = int(videos[sampling.pick(order.seed, i, len(videos), order.batch_size)])
         plan = sampling.plan_shots(
             sampling.example_rng(order.seed, i),
             **shot_ranges(video),
