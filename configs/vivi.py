@@ -146,6 +146,7 @@ def data_section(model: dict, co: str) -> dict:
     if model["unlabelled"] == "videos":
         data |= dict(
             frame_rate=1.0,  # Hz, VIVI §4
+            min_shot_seconds=0.32,  # shorter ones are passed over: flashes. Not in the paper, nor how long shots are
             sampler=model.get("sampler", "consecutive"),  # VIVI §4
         )
     if co != "no":

@@ -83,7 +83,7 @@ def test_every_input_is_accounted_for(videos, reference):
         "ü, 文.ts": 120,
     }
     meta = json.loads((reference / store.META).read_text())
-    assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 15)
+    assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 16)
     assert sorted(digests(reference)) == [
         "frames-00000-of-00004.array_record",
         "frames-00001-of-00004.array_record",
@@ -342,7 +342,7 @@ def test_bad_labels(videos, tmp_path, text, message):
 def test_command_line(videos, reference, tmp_path):
     run = run_prepare(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3", "--contact_sheet")
     assert run.returncode == 0
-    for line in ("10 inputs", "7 ok", "1 refused: empty file", "282 frames, 13 s of video", "15 shots"):
+    for line in ("10 inputs", "7 ok", "1 refused: empty file", "282 frames, 13 s of video", "16 shots"):
         assert line in run.stdout
     sheet = np.asarray(Image.open(tmp_path / "store/contact_sheet.png"))
     assert sheet.shape[1] == 1680 and sheet.shape[0] > 7 * 100 and 100 < sheet.mean() < 254

@@ -51,6 +51,7 @@ def stream(store, **changes):
         shots=2,
         frames=3,
         frame_rate=1,
+        min_shot_seconds=0,
         sampler="consecutive",
         image_size=SIZE,
         min_crop_area=0.08,
@@ -102,6 +103,21 @@ def test_no_batch_holds_a_video_twice_where_epochs_end(store, sampler, usable, c
     video = shown(batches)[0][:, :, 0, 0]
     assert all(len(set(batch)) == size for batch in video.tolist())
     assert set(np.bincount(video.ravel()).tolist()) <= {0, 2 * size}
+
+
+def test_short_shots_are_passed_over(store):
+    """Of video 3, with shots of 3, 0.5 and 3 s, the short one: the two others are neighbours then."""
+
+    def shots_seen(video: int, **changes) -> set[tuple[int, ...]]:
+        batches = collect(stream(store, batch_size=4, **changes)).reshape(-1, 2, 3, SIZE, SIZE, 3)
+        found, frames = shown(batches)
+        return {tuple(shot_of(video, row[0]) for row in frames[i]) for i in np.flatnonzero(found[:, 0, 0] == video)}
+
+    assert shots_seen(3) == shots_seen(3, min_shot_seconds=0.5) == set()
+    assert shots_seen(3, min_shot_seconds=0.51) == {(0, 2)}
+    # Video 0 has shots of 3.25, 5 and 2.25 s.
+    assert shots_seen(0, min_shot_seconds=0.51) == shots_seen(0, min_shot_seconds=2.25) == {(0, 1), (1, 2)}
+    assert shots_seen(0, min_shot_seconds=3) == {(0, 1)}
 
 
 def test_place_and_start_are_uniform():
@@ -211,6 +227,7 @@ def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes
         (dict(frames=0), "frames=0"),
         (dict(shots=0), "shots=0"),
         (dict(frame_rate=0), "frame_rate=0"),
+        (dict(min_shot_seconds=-1), "min_shot_seconds=-1"),
         (dict(sampler="single", shots=1, frame_rate=-1), "frame_rate=-1"),
         (dict(batch_size=3, process_count=2), "does not divide among 2 processes"),
         (dict(min_crop_area=2), "min_crop"),

@@ -20,7 +20,7 @@ from helpers.video_files import loop_video, number, numbered, scenes, write_vide
 from input_pipeline.preparation import video
 from input_pipeline.preparation.sandbox import Sandbox
 
-SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto", "min_shot_frames": 8}
+SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto"}
 SLOW = SETTINGS | {"short_side": 720}
 LIMITS = {"memory_mb": 2048, "cpu_s": 60, "wall_s": 120}
 

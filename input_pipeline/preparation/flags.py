@@ -28,7 +28,6 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see preparation/shots.py"
     )
-    flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
     flags.DEFINE_integer("videos_per_shard", DEFAULT.videos_per_shard, "input files per shard of the store")
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
     flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")

@@ -35,7 +35,6 @@ class Settings:
     short_side: int = 256
     jpeg_quality: int = 95
     shot_rule: str = "auto"
-    min_shot_frames: int = shots.MIN_SHOT_FRAMES
     videos_per_shard: int = 64
     memory_mb: int = 2048
     cpu_s: int = 1800
@@ -55,9 +54,7 @@ class Settings:
     @property
     def decoding(self) -> dict:
         """Arguments of video.decode_file."""
-        return {
-            name: getattr(self, name) for name in ("fps", "short_side", "jpeg_quality", "shot_rule", "min_shot_frames")
-        }
+        return {name: getattr(self, name) for name in ("fps", "short_side", "jpeg_quality", "shot_rule")}
 
     @property
     def limits(self) -> dict:
@@ -127,8 +124,11 @@ def is_complete(root: str, plan: Plan) -> bool:
     path = storage.join(root, store.META)
     if not storage.exists(path):
         return False
-    settings = (json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta)["settings"]
-    _check_same(root, {key: value for key, value in settings.items() if key != "software"}, plan.identity["settings"])
+    meta = json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta
+    settings = {key: value for key, value in meta["settings"].items() if key != "software"}
+    if meta["version"] == 1:
+        settings.pop("min_shot_frames", None)  # a setting of that version: its shots stay as they are
+    _check_same(root, settings, plan.identity["settings"])
     lines = storage.read(storage.join(root, store.LEDGER)).splitlines()
     _check_inputs(root, [[row["input"], row["bytes"]] for row in map(json.loads, lines)], plan.identity["inputs"])
     storage.remove_tree(partial_of(root))  # killed between the last two steps

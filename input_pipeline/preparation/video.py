@@ -1,6 +1,7 @@
 """Decoding one video file to JPEG frames on a constant grid. Runs inside the limits of `sandbox`, never outside.
 
-    decode_file -> _inspect (packets only) -> _pictures (decoder) -> _on_grid (times) -> scale, turn, JPEG, histogram
+    decode_file -> _inspect (packets only) -> _pictures (decoder) -> shots.Distances (a thumbnail of each)
+                                                                  -> _on_grid (times) -> scale, turn, JPEG
 
 A file is used whole or refused with a reason: one that breaks off in the middle is not half kept. Headers may
 claim absurd values; sizes, rates and durations are checked against what the file holds.
@@ -30,6 +31,7 @@ CONTAINERS = (
 )
 MAX_PIXELS = 2**25  # per picture; 8K (7680 x 4320) is just below
 MAX_SIDE = 2**15
+THUMBNAIL_SIDE = 128  # pixels of the short side of what is searched for cuts
 MIN_RATE, MAX_RATE = Fraction(1, 10), Fraction(1000)  # pictures per second that a video can credibly have
 
 
@@ -45,9 +47,7 @@ class Info(NamedTuple):
     count: int  # pictures
 
 
-def decode_file(
-    video: str, frame_file: str, *, fps: float, short_side: int, jpeg_quality: int, shot_rule: str, min_shot_frames: int
-) -> dict:
+def decode_file(video: str, frame_file: str, *, fps: float, short_side: int, jpeg_quality: int, shot_rule: str) -> dict:
     """Decodes a whole file to JPEG frames on a constant grid; memory does not depend on its length.
 
     Frame k is the picture on display k / rate seconds after the first one, rate = min(fps, native average rate): the
@@ -58,7 +58,7 @@ def decode_file(
     Args:
       video: path of a local file.
       frame_file: path of the file to write, the JPEG frames one after the other.
-      shot_rule, min_shot_frames: see shots.find_shots.
+      shot_rule: see shots.find_shots. Cuts are looked for among all pictures, also those that no frame shows.
 
     Returns:
       {"frames": int, "fps": float, "height": int, "width": int, "shot_starts": list of int,
@@ -70,29 +70,34 @@ def decode_file(
       MemoryError: the file needs more memory than there is.
     """
     info = _inspect(video, fps)
-    scaler = VideoReformatter()  # kept: setting one up costs as much as scaling a picture
-    lengths, distances = [], []
-    shown = histogram = None
+    # Kept: setting one up costs as much as scaling a picture.
+    scaler, thumbnails = VideoReformatter(), VideoReformatter()
+    lengths, shown, distances = [], [], shots.Distances()
+
+    def watched() -> Iterator[tuple[Fraction, Fraction, tuple[int, Any]]]:
+        for number, (time, duration, frame) in enumerate(_pictures(video, info)):
+            thumbnail_size = _output_size(frame, Fraction(1), THUMBNAIL_SIDE)
+            distances.add(_to_bgr(frame, thumbnails, thumbnail_size, (False, 0)))
+            yield time, duration, (number, frame)
+
     pathlib.Path(frame_file).unlink(
         missing_ok=True
     )  # a decoder that still writes to the old file must not reach the new one
     with open(frame_file, "wb") as out:
-        for frame in _on_grid(_pictures(video, info), info):
-            if frame is shown:  # still on display: the same JPEG again
-                distances.append(0.0)
-            else:
-                if shown is None:
-                    size, orientation = _output_size(frame, info.pixel_aspect, short_side), _orientation(frame)
+        for number, frame in _on_grid(watched(), info):
+            if not shown:
+                size, orientation = _output_size(frame, info.pixel_aspect, short_side), _orientation(frame)
+            if number not in shown[-1:]:  # else it is still on display: the same JPEG again
                 picture_HxWx3 = _to_bgr(frame, scaler, size, orientation)
                 jpeg = cv2.imencode(".jpg", picture_HxWx3, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes()
-                before, histogram = histogram, shots.histogram(picture_HxWx3)
-                distances.append(0.0 if before is None else shots.distance(before, histogram))
-                shown = frame
             out.write(jpeg)
             lengths.append(len(jpeg))
+            shown.append(number)
         out.flush()
         os.fsync(out.fileno())
-    starts = shots.find_shots(np.array(distances), float(info.rate), rule=shot_rule, min_frames=min_shot_frames)
+    starts = shots.on_grid(
+        shots.find_shots(distances.so_far(), float(info.native_rate), rule=shot_rule), np.array(shown)
+    )
     height, width = picture_HxWx3.shape[:2]
     return {
         "frames": len(lengths),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import tqdm
 
-from input_pipeline.preparation.shots import MIN_SHOT_FRAMES, distance, histogram, peak_rule
+from input_pipeline.preparation.shots import distance, histogram, peak_rule
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
@@ -405,7 +405,7 @@ def check_values(
         raise DataError(f"size must be even and at least 32 pixels, not {size}")
     if fps < 1:
         raise DataError(f"fps must be a whole number of frames per second, 1 or more, not {fps}")
-    shortest = MIN_SHOT_FRAMES + 1 if shots > 1 else 2  # frames; the peak rule looks 8 frames around a cut
+    shortest = 9 if shots > 1 else 2  # frames; at 25 fps the peak rule looks 8 frames around a cut
     if shots < 1 or 4 * frames // 5 < shots * shortest:
         raise DataError(
             f"{frames} frames ({frames / fps:g} s) are too few for {shots} shots of at least {shortest} "

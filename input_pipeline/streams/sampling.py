@@ -223,8 +223,8 @@ def plan_shots(
 
     Args:
       rng: example_rng(seed, i).
-      ranges_Sx2: (start, stop) frames of the video's shots.
-      positions: int[P], numbers of the shots at which K long enough ones begin.
+      ranges_Sx2: (start, stop) frames of shots, those of the video among them.
+      positions: int[P], rows of ranges_Sx2 at which K long enough shots of the video begin.
       shots, frames: K and M.
       step: frames of the video from one of the M to the next.
       height, width, min_crop_area: as in plan_views. Every frame has a crop and a flip of its own (VIVI section 3.2:
