@@ -34,8 +34,10 @@ LAYERS = {"568": ("local1", "local2", "global"), "68": ("local2", "global"), "8"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    variant = common.parse_argument(
+    config = common.expand(
         argument,
+        variant_of,
+        beside={"data=kinetics600": KINETICS, "demo": DEMO},
         data=("ucf101", "kinetics600"),
         layers=tuple(LAYERS),
         color=("jitter", "lab"),
@@ -45,10 +47,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         down=("2", "1", "3"),
         demo=("no", "yes"),
     )
-    defaults = (KINETICS if variant["data"] == "kinetics600" else {}) | (DEMO if variant["demo"] == "yes" else {})
-    variant |= {name: value for name, value in defaults.items() if f"{name}=" not in argument}
-    config = ml_collections.ConfigDict()
     config.name = "-".join(["vdim", *filter(None, argument.replace("=", "").split(","))])
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 240  # VDIM §4.3, for Kinetics; not given for UCF-101
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch

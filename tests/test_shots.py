@@ -28,7 +28,7 @@ def test_distance_is_the_share_of_pixels_that_changed():
     b = a.copy()
     b[:5] = 255
     d = shots.distance(shots.histogram(a), shots.histogram(b))
-    assert d == pytest.approx(0.3)  # of every other row 3 in 10
+    assert d == pytest.approx(0.25)  # 5 rows of 20
 
 
 def starts(d, fps=25.0, **options):

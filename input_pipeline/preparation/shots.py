@@ -20,8 +20,8 @@ END_FLOOR = 0.25  # least distance at a cut so near an end that it has surroundi
 
 
 def histogram(frame_HxWx3: np.ndarray) -> np.ndarray:
-    """float32[64] colour histogram of a uint8 frame, sum 1. Every other row and column are enough."""
-    counts = cv2.calcHist([frame_HxWx3[::2, ::2]], [0, 1, 2], None, [4, 4, 4], [0, 256] * 3).ravel()
+    """float32[64] colour histogram of a uint8 frame, sum 1."""
+    counts = cv2.calcHist([frame_HxWx3], [0, 1, 2], None, [4, 4, 4], [0, 256] * 3).ravel()
     return counts / counts.sum()
 
 

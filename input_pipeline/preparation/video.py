@@ -31,7 +31,7 @@ CONTAINERS = (
 )
 MAX_PIXELS = 2**25  # per picture; 8K (7680 x 4320) is just below
 MAX_SIDE = 2**15
-THUMBNAIL_SIDE = 128  # pixels of the short side of what is searched for cuts
+THUMBNAIL_SIDE = 64  # pixels of the short side of what is searched for cuts
 MIN_RATE, MAX_RATE = Fraction(1, 10), Fraction(1000)  # pictures per second that a video can credibly have
 
 
