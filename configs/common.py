@@ -11,7 +11,7 @@ def expand(
     make: Callable[[dict[str, str]], ml_collections.ConfigDict],
     *,
     one_of: Iterable[str] = (),
-    beside: Mapping[str, Mapping[str, str]] = {},
+    beside: Mapping[str, dict[str, str]] = {},
     **options: tuple[str, ...],
 ) -> ml_collections.ConfigDict:
     """The config that an argument asks for, after a check that it obeys every word of it.
@@ -28,7 +28,7 @@ def expand(
     given = {name: value for name, value in parse_argument(argument, one_of=one_of, **options).items() if value}
     options = options | {"variant": tuple(one_of)}
 
-    def made(given: Mapping[str, str]) -> ml_collections.ConfigDict:
+    def made(given: dict[str, str]) -> ml_collections.ConfigDict:
         values = {name: values[0] for name, values in options.items() if values} | given
         for word, defaults in beside.items():
             name, _, value = word.partition("=")
@@ -36,7 +36,7 @@ def expand(
                 values |= defaults | given
         return make(values)
 
-    def equal(other: Mapping[str, str]) -> bool:
+    def equal(other: dict[str, str]) -> bool:
         try:
             return made(other).to_dict() == config.to_dict()
         except ValueError:  # the other words exclude it

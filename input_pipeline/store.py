@@ -143,6 +143,7 @@ def _read_meta(root: pathlib.Path) -> dict:
     if not (root / META).is_file():
         if (root / PARTIAL).is_dir():
             raise DataError(f"the preparation of {root} was not finished; run its command again, it goes on: {prepare}")
+        prepare = prepare.replace(f"--out={root}", "--out=STORE") if any(root.iterdir()) else prepare
         raise DataError(f"{root} is not a frame store (it has no {META}); make one from videos with: {prepare}")
     try:
         meta = json.loads((root / META).read_text())
