@@ -94,6 +94,17 @@ def test_loops_in_loops_multiply():
     assert 15 * 2 * 64**3 <= flops < 1.01 * 15 * 2 * 64**3
 
 
+def test_of_branches_in_a_loop_the_most_costly_counts():
+    def step(x, w):
+        def pass_(x, i):
+            return jax.lax.cond(i % 2 == 0, lambda x: x @ w, lambda x: x @ w @ w, x), None
+
+        return jax.lax.scan(pass_, x, jnp.arange(5))[0]
+
+    flops, _ = counted(step, (64, 64), (64, 64))
+    assert 5 * 4 * 64**3 <= flops < 1.01 * 5 * 4 * 64**3
+
+
 @pytest.mark.parametrize("stride, dilation, groups", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 1, 4)])
 def test_work_is_counted_as_the_compiler_counts_it(stride, dilation, groups):
     """A padded convolution and its gradients, with a product behind it, where there is no loop."""

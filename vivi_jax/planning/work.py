@@ -16,8 +16,8 @@ from vivi_jax.planning import hlo
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _ARITHMETIC = set(
     "add subtract multiply divide remainder maximum minimum compare select and or xor not negate abs sign clamp "
-    "convert floor ceil round-nearest-afz round-nearest-even is-finite shift-left shift-right-logical shift-right-arithmetic "
-    "popcnt count-leading-zeros".split()
+    "convert floor ceil round-nearest-afz round-nearest-even is-finite "
+    "shift-left shift-right-logical shift-right-arithmetic popcnt count-leading-zeros".split()
 )
 _MOVES_NOTHING = set("parameter constant tuple get-tuple-element bitcast while call conditional after-all".split())
 
@@ -64,6 +64,11 @@ def of_program(text: str, *, loops: bool = True) -> Work:
         if found.operation == "while":
             times = hlo.trips(found.line, bodies) if loops else 1
             return of_computation(hlo.named("body", found.line)).times(times)
+        if found.operation == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", found.line)
+            names = branches[1] if branches else " ".join(re.findall(r"(?:true|false)_computation=\S+", found.line))
+            each = [of_computation(name) for name in re.findall(r"%([\w.\-]+)", names)]
+            return Work(max(work.flops for work in each), max(work.bytes for work in each))
         called = re.search(r"(?:to_apply|calls)=%([\w.\-]+)", found.line)
         if found.operation in ("call", "async-start") and called:
             return of_computation(called[1])
