@@ -81,17 +81,20 @@ def shards_of(num_inputs: int, videos_per_shard: int) -> list[range]:
     return [range(start, min(start + videos_per_shard, num_inputs)) for start in range(0, num_inputs, videos_per_shard)]
 
 
-def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelled_only: bool) -> Plan:
+def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelled_only: bool, only: str = "") -> Plan:
     """Finds the inputs.
 
     Args:
       videos, labels: see inputs.find and inputs.read_labels.
       labelled_only: files without a label are no inputs.
+      only: a list of the files that are, see inputs.take_listed; "" for all.
 
     Raises:
       DataError: there are none.
     """
     found = inputs.find(videos, out)
+    if only:
+        found = inputs.take_listed(found, only)
     label_of, class_names, digest = inputs.read_labels(labels, [file.name for file in found])
     if labelled_only:
         kept = [i for i, label in enumerate(label_of) if label >= 0]
