@@ -71,7 +71,7 @@ def plans(store: FrameStore) -> Iterator[tuple[int, sampling.ViewPlan]]:
     usable = np.flatnonzero(store.num_frames >= np.rint(SECONDS * store.fps))
     i = 0
     while True:
-        video = usable[sampling.pick(SEED, i, len(usable))]
+        video = usable[sampling.pick(SEED, i, len(usable), BATCH)]
         yield (
             video,
             sampling.plan_views(

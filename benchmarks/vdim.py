@@ -52,7 +52,7 @@ def clip_reader(store, videos: str) -> Iterator[int]:
     data, i = vdim.get_config().data, 0
     offsets = [np.arange(data.frames), data.downsample * np.arange(2 * data.frames)]
     while True:
-        v = sampling.pick(SEED, i, len(store))
+        v = sampling.pick(SEED, i, len(store), BATCH)
         fps, height, width = float(store.fps[v]), int(store.height[v]), int(store.width[v])
         plan = sampling.plan_clips(
             sampling.example_rng(SEED, i),

@@ -134,6 +134,7 @@ def measure_sampler() -> dict:
             shots=1,
             frames=4,
             frame_rate=1.0,
+            min_shot_seconds=0.32,
             sampler="consecutive",
             image_size=224,
             min_crop_area=0.08,

@@ -23,18 +23,17 @@ VARIANTS = ("ucf101_vdim", "ucf101_vdim_split1", "hmdb51_vdim", "ucf101_vito", "
 
 
 def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
-    chosen = common.parse_argument(argument, **{name: ("no", "yes") for name in VARIANTS})
-    names = [name for name in VARIANTS if chosen[name] == "yes"]
-    if len(names) != 1:
+    name = common.parse_argument(argument, one_of=VARIANTS)["variant"]
+    if name is None:
         raise ValueError(f"give one variant of {', '.join(VARIANTS)}, not {argument!r}")
-    config = vito() if names[0].endswith("_vito") else vdim()
-    config.name = names[0]
-    if names[0] == "ucf101_vdim_split1":
+    config = vito() if name.endswith("_vito") else vdim()
+    config.name = name
+    if name == "ucf101_vdim_split1":
         config.schedule.update(dict(total_steps=20_000, boundaries=halvings(3000, 20_000)))  # VDIM §4.2
-    if names[0] == "hmdb51_vdim":
+    if name == "hmdb51_vdim":
         config.data.views = 2  # VDIM §4.3: its clips are shorter
         config.schedule.update(dict(total_steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3
-    if names[0] == "demo":
+    if name == "demo":
         demo(config)
     return config
 

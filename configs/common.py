@@ -1,26 +1,85 @@
 """What all config files share: their argument, and the values of a run that change no result."""
 
 import difflib
+from collections.abc import Callable, Iterable, Mapping
 
 import ml_collections
 
 
-def parse_argument(argument: str, **options: tuple[str, ...]) -> dict[str, str]:
+def expand(
+    argument: str,
+    make: Callable[[dict[str, str]], ml_collections.ConfigDict],
+    *,
+    one_of: Iterable[str] = (),
+    beside: Mapping[str, dict[str, str]] = {},
+    **options: tuple[str, ...],
+) -> ml_collections.ConfigDict:
+    """The config that an argument asks for, after a check that it obeys every word of it.
+
+    Args:
+      argument, one_of: see parse_argument.
+      make: value of each name, and of "variant" where there is `one_of` -> config. What it refuses is a ValueError.
+      beside: word -> values that it gives to names which the argument does not.
+      **options: the values each name may have, the default first.
+
+    Raises:
+      ValueError: as parse_argument; or a word that changes nothing beside the others.
+    """
+    given = {name: value for name, value in parse_argument(argument, one_of=one_of, **options).items() if value}
+    options = options | {"variant": tuple(one_of)}
+
+    def made(given: dict[str, str]) -> ml_collections.ConfigDict:
+        values = {name: values[0] for name, values in options.items() if values} | given
+        for word, defaults in beside.items():
+            name, _, value = word.partition("=")
+            if values[name] == (value or "yes"):
+                values |= defaults | given
+        return make(values)
+
+    def equal(other: dict[str, str]) -> bool:
+        try:
+            return made(other).to_dict() == config.to_dict()
+        except ValueError:  # the other words exclude it
+            return False
+
+    config = made(given)
+    for name, value in given.items():
+        if any(equal(given | {name: other}) for other in options[name] if other != value):
+            others = [word for word in argument.split(",") if word.partition("=")[0] not in (name, value)]
+            word = value if name == "variant" else f"{name}={value}"
+            raise ValueError(f"{word} has no effect beside {','.join(others)}: leave one of them out")
+    return config
+
+
+def parse_argument(argument: str, *, one_of: Iterable[str] = (), **options: tuple[str, ...]) -> dict[str, str | None]:
     """Parses a config's argument: `--config=configs/vito.py:demo,scales=1` -> {"demo": "yes", "scales": "1"}.
 
     Args:
       argument: comma-separated words; `name` alone means `name=yes`.
-      **options: the values each name may have, the default first.
+      one_of: words of which the argument may hold one; it is the value of "variant".
+      **options: the values each name may have.
+
+    Returns:
+      The value of each name; None where the argument does not give it.
 
     Raises:
-      ValueError: an unknown name or value; the message has the nearest valid one.
+      ValueError: an unknown name or value; the message has the nearest valid one. A name that is given twice.
     """
-    chosen = {name: values[0] for name, values in options.items()}
+    variants = tuple(one_of)
+    chosen: dict[str, str | None] = dict.fromkeys([*options, "variant"])
     for word in filter(None, (argument or "").split(",")):
         name, _, value = word.partition("=")
-        _check("variant", name, tuple(options))
-        _check(f"value of variant {name}", value or "yes", options[name])
-        chosen[name] = value or "yes"
+        _check("variant", name, (*options, *variants))
+        values = options.get(name, ("yes",))
+        _check(f"value of variant {name}", value or "yes", values)
+        name, value = ("variant", name) if name in variants else (name, value or "yes")
+        if (before := chosen[name]) is not None:
+            raise ValueError(
+                f"{before} and {value} exclude each other: choose one"
+                if name == "variant" and before != value
+                else f"{word.partition('=')[0]} is given twice: {argument}"
+            )
+        chosen[name] = value
     return chosen
 
 

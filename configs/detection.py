@@ -18,17 +18,20 @@ VARIANTS = ("coco", "lvis", "retinanet")
 
 
 def get_config(argument: str = "coco") -> ml_collections.ConfigDict:
-    chosen = common.parse_argument(argument, demo=("no", "yes"), **{name: ("no", "yes") for name in VARIANTS})
-    names = [name for name in VARIANTS if chosen[name] == "yes"]
-    if len(names) != 1:
+    if common.parse_argument(argument, one_of=VARIANTS, demo=("no", "yes"))["variant"] is None:
         raise ValueError(f"give one variant of {', '.join(VARIANTS)}, not {argument!r}")
-    config = fcos()
+    config = common.expand(argument, variant_of, one_of=VARIANTS, demo=("no", "yes"))
     config.name = argument
-    if names[0] == "lvis":
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    config = fcos()
+    if variant["variant"] == "lvis":
         lvis(config)
-    if names[0] == "retinanet":
+    if variant["variant"] == "retinanet":
         retinanet(config)
-    if chosen["demo"] == "yes":
+    if variant["demo"] == "yes":
         demo(config)
     return config
 

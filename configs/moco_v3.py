@@ -16,9 +16,13 @@ from configs import common
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    variant = common.parse_argument(argument, demo=("no", "yes"), video=("no", "yes"))
-    config = ml_collections.ConfigDict()
+    config = common.expand(argument, variant_of, demo=("no", "yes"), video=("no", "yes"))
     config.name = "-".join(["moco_v3", *filter(None, argument.split(","))])
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 4096  # code
     config.micro_batches = 1

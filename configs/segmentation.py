@@ -17,15 +17,16 @@ import ml_collections
 
 from configs import common
 
+VARIANTS = ("voc", "ade20k")
+
 
 def get_config(argument: str = "voc") -> ml_collections.ConfigDict:
-    chosen = common.parse_argument(argument, voc=("no", "yes"), ade20k=("no", "yes"), demo=("no", "yes"))
-    names = [name for name in ("voc", "ade20k") if chosen[name] == "yes"]
-    if len(names) != 1:
-        raise ValueError(f"give one of voc and ade20k, not {argument!r}")
+    chosen = common.parse_argument(argument, one_of=VARIANTS, demo=("yes",))
+    if chosen["variant"] is None:
+        raise ValueError(f"give one variant of {', '.join(VARIANTS)}, not {argument!r}")
     config = voc()
-    config.name = names[0]
-    if names[0] == "ade20k":
+    config.name = chosen["variant"]
+    if chosen["variant"] == "ade20k":
         config.data.update(dict(crop_size=512, short_side=512, long_side=2048))  # mmsegmentation's for ADE20K
         config.test.update(dict(short_side=512, long_side=2048))
         config.schedule.epochs = 60.0  # VITO A.2

@@ -1,13 +1,14 @@
 """VDIM: InfoNCE between local and global features of two views of a clip (arXiv:2007.13278).
 
-    python -m input_pipeline.prepare --videos=VIDEOS --out=STORE --short_side=146 --fps=60
+    python -m input_pipeline.prepare --videos=UCF101 --only=UCF101/trainlist01.txt --out=STORE --short_side=146 --fps=60
     python -m vivi_jax.main --config=configs/vdim.py --config.data.path=STORE --workdir=RUN
-    python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN --data=VIDEOS
+    python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN --data=UCF101 \\
+        --split=1 --workdir=DIR
 
 The paper's best run on UCF-101 (74.1 % on split 1 after fine-tuning): 50,000 steps on the 9,537 training videos of
-split 1. The one on Kinetics-600 (79.7 % UCF-101, 49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. The paper
-gives training times for neither. One device runs the same batch with --config.micro_batches=16 (BatchNorm per
-micro-batch then).
+split 1, which --only keeps apart from those that the network is tested on. The one on Kinetics-600 (79.7 % UCF-101,
+49.2 % HMDB-51): 16 GPUs, 361,080 videos, 100,000 steps. The paper gives training times for neither. One device runs the
+same batch with --config.micro_batches=16 (BatchNorm per micro-batch then).
 `configs/vdim.py:demo` is a two-core laptop's version of a few minutes.
 
 Variants, comma-separated after a colon:
@@ -34,8 +35,10 @@ LAYERS = {"568": ("local1", "local2", "global"), "68": ("local2", "global"), "8"
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    variant = common.parse_argument(
+    config = common.expand(
         argument,
+        variant_of,
+        beside={"data=kinetics600": KINETICS, "demo": DEMO},
         data=("ucf101", "kinetics600"),
         layers=tuple(LAYERS),
         color=("jitter", "lab"),
@@ -45,10 +48,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         down=("2", "1", "3"),
         demo=("no", "yes"),
     )
-    defaults = (KINETICS if variant["data"] == "kinetics600" else {}) | (DEMO if variant["demo"] == "yes" else {})
-    variant |= {name: value for name, value in defaults.items() if f"{name}=" not in argument}
-    config = ml_collections.ConfigDict()
     config.name = "-".join(["vdim", *filter(None, argument.replace("=", "").split(","))])
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 240  # VDIM §4.3, for Kinetics; not given for UCF-101
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch

@@ -6,7 +6,7 @@
 The paper's run: 128 TPU v3 cores, batch 4096, 300 epochs of 1.28 M clips; VideoNet is not public. One device runs the
 same batch with --config.micro_batches=32. `configs/vito.py:demo` is a two-core laptop's version of a few minutes.
 
-Variants, comma-separated after a colon:
+Variants, comma-separated after a colon; one that others leave without effect is an error, such as crop beside images:
     demo                            small network, images and batch; used by launch/demo.sh
     moclr                           MoCLR baseline: views of one frame, one scale, average pooling (VITO §4.1)
     images                          labelled or unlabelled images instead of videos, crops down to 8 % (VITO A.1)
@@ -23,8 +23,10 @@ from configs import common
 
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
-    variant = common.parse_argument(
+    config = common.expand(
         argument,
+        variant_of,
+        beside={"demo": {"views": "2"}},  # a third would take half as long again
         demo=("no", "yes"),
         moclr=("no", "yes"),
         images=("no", "yes"),
@@ -35,8 +37,12 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         clip=("2.56", "1.28", "3.2"),
         views=("3", "2"),
     )
-    config = ml_collections.ConfigDict()
     config.name = "-".join(["vito", *filter(None, argument.replace("=", "").split(","))])
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
     config.seed = 0
     config.batch_size = 4096  # VITO A.2
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
@@ -113,8 +119,6 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
             del config.data[key]
     if variant["demo"] == "yes":
         demo(config)
-        if "views=" not in argument:
-            config.data.views = 2  # a third would take half as long again
     return config
 
 

@@ -74,18 +74,19 @@ SHOTS_PER_STEP = 2048  # NK, VIVI §4 "in all cases"
 
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     no_yes = ("no", "yes")
-    variant = common.parse_argument(
-        argument, **dict.fromkeys(MODELS, no_yes), co=("no", "10", "100"), big=no_yes, aa=no_yes, demo=no_yes
+    config = common.expand(
+        argument, variant_of, one_of=MODELS, co=("no", "10", "100"), big=no_yes, aa=no_yes, demo=no_yes
     )
-    chosen = [word for word in MODELS if variant[word] == "yes"] or ["ex4"]
-    if len(chosen) > 1:
-        raise ValueError(f"{' and '.join(chosen)} exclude each other: choose one model")
-    if chosen == ["sup"] and variant["co"] == "no":
+    config.name = "-".join(["vivi", *filter(None, argument.replace("=", "").split(","))])
+    return config
+
+
+def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
+    if variant["variant"] == "sup" and variant["co"] == "no":
         raise ValueError("sup trains on labelled images alone: write sup,co=100, or sup,co=10 for a tenth of them")
-    model, co, aa = MODELS[chosen[0]], variant["co"], variant["aa"] == "yes"
+    model, co, aa = MODELS[variant["variant"]], variant["co"], variant["aa"] == "yes"
 
     config = ml_collections.ConfigDict()
-    config.name = "-".join(["vivi", *filter(None, argument.replace("=", "").split(","))])
     config.seed = 0
     config.batch_size = SHOTS_PER_STEP // max(model["shots"], 1)  # N, videos
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
@@ -155,6 +156,7 @@ def data_section(model: dict, co: str) -> dict:
     if model["unlabelled"] == "videos":
         data |= dict(
             frame_rate=1.0,  # Hz, VIVI §4
+            min_shot_seconds=0.32,  # shorter ones are passed over: flashes. Not in the paper, nor how long shots are
             sampler=model.get("sampler", "consecutive"),  # VIVI §4
         )
     if co != "no":

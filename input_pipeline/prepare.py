@@ -35,6 +35,7 @@ def main(argv: list[str]) -> None:
         shared_flags.settings_of(values),
         labels=values.labels,
         labelled_only=values.labelled_only,
+        only=values.only,
         workers=values.workers,
     )
     print(summary(values.out))
@@ -46,7 +47,9 @@ def main(argv: list[str]) -> None:
         f"{values.out}: "
         + (f"written in {time.monotonic() - started:.0f} s" if made else "was complete already; nothing to do")
     )
-    store.FrameStore(values.out)  # refuses a store without a single video
+    prepared = store.FrameStore(values.out)  # refuses a store without a single video
+    if prepared.shots_may_hold_cuts:
+        print(f"{values.out}: {store.OLD_SHOTS}, into another --out")
 
 
 if __name__ == "__main__":

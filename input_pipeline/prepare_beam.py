@@ -33,6 +33,7 @@ def main(argv: list[str]) -> None:
         shared_flags.settings_of(values),
         labels=values.labels,
         labelled_only=values.labelled_only,
+        only=values.only,
     )
     print(summary(values.out))
     print(

@@ -22,7 +22,12 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
-FORMAT_VERSION = 1
+# 1: shots were looked for among the frames that are kept, and had eight of them or more; files are as in 2.
+FORMAT_VERSION, READABLE_VERSIONS = 2, (1, 2)
+OLD_SHOTS = (
+    "its shots are those of version 0.1.0, found among the frames that are kept: at few a second they hold cuts; "
+    "for losses on shots prepare it again"
+)
 INDEX, META, LEDGER, PARTIAL = "index.npz", "meta.json", "ledger.jsonl", ".partial"
 # JPEG does not compress further, and a group of one record is what makes a single read cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -46,6 +51,8 @@ class FrameStore:
       class_names: list of str.
       shot_starts: int32[S], first frame of each shot; shot_offsets: int64[N+1], video v owns
         shot_starts[shot_offsets[v]:shot_offsets[v+1]].
+      shots_may_hold_cuts: bool; True of stores by version 0.1.0, whose shots have eight frames or more whatever the
+        rate, with what was shorter as a part of its neighbour.
 
     Raises:
       DataError: the directory is missing, not prepared, incomplete, or does not match its index.
@@ -55,6 +62,7 @@ class FrameStore:
         self.directory = os.fspath(directory)
         root = pathlib.Path(self.directory)
         self.meta = _read_meta(root)
+        self.shots_may_hold_cuts = self.meta["version"] < 2
         self._shard_paths = [str(root / shard["file"]) for shard in self.meta["shards"]]
         _check_shards(root, self.meta["shards"])
         self._shard_offsets = np.cumsum([0] + [shard["records"] for shard in self.meta["shards"]])
@@ -135,15 +143,16 @@ def _read_meta(root: pathlib.Path) -> dict:
     if not (root / META).is_file():
         if (root / PARTIAL).is_dir():
             raise DataError(f"the preparation of {root} was not finished; run its command again, it goes on: {prepare}")
+        prepare = prepare.replace(f"--out={root}", "--out=STORE") if any(root.iterdir()) else prepare
         raise DataError(f"{root} is not a frame store (it has no {META}); make one from videos with: {prepare}")
     try:
         meta = json.loads((root / META).read_text())
         version = meta["version"]
     except (ValueError, TypeError, KeyError) as e:
         raise DataError(f"cannot read {root / META} ({e!r}); delete {root} and prepare it again") from e
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{root} has format version {version}, this code reads version {FORMAT_VERSION}; "
+            f"{root} has format version {version}, this code reads {' and '.join(map(str, READABLE_VERSIONS))}; "
             f"prepare it again: {prepare}"
         )
     return meta

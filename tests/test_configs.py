@@ -4,14 +4,16 @@ Every expanded config is also kept as text in testdata/configs, so that a change
 `UPDATE_GOLDEN=1 pytest tests/test_configs.py` writes these files anew.
 """
 
+import functools
 import importlib
+import itertools
 import os
 import pathlib
 
 import jax
 import pytest
 
-from configs import action, common, detection, vito, vivi
+from configs import action, common, detection, vdim, vito, vivi
 from helpers.commands import assert_one_line_error, run_module
 from helpers.networks import count
 from vivi_jax.build import build
@@ -115,7 +117,104 @@ def test_unknown_variants_and_values_suggest_the_nearest():
         vito.get_config("dmeo")
     with pytest.raises(ValueError, match="unknown value of variant pooling 'atention'; did you mean 'attention'"):
         vito.get_config("pooling=atention")
-    assert common.parse_argument("a=2", a=("1", "2"), b=("no", "yes")) == {"a": "2", "b": "no"}
+    found = common.parse_argument("a=2,y", one_of=("x", "y"), a=("1", "2"), b=("no", "yes"))
+    assert found == {"a": "2", "b": None, "variant": "y"}
+
+
+NO_YES = ("no", "yes")
+# Config file -> its words: a name and the values it may have, or a word that stands alone.
+WORDS = {
+    "vito": dict(
+        demo=NO_YES,
+        moclr=NO_YES,
+        images=NO_YES,
+        scales=("2", "1"),
+        pooling=("attention", "average"),
+        sampler=("marginal", "fixed_delay", "uniform_chunks"),
+        crop=("0.4", "0.08"),
+        clip=("2.56", "1.28", "3.2"),
+        views=("3", "2"),
+    ),
+    "vdim": dict(
+        data=("ucf101", "kinetics600"),
+        layers=("568", "68", "8"),
+        color=("jitter", "lab"),
+        rotate=NO_YES,
+        offset=("0", "32"),
+        difference=NO_YES,
+        down=("2", "1", "3"),
+        demo=NO_YES,
+    ),
+    "moco_v3": dict(demo=NO_YES, video=NO_YES),
+    "vivi": dict.fromkeys(vivi.MODELS) | dict(co=("10", "100", "no"), big=NO_YES, aa=NO_YES, demo=NO_YES),
+    "action": dict.fromkeys(action.VARIANTS),
+    "detection": dict.fromkeys(detection.VARIANTS) | dict(demo=NO_YES),
+    "segmentation": dict.fromkeys(("voc", "ade20k")) | dict(demo=("yes",)),
+    "vtab": dict(demo=NO_YES),
+}
+
+
+@functools.cache
+def expanded(module: str, words: frozenset[tuple[str, str | None]]) -> str | None:
+    """The config of some words without what only its name says; None if they are refused, in one line."""
+    argument = ",".join(name if value is None else f"{name}={value}" for name, value in sorted(words))
+    try:
+        config = importlib.import_module(f"configs.{module}").get_config(argument).to_dict()
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return None
+    if module not in ("segmentation", "action"):  # whose name is that of the data set
+        config.pop("name", None)
+    return as_text(config)
+
+
+def test_every_config_file_has_its_words_here():
+    assert set(WORDS) == set(GOLDEN_ARGUMENTS)
+
+
+@pytest.mark.parametrize("module", WORDS)
+def test_each_word_of_every_pair_is_obeyed_or_refused(module):
+    """Another value of either word would give another config: none is overruled by the other, nor by itself."""
+    words = [(name, value) for name, values in WORDS[module].items() for value in values or (None,)]
+    pairs = [pair for pair in itertools.combinations(words, 2) if pair[0][0] != pair[1][0]]
+    pairs = [frozenset(pair) for pair in pairs] + [frozenset([word]) for word in words]
+    accepted = [pair for pair in pairs if expanded(module, pair) is not None]
+    assert accepted
+    for pair in accepted:
+        for name, value in pair:
+            kind = [word for word in words if (word[0] == name if value else word[1] is None)]
+            for other in set(kind) - {(name, value)}:
+                assert expanded(module, pair - {(name, value)} | {other}) != expanded(module, pair), (pair, other)
+
+
+@pytest.mark.parametrize(
+    "module, argument, message",
+    [
+        ("vito", "moclr,crop=0.4", "crop=0.4 has no effect beside moclr"),
+        ("vito", "images,crop=0.4", "crop=0.4 has no effect beside images"),
+        ("vito", "moclr,scales=2", "scales=2 has no effect beside moclr"),
+        ("vito", "pooling=attention,moclr", "pooling=attention has no effect beside moclr"),
+        ("vito", "images,sampler=marginal", "sampler=marginal has no effect beside images"),
+        ("vito", "demo,images,clip=1.28", "clip=1.28 has no effect beside demo,images"),
+        ("moco_v3", "demo,video", "video=yes has no effect beside demo"),
+        ("vdim", "demo,data=kinetics600", "data=kinetics600 has no effect beside demo"),
+        ("vito", "crop=0.4,crop=0.08", "crop is given twice"),
+        ("vivi", "ex4,ex4", "ex4 is given twice"),
+        ("detection", "coco,lvis", "coco and lvis exclude each other"),
+        ("detection", "demo", "give one variant of coco, lvis, retinanet, not 'demo'"),
+        ("action", "ucf101_vdim,demo", "ucf101_vdim and demo exclude each other"),
+    ],
+)
+def test_words_without_effect_are_refused_by_name(module, argument, message):
+    with pytest.raises(ValueError, match=message) as error:
+        importlib.import_module(f"configs.{module}").get_config(argument)
+    assert "\n" not in str(error.value)
+
+
+def test_a_name_alone_means_yes_and_beats_what_another_word_would_set():
+    assert vdim.get_config("data=kinetics600,difference").data.difference
+    assert not vdim.get_config("data=kinetics600").data.difference
+    assert vito.get_config("demo").data.views == 2 and vito.get_config("demo,views=3").data.views == 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from helpers.frame_stores import jpeg, write_store
 from helpers.streams import run_stream
-from input_pipeline import images
+from input_pipeline import images, pipeline
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import decode, sampling
 from input_pipeline.streams.views import clip_views, image_views
@@ -72,7 +72,7 @@ def collect(batches) -> np.ndarray:
 
 def planned(seed: int, i: int, sampler: str = "marginal", views: int = 3) -> tuple[int, sampling.ViewPlan]:
     """The published rule, written out: which video is example i, and the plan of its views."""
-    video = USABLE[sampling.epoch_order(seed, i // len(USABLE), len(USABLE))[i % len(USABLE)]]
+    video = USABLE[sampling.pick(seed, i, len(USABLE))]
     num_frames, fps, height, width = VIDEOS[video]
     return video, sampling.plan_views(
         sampling.example_rng(seed, i),
@@ -128,6 +128,32 @@ def test_a_batch_may_hold_views_of_several_sizes(store):
     both = batch({"views": (2,), "local_views": (3,)}, {"views": 32, "local_views": 8})
     np.testing.assert_array_equal(both["views"], batch({"all": (5,)}, 32)["all"][:, :2])
     np.testing.assert_array_equal(both["local_views"], batch({"all": (5,)}, 8)["all"][:, 2:])
+
+
+def test_no_batch_holds_a_video_twice_where_epochs_end(store):
+    """Four videos in batches of three: each three times in four batches, and never twice in one."""
+    run = collect(views(store, views=1, batch_size=3, num_steps=8))
+    videos = np.rint(run[..., 2].mean((2, 3, 4)) // 50).astype(int)
+    assert all(len(set(batch)) == 3 for batch in videos.tolist())
+    np.testing.assert_array_equal(np.sort(videos.reshape(6, 4), axis=1), [USABLE] * 6)
+    np.testing.assert_array_equal(collect(views(store, views=1, batch_size=3, first_step=5, num_steps=3)), run[5:])
+
+
+def test_the_door_of_the_earlier_version_gives_the_same_batches(store):
+    options = dict(
+        seed=3,
+        batch_size=2,
+        views=3,
+        sampler="marginal",
+        clip_seconds=2.56,
+        delay_seconds=0.5,
+        image_size=SIZE,
+        min_crop_area=0.4,
+    )
+    found = pipeline.clip_views(store, 2, **options, num_steps=3, threads=1)
+    np.testing.assert_array_equal(collect(found), collect(views(store))[2:])
+    second = pipeline.clip_views(store, **options, num_steps=1, process_index=1, process_count=2)
+    np.testing.assert_array_equal(collect(second)[0], collect(views(store))[0, 1:])
 
 
 def test_single_takes_all_views_from_one_frame_and_uses_short_videos_too(store):
@@ -276,7 +302,7 @@ def test_image_views_are_crops_of_one_image(tmp_path):
     run = collect(run_stream(image_views, labelled, **options, num_steps=4))
     assert run.shape == (4, 3, 2, SIZE, SIZE, 3)
     for i, example in enumerate(run.reshape(-1, 2, SIZE, SIZE, 3)):
-        image = sampling.epoch_order(5, i // 6, 6)[i % 6]
+        image = sampling.pick(5, i, 6)
         k = int(re.search(r"(\d)\.(jpg|png)", labelled.name(image))[1])
         plan = sampling.plan_views(
             sampling.example_rng(5, i),

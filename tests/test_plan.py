@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import plan as plans
+from configs import vito
 from helpers.commands import run_module
+from vivi_jax.build import build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
-from vivi_jax.planning import chips, hlo
+from vivi_jax.planning import chips, hlo, planner, work
+from vivi_jax.train_step import create
 
 TINY = [
     "--config=configs/vito.py:demo,views=2",
@@ -61,6 +64,87 @@ def test_collectives_are_counted_as_often_as_their_loop_runs():
     program = hlo.read(jax.jit(step, in_shardings=split).lower(x, x).compile().as_text())
     found = {c.operation: (c.operations, c.bytes, c.dtype) for c in program.collectives}
     assert found == {"all-reduce": (5, 5 * 16 * 4, "f32"), "all-gather": (1, 8 * 16 * 4, "f32")}
+
+
+def counted(function, *shapes) -> tuple[float, float]:
+    """FLOPs and bytes of a program: the compiler's figures, and what its loops repeat."""
+    compiled = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+    cost, repeated = compiled.cost_analysis(), work.of_repetitions(compiled.as_text())
+    return cost["flops"] + repeated.flops, cost["bytes accessed"] + repeated.bytes
+
+
+@pytest.mark.parametrize("trips", [1, 2, 9])
+def test_work_in_a_loop_is_counted_as_often_as_it_runs(trips):
+    """Products of [64, 256] and [256, 128], each of another slice of an array: 2 m k n operations."""
+
+    def step(x, w):
+        return jax.lax.scan(lambda total, x: (total + (x @ w).sum(), None), jnp.zeros(()), x)[0]
+
+    flops, moved = counted(step, (trips, 64, 256), (256, 128))
+    assert trips * 2 * 64 * 256 * 128 <= flops < 1.01 * trips * 2 * 64 * 256 * 128
+    assert trips * 4 * (64 * 256 + 256 * 128) <= moved < trips * 4 * (2 * 64 * 256 + 256 * 128 + 6 * 64 * 128)
+
+
+def test_loops_in_loops_multiply():
+    def step(x, w):
+        inner = lambda x, _: (x @ w, None)  # noqa: E731
+        return jax.lax.scan(lambda x, _: (jax.lax.scan(inner, x, length=5)[0], None), x, length=3)[0]
+
+    flops, _ = counted(step, (64, 64), (64, 64))
+    assert 15 * 2 * 64**3 <= flops < 1.01 * 15 * 2 * 64**3
+
+
+def test_of_branches_in_a_loop_the_most_costly_counts():
+    def step(x, w):
+        def pass_(x, i):
+            return jax.lax.cond(i % 2 == 0, lambda x: x @ w, lambda x: x @ w @ w, x), None
+
+        return jax.lax.scan(pass_, x, jnp.arange(5))[0]
+
+    flops, _ = counted(step, (64, 64), (64, 64))
+    assert 5 * 4 * 64**3 <= flops < 1.01 * 5 * 4 * 64**3
+
+
+@pytest.mark.parametrize("stride, dilation, groups", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 1, 4)])
+def test_work_is_counted_as_the_compiler_counts_it(stride, dilation, groups):
+    """A padded convolution and its gradients, with a product behind it, where there is no loop."""
+
+    def loss(kernel, w, x):
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+        return jnp.square(jax.nn.relu(y) @ w).sum()
+
+    shapes = (3, 3, 16 // groups, 32), (32, 8), (4, 15, 15, 16)
+    arguments = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile()
+    cost, found = compiled.cost_analysis(), work.of_program(compiled.as_text())
+    assert found.flops == pytest.approx(cost["flops"], rel=0.02)
+    assert found.bytes == pytest.approx(cost["bytes accessed"], rel=0.02)
+    assert work.of_repetitions(compiled.as_text()) == (0, 0)
+
+
+@pytest.mark.slow
+def test_micro_batches_take_more_work_and_not_less():
+    """They embed every example twice, once without its gradient: about four thirds of the work of one batch."""
+    flops = {}
+    for micro_batches in (1, 2, 4):
+        config = vito.get_config("demo")
+        config.update(dict(batch_size=16, micro_batches=micro_batches))
+        config.data.image_size, config.encoder.width = 32, 0.125
+        experiment = build(config)
+        state = jax.eval_shape(lambda e=experiment: create(e.method, e.optimizer, e.batch_spec, 0))
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        result = planner.compile_for(chips.parse_topology("gpu:h100x1"), mesh, experiment, state)
+        flops[micro_batches] = result["flops"]
+        assert result["estimate"]["examples_per_second"] > 0
+    assert flops[1] <= flops[2] <= 1.01 * flops[4] and 1.1 < flops[4] / flops[1] < 1.6, flops
 
 
 def test_collectives_that_the_tpus_compiler_takes_apart_are_counted():

@@ -83,7 +83,7 @@ def test_every_input_is_accounted_for(videos, reference):
         "ü, 文.ts": 120,
     }
     meta = json.loads((reference / store.META).read_text())
-    assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 15)
+    assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 16)
     assert sorted(digests(reference)) == [
         "frames-00000-of-00004.array_record",
         "frames-00001-of-00004.array_record",
@@ -374,6 +374,50 @@ def test_labels_reach_the_index(videos, tmp_path, capsys):
     assert "1 of 5 lines" in printed and "gone.mp4" in printed
 
 
+def test_only_the_videos_of_a_list_are_used(tmp_path, capsys):
+    """A data set as UCF-101 is laid out: pretraining on its first split takes no test video."""
+    videos, out = tmp_path / "UCF101", tmp_path / "store"
+    train, test = ["a/v_a_g08_c01.avi", "a/v_a_g09_c01.avi", "b/v_b_g08_c01.avi"], ["a/v_a_g01_c01.avi"]
+    for v, name in enumerate(train + test):
+        (videos / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(videos / "videos" / name, numbered(3 + v), codec="mjpeg", pix_fmt="yuvj420p")
+    (videos / "lists").mkdir()
+    (videos / "lists/trainlist01.txt").write_text("".join(f"{name} 1\r\n" for name in [*train, "b/v_gone.avi"]))
+    (videos / "lists/testlist01.txt").write_text("".join(f"{name}\n" for name in test))
+    run = run_prepare(f"--videos={videos}", f"--out={out}", f"--only={videos}/lists/trainlist01.txt")
+    assert run.returncode == 0, run.stderr
+    assert store.FrameStore(out).videos.tolist() == [f"videos/{name}" for name in train]
+    assert "only: 3 of 6 files are named in" in run.stdout
+    assert "only: 1 of its 4 lines name no input file (such as b/v_gone.avi)" in run.stdout
+    with pytest.raises(DataError, match="3 gone"):  # resumed without the list it would take other files
+        prepare(str(videos), str(out), Settings(), only=str(videos / "lists/testlist01.txt"))
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("x/1.avi\n", ["v/x/1.avi"]),
+        ("./x/1.avi 12\n", ["v/x/1.avi"]),
+        ("v/x/1.avi\ny/2.mp4 2\n\n", ["v/x/1.avi", "v/y/2.mp4"]),
+        ("Y/2.AVI 2\n", ["v/y/2.mp4"]),
+        ("y/a b.mp4\n", ["v/y/a b.mp4"]),
+        ("y/a b.mp4 7\n", ["v/y/a b.mp4"]),
+        ("\ufeff2.mp4\n", ["v/y/2.mp4"]),
+        ("1.avi\n", "1.avi may be v/x/1.avi or v/y/1.avi; write more of its path"),
+        ("z/9.avi 1\n", "none of its 1 lines names an input file; names are like v/x/1.avi"),
+        ("", "none of its 0 lines"),
+    ],
+)
+def test_lines_of_a_list_name_inputs_by_the_end_of_their_path(tmp_path, text, expected):
+    found = [inputs.Input(name, f"/{name}", 1) for name in ("v/x/1.avi", "v/y/1.avi", "v/y/2.mp4", "v/y/a b.mp4")]
+    (tmp_path / "list.txt").write_text(text)
+    if isinstance(expected, list):
+        assert [file.name for file in inputs.take_listed(found, str(tmp_path / "list.txt"))] == expected
+    else:
+        with pytest.raises(DataError, match=expected):
+            inputs.take_listed(found, str(tmp_path / "list.txt"))
+
+
 def test_labels_by_folder(videos):
     names = ["cats/a.mp4", "x/cats/b.mp4", "dogs/c.mp4", "top.mp4"]
     assert inputs.read_labels("folder", names)[:2] == ([0, 0, 1, -1], ["cats", "dogs"])
@@ -402,7 +446,7 @@ def test_bad_labels(videos, tmp_path, text, message):
 def test_command_line(videos, reference, tmp_path):
     run = run_prepare(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3", "--contact_sheet")
     assert run.returncode == 0
-    for line in ("10 inputs", "7 ok", "1 refused: empty file", "282 frames, 13 s of video", "15 shots"):
+    for line in ("10 inputs", "7 ok", "1 refused: empty file", "282 frames, 13 s of video", "16 shots"):
         assert line in run.stdout
     sheet = np.asarray(Image.open(tmp_path / "store/contact_sheet.png"))
     assert sheet.shape[1] == 1680 and sheet.shape[0] > 7 * 100 and 100 < sheet.mean() < 254

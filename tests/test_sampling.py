@@ -133,6 +133,33 @@ def test_epoch_order_is_a_permutation_that_changes_with_seed_and_epoch():
     np.testing.assert_allclose(np.bincount(firsts, minlength=10) / 2000, 0.1, atol=0.03)
 
 
+def batches_of(n: int, batch_size: int, first_epoch: int, epochs: int) -> np.ndarray:
+    """All whole batches of some epochs: int64[steps, batch_size]."""
+    orders = [sampling.epoch_order(5, first_epoch + e, n, batch_size) for e in range(epochs)]
+    assert all(np.array_equal(np.sort(order), np.arange(n)) for order in orders)
+    flat = np.concatenate(orders)[-first_epoch * n % batch_size :]
+    return flat[: len(flat) // batch_size * batch_size].reshape(-1, batch_size)
+
+
+def test_no_batch_repeats_a_video_whatever_its_size():
+    """All sizes up to 16, each until epochs and batches begin together again, and some of real size, far out."""
+    cases = [(n, batch_size, 0, 2 * batch_size + 1) for n in range(1, 17) for batch_size in range(1, n + 1)]
+    cases += [(5000, 4096, 10**9, 8), (100, 64, 10**15, 40), (9537, 240, 7, 5), (4097, 4096, 2000, 4)]
+    for case in cases:
+        batches = np.sort(batches_of(*case), axis=1)
+        assert (np.diff(batches, axis=1) > 0).all(), case
+
+
+def test_orders_stay_shuffled_though_no_batch_repeats_a_video():
+    """Of 7 videos in batches of 5, each stands at every place of an epoch as often as at any other."""
+    orders = np.array([sampling.epoch_order(0, epoch, 7, 5) for epoch in range(7000)])
+    counts = np.array([np.bincount(orders[:, place], minlength=7) for place in range(7)])
+    np.testing.assert_allclose(counts / 7000, 1 / 7, atol=0.02)
+    pairs = {tuple(np.sort(order[:2]).tolist()) for order in orders[1::5]}
+    assert len(pairs) == 21  # all that can begin an epoch together do
+    assert [sampling.pick(0, i, 7, 5) for i in range(14, 28)] == orders[2:4].ravel().tolist()
+
+
 def test_the_generators_of_epoch_k_and_example_k_share_nothing():
     epoch = sampling._generator(sampling._EPOCH, 0, 5).integers(2**63, size=1000)
     example = sampling.example_rng(0, 5).integers(2**63, size=1000)

@@ -51,6 +51,7 @@ def stream(store, **changes):
         shots=2,
         frames=3,
         frame_rate=1,
+        min_shot_seconds=0,
         sampler="consecutive",
         image_size=SIZE,
         min_crop_area=0.08,
@@ -93,6 +94,30 @@ def test_every_usable_video_once_per_epoch(store):
     epochs = video[:, 0, 0].reshape(5, 4)
     np.testing.assert_array_equal(np.sort(epochs), [[0, 1, 4, 5]] * 5)
     assert len(np.unique(epochs, axis=0)) > 1
+
+
+@pytest.mark.parametrize("sampler, usable, changes", [("consecutive", 4, {}), ("single", 6, dict(shots=1))])
+def test_no_batch_holds_a_video_twice_where_epochs_end(store, sampler, usable, changes):
+    size = usable - 1
+    batches = collect(stream(store, sampler=sampler, batch_size=size, num_steps=2 * usable, **changes))
+    video = shown(batches)[0][:, :, 0, 0]
+    assert all(len(set(batch)) == size for batch in video.tolist())
+    assert set(np.bincount(video.ravel()).tolist()) <= {0, 2 * size}
+
+
+def test_short_shots_are_passed_over(store):
+    """Of video 3, with shots of 3, 0.5 and 3 s, the short one: the two others are neighbours then."""
+
+    def shots_seen(video: int, **changes) -> set[tuple[int, ...]]:
+        batches = collect(stream(store, batch_size=4, **changes)).reshape(-1, 2, 3, SIZE, SIZE, 3)
+        found, frames = shown(batches)
+        return {tuple(shot_of(video, row[0]) for row in frames[i]) for i in np.flatnonzero(found[:, 0, 0] == video)}
+
+    assert shots_seen(3) == shots_seen(3, min_shot_seconds=0.5) == set()
+    assert shots_seen(3, min_shot_seconds=0.51) == {(0, 2)}
+    # Video 0 has shots of 3.25, 5 and 2.25 s.
+    assert shots_seen(0, min_shot_seconds=0.51) == shots_seen(0, min_shot_seconds=2.25) == {(0, 1), (1, 2)}
+    assert shots_seen(0, min_shot_seconds=3) == {(0, 1)}
 
 
 def test_place_and_start_are_uniform():
@@ -213,6 +238,7 @@ def test_a_smaller_batch_is_offered_in_whole_shares_of_the_processes(store):
         (dict(frames=0), "frames=0"),
         (dict(shots=0), "shots=0"),
         (dict(frame_rate=0), "frame_rate=0"),
+        (dict(min_shot_seconds=-1), "min_shot_seconds=-1"),
         (dict(sampler="single", shots=1, frame_rate=-1), "frame_rate=-1"),
         (dict(batch_size=3, process_count=2), "does not divide among 2 processes"),
         (dict(min_crop_area=2), "min_crop"),
@@ -260,6 +286,27 @@ def test_labels_belong_to_their_images_and_each_comes_once_per_epoch(labelled):
     assert sorted(zip(video.tolist(), frame.tolist(), strict=True)) == [
         (v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)
     ]
+
+
+def test_no_batch_holds_an_image_twice_where_epochs_end(labelled):
+    for batches in (
+        label_stream(labelled, batch_size=27, num_steps=12),
+        run_stream(
+            image_frames,
+            labelled,
+            shots=1,
+            frames=1,
+            seed=7,
+            batch_size=27,
+            image_size=SIZE,
+            min_crop_area=1.0,
+            num_steps=12,
+        ),
+    ):
+        pixels = [batch["image"] if "image" in batch else batch["shots"][:, 0, 0] for batch in batches]
+        seen = [list(zip(*(values.tolist() for values in shown(batch)), strict=True)) for batch in pixels]
+        assert all(len(set(batch)) == 27 for batch in seen)
+        assert set(sum(seen[:3], [])) == {(v, k) for v, count in enumerate(COUNTS.values()) for k in range(count)}
 
 
 def test_a_fraction_is_balanced_nested_and_chosen_by_the_seed(labelled):

@@ -111,6 +111,27 @@ def test_a_flag_of_a_key_that_the_variant_has_not_is_one_line_with_its_whole_nam
     assert_one_line_error(run, "the config has no key config.data.sampler")
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_path_that_is_not_given_is_asked_for_by_its_flag(data, variant):
+    """As every config has it before anybody gives one."""
+    module, argument = VARIANTS[variant]
+    given = module.get_config(argument).data
+    for key in ("path", "labelled_path"):
+        if key in given and not (key == "path" and given.get("unlabelled") == "none"):
+            config = config_of(variant, data)
+            config.data[key] = given[key]
+            refused(
+                config, f"config.data.{key} is empty: give --config.data.{key}=", "python -m input_pipeline.prepare"
+            )
+
+
+def test_the_command_without_data_says_in_one_line_what_it_needs():
+    run = run_module("vivi_jax.main", "--config=configs/vito.py:demo")
+    assert_one_line_error(
+        run, "config.data.path is empty: give --config.data.path=STORE, a folder made from videos with"
+    )
+
+
 def test_infinite_times_are_refused(data):
     for key in ("clip_seconds", "delay_seconds"):
         for value in (math.inf, math.nan):

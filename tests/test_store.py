@@ -112,6 +112,9 @@ def test_unusable_directories_are_named_with_the_command(tmp_path):
         store.FrameStore(tmp_path / "none")
     with pytest.raises(DataError, match="not a frame store.*python -m input_pipeline.prepare"):
         store.FrameStore(tmp_path)
+    (tmp_path / "holiday.mp4").touch()
+    with pytest.raises(DataError, match="not a frame store.*--out=STORE$"):  # prepare would not write beside it
+        store.FrameStore(tmp_path)
     (tmp_path / store.PARTIAL).mkdir()
     with pytest.raises(DataError, match="not finished.*python -m input_pipeline.prepare"):
         store.FrameStore(tmp_path)

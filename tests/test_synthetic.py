@@ -200,6 +200,7 @@ def test_prepare_finds_all_shots_of_real_files_and_the_stream_uses_every_video(t
         shots=4,
         frames=8,
         frame_rate=5,
+        min_shot_seconds=0.32,
         sampler="consecutive",
         image_size=16,
         min_crop_area=0.3,

@@ -80,6 +80,13 @@ def test_views_are_the_frames_of_the_paper(store, offset, downsample, difference
     assert len({frames_of(view)[0] for view in batches["view1"].reshape(16, -1, SIZE, SIZE, 3)}) > 5
 
 
+def test_no_batch_holds_a_video_twice_where_epochs_end(store):
+    """A video is known again by its length: the last frame of the longest window possible."""
+    batches = clip_pairs(store, batch_size=3, frames=max(frames for frames, *_ in VIDEOS), downsample=1, num_steps=4)
+    last = [[int(frames_of(view)[-1]) for view in batch["view1"]] for batch in batches]
+    assert len({frames for frames, *_ in VIDEOS}) == 4 and all(len(set(batch)) == 3 for batch in last)
+
+
 def test_one_crop_and_flip_per_view_and_another_for_the_other_view(store):
     batches = collect(clip_pairs(store, flip_prob=0.5, num_steps=8))
     mirrored = []

@@ -7,8 +7,9 @@
 
 Compiles the real step of the config, as training does, for all devices of the topology: for TPUs with the TPU
 compiler (pip install -e .[plan]; Linux, no TPU needed), else for as many simulated CPU devices. Memory, FLOPs and
-collectives are read from the compiled program. Times are ESTIMATES: the TPU compiler's own cycles, or a roofline over
-chips.py, plus bytes over links and latencies for the collectives; nobody has measured them.
+collectives are read from the compiled program, what is in loops as often as it runs. Times are ESTIMATES: the TPU
+compiler's own cycles, or a roofline over chips.py, plus bytes over links and latencies for the collectives; nobody has
+measured them.
 """
 
 import json

@@ -38,6 +38,7 @@ def prepare_with_beam(
     *,
     labels: str = "",
     labelled_only: bool = False,
+    only: str = "",
 ) -> bool:
     """prepare.prepare, done by the workers of a Beam runner.
 
@@ -52,7 +53,7 @@ def prepare_with_beam(
     """
     beam_options = beam_runner.parse(options)
     videos, out = storage.absolute(videos), storage.absolute(out)
-    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
+    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
     try:
         if steps.is_complete(out, plan):
             return False

@@ -22,13 +22,13 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "directory to write the frame store to", required=True)
     flags.DEFINE_string("labels", "", "CSV file with columns video,label; or the word: folder")
     flags.DEFINE_bool("labelled_only", False, "leave out files without a label, such as those that a curation dropped")
+    flags.DEFINE_string("only", "", "text file that names the videos to use, such as UCF-101's trainlist01.txt")
     flags.DEFINE_float("fps", DEFAULT.fps, "frames per second kept; never more than the video has")
     flags.DEFINE_integer("short_side", DEFAULT.short_side, "pixels of the short side; smaller videos keep their size")
     flags.DEFINE_integer("jpeg_quality", DEFAULT.jpeg_quality, "1 to 100")
     flags.DEFINE_enum(
         "shot_rule", DEFAULT.shot_rule, ["auto", *shots.RULES], "how cuts are found, see preparation/shots.py"
     )
-    flags.DEFINE_integer("min_shot_frames", DEFAULT.min_shot_frames, "shortest shot, frames")
     flags.DEFINE_enum(
         "untagged_matrix",
         DEFAULT.untagged_matrix,

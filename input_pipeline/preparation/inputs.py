@@ -100,6 +100,47 @@ def _is_data(name: str) -> bool:
     return all(folders.is_data(part) for part in name.split("/") if part != "..")
 
 
+def take_listed(found: list[Input], path: str) -> list[Input]:
+    """The inputs that a list names, one a line: "Archery/v_Archery_g08_c01.avi 3" in UCF-101's trainlist01.txt.
+
+    A line may go on behind the name, after a space. It names the input whose name ends in it, folder by folder; where
+    there is none, another ending of the file (.mp4 for .avi) and other capitals will do.
+
+    Raises:
+      DataError: an unreadable list, a line that names two inputs, or a list of which no line names one.
+    """
+    try:
+        lines = [line.strip() for line in storage.read(path).decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise DataError(f"cannot read {path}: {e}") from e
+    exact, loose = collections.defaultdict(list), collections.defaultdict(list)
+    for number, file in enumerate(found):
+        parts = file.name.split("/")
+        for depth in range(len(parts)):
+            end = "/".join(parts[depth:])
+            exact[end].append(number)
+            loose[os.path.splitext(end)[0].casefold()].append(number)
+    chosen, unknown = set(), []
+    for line in lines:
+        names = [line.removeprefix("./"), line.removeprefix("./").rsplit(None, 1)[0]]
+        fits = next((exact[name] for name in names if name in exact), None) or next(
+            (loose[key] for name in names if (key := os.path.splitext(name)[0].casefold()) in loose), []
+        )
+        if len(fits) > 1:
+            raise DataError(
+                f"{path}: {names[-1]} may be {found[fits[0]].name} or {found[fits[1]].name}; write more of its path"
+            )
+        chosen.update(fits)
+        if not fits:
+            unknown.append(names[-1])
+    if not chosen:
+        raise DataError(f"{path}: none of its {len(lines)} lines names an input file; names are like {found[0].name}")
+    print(f"only: {len(chosen)} of {len(found)} files are named in {path}")
+    if unknown:
+        print(f"only: {len(unknown)} of its {len(lines)} lines name no input file (such as {unknown[0]})")
+    return [found[number] for number in sorted(chosen)]
+
+
 def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
     """Labels of the inputs.
 

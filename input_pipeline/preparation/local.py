@@ -29,6 +29,7 @@ def prepare(
     *,
     labels: str = "",
     labelled_only: bool = False,
+    only: str = "",
     workers: int | None = None,
 ) -> bool:
     """Makes the frame store `out` from `videos`; does nothing where it is complete.
@@ -37,6 +38,7 @@ def prepare(
       videos: a directory, searched recursively, or a glob pattern.
       labels: "" for none, "folder" for the name of the folder each file is in, or a CSV file: see inputs.read_labels.
       labelled_only: files without a label are left out.
+      only: "" for all files, or a list of those to use: see inputs.take_listed.
       workers: files decoded at a time; default: the cores this process may use.
 
     Returns:
@@ -48,7 +50,7 @@ def prepare(
     for path in (videos, out):
         if storage.is_remote(path):
             raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
-    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only)
+    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
     try:
         if steps.is_complete(out, plan):
             return False

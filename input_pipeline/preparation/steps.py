@@ -38,7 +38,6 @@ class Settings:
     short_side: int = 256
     jpeg_quality: int = 95
     shot_rule: str = "auto"
-    min_shot_frames: int = shots.MIN_SHOT_FRAMES
     untagged_matrix: str = "bt601"
     videos_per_shard: int = 64
     memory_mb: int = 2048
@@ -61,7 +60,7 @@ class Settings:
     @property
     def decoding(self) -> dict:
         """Arguments of video.decode_file."""
-        names = ("fps", "short_side", "jpeg_quality", "shot_rule", "min_shot_frames", "untagged_matrix")
+        names = ("fps", "short_side", "jpeg_quality", "shot_rule", "untagged_matrix")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -89,17 +88,20 @@ def shards_of(num_inputs: int, videos_per_shard: int) -> list[range]:
     return [range(start, min(start + videos_per_shard, num_inputs)) for start in range(0, num_inputs, videos_per_shard)]
 
 
-def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelled_only: bool) -> Plan:
+def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelled_only: bool, only: str = "") -> Plan:
     """Finds the inputs.
 
     Args:
       videos, labels: see inputs.find and inputs.read_labels.
       labelled_only: files without a label are no inputs.
+      only: a list of the files that are, see inputs.take_listed; "" for all.
 
     Raises:
       DataError: there are none.
     """
     found = inputs.find(videos, out)
+    if only:
+        found = inputs.take_listed(found, only)
     label_of, class_names, digest = inputs.read_labels(labels, [file.name for file in found])
     if labelled_only:
         kept = [i for i, label in enumerate(label_of) if label >= 0]
@@ -133,9 +135,13 @@ def is_complete(root: str, plan: Plan) -> bool:
     path = storage.join(root, store.META)
     if not storage.exists(path):
         return False
-    settings = (json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta)["settings"]
+    meta = json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta
     # A setting that came later than the store had what is now its default.
-    settings = dataclasses.asdict(Settings()) | {key: value for key, value in settings.items() if key != "software"}
+    settings = dataclasses.asdict(Settings()) | {
+        key: value for key, value in meta["settings"].items() if key != "software"
+    }
+    if meta["version"] == 1:
+        settings.pop("min_shot_frames", None)  # a setting of that version: its shots stay as they are
     _check_same(root, settings, plan.identity["settings"])
     lines = storage.read(storage.join(root, store.LEDGER)).splitlines()
     _check_inputs(root, [[row["input"], row["bytes"]] for row in map(json.loads, lines)], plan.identity["inputs"])

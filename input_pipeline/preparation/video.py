@@ -1,7 +1,7 @@
 """Decoding one video file to JPEG frames on a constant grid. Runs inside the limits of `sandbox`, never outside.
 
-decode_file -> film.inspect (packets only) -> film.pictures (decoder) -> _on_grid (times)
-            -> pixels.to_bgr (colours, size, orientation) -> JPEG, histogram
+decode_file -> film.inspect (packets only) -> film.pictures (decoder) -> shots.Distances (a thumbnail of each)
+                                                                      -> _on_grid (times) -> pixels.to_bgr -> JPEG
 """
 
 import itertools
@@ -18,6 +18,8 @@ from av.video.reformatter import VideoReformatter
 from input_pipeline.preparation import film, pixels, shots
 from input_pipeline.preparation.film import Info, Refused  # noqa: F401  Refused is what these functions raise
 
+THUMBNAIL_SIDE = 64  # pixels of the short side of what is searched for cuts
+
 
 def decode_file(
     video: str,
@@ -27,7 +29,6 @@ def decode_file(
     short_side: int,
     jpeg_quality: int,
     shot_rule: str,
-    min_shot_frames: int,
     untagged_matrix: str = "bt601",
 ) -> dict:
     """Decodes a whole file to JPEG frames on a constant grid; memory does not depend on its length.
@@ -44,7 +45,7 @@ def decode_file(
     Args:
       video: path of a local file.
       frame_file: path of the file to write, the JPEG frames one after the other.
-      shot_rule, min_shot_frames: see shots.find_shots.
+      shot_rule: see shots.find_shots. Cuts are looked for among all pictures, also those that no frame shows.
       untagged_matrix: a name in pixels.MATRICES, for video that does not say which matrix its colours have.
 
     Returns:
@@ -59,33 +60,38 @@ def decode_file(
     """
     info = film.inspect(video, fps)
     notes = list(info.notes)
-    scaler = VideoReformatter()  # kept: setting one up costs as much as scaling a picture
-    lengths, distances = [], []
-    shown = histogram = None
+    # Kept: setting one up costs as much as scaling a picture.
+    scaler, thumbnails = VideoReformatter(), VideoReformatter()
+    lengths, shown, distances = [], [], shots.Distances()
+
+    def watched() -> Iterator[tuple[Fraction, Fraction, tuple[int, Any]]]:
+        for number, (time, duration, frame) in enumerate(film.pictures(video, info)):
+            thumbnail_size = pixels.size_on_display(frame, Fraction(1), THUMBNAIL_SIDE)
+            distances.add(pixels.to_bgr(frame, thumbnails, thumbnail_size, (False, 0), untagged_matrix))
+            yield time, duration, (number, frame)
+
     pathlib.Path(frame_file).unlink(
         missing_ok=True
     )  # a decoder that still writes to the old file must not reach the new one
     with open(frame_file, "wb") as out:
-        for frame in _on_grid(film.pictures(video, info), info):
-            if frame is shown:  # still on display: the same JPEG again
-                distances.append(0.0)
-            else:
-                if shown is None:
-                    size = pixels.size_on_display(frame, info.pixel_aspect, short_side)
-                    orientation = pixels.orientation(frame)
-                    if pixels.is_untagged(frame) and pixels.is_high_definition(frame):
-                        matrix = untagged_matrix.replace("bt", "BT.")
-                        notes.append(f"untagged colours: {frame.width} x {frame.height}, read as {matrix}")
+        for number, frame in _on_grid(watched(), info):
+            if not shown:
+                size = pixels.size_on_display(frame, info.pixel_aspect, short_side)
+                orientation = pixels.orientation(frame)
+                if pixels.is_untagged(frame) and pixels.is_high_definition(frame):
+                    matrix = untagged_matrix.replace("bt", "BT.")
+                    notes.append(f"untagged colours: {frame.width} x {frame.height}, read as {matrix}")
+            if number not in shown[-1:]:  # else it is still on display: the same JPEG again
                 picture_HxWx3 = pixels.to_bgr(frame, scaler, size, orientation, untagged_matrix)
                 jpeg = cv2.imencode(".jpg", picture_HxWx3, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes()
-                before, histogram = histogram, shots.histogram(picture_HxWx3)
-                distances.append(0.0 if before is None else shots.distance(before, histogram))
-                shown = frame
             out.write(jpeg)
             lengths.append(len(jpeg))
+            shown.append(number)
         out.flush()
         os.fsync(out.fileno())
-    starts = shots.find_shots(np.array(distances), float(info.rate), rule=shot_rule, min_frames=min_shot_frames)
+    starts = shots.on_grid(
+        shots.find_shots(distances.so_far(), float(info.native_rate), rule=shot_rule), np.array(shown)
+    )
     height, width = picture_HxWx3.shape[:2]
     return {
         "frames": len(lengths),

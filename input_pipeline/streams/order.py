@@ -13,6 +13,10 @@ class Order:
     [p * b, (p + 1) * b) of each batch, b = batch_size / P. So the data depend neither on the number of processes nor on
     the step a run resumes from.
 
+    An epoch of N videos is N examples, each video once, and the next epoch follows without a gap: where batch_size does
+    not divide N, one batch holds the end of an epoch and the beginning of the next. The order is such that no batch
+    holds a video twice, there neither: the other videos of a batch are the negatives of contrastive losses.
+
     Raises:
       DataError: an impossible value.
     """

@@ -30,22 +30,63 @@ def _generator(purpose: int, seed: int, number: int) -> np.random.Generator:
     )
 
 
-@functools.lru_cache(maxsize=2)  # at the turn of an epoch, examples of both are under way
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Order in which an epoch visits n videos: int64[n], a permutation of 0..n-1. Read-only, as it is cached."""
+@functools.lru_cache(maxsize=4)
+def shuffled(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of 0..n-1 for each epoch: int64[n]. Read-only, as it is cached."""
     order = _generator(_EPOCH, seed, epoch).permutation(n)
     order.setflags(write=False)
     return order
 
 
-def pick(seed: int, i: int, n: int) -> int:
-    """Which of n videos example i shows (i counts over all epochs): each of them once per epoch.
+@functools.lru_cache(maxsize=4)  # at the turn of an epoch, examples of both are under way, perhaps of two streams
+def epoch_order(seed: int, epoch: int, n: int, batch_size: int = 1) -> np.ndarray:
+    """Order in which an epoch visits n videos: int64[n], a permutation of 0..n-1 by which no batch repeats a video.
+
+    Epochs follow one another without a gap, so a batch may hold the last videos of one and the first of the next. An
+    epoch therefore begins with videos that are not among the last of the one before; apart from that it is shuffled.
+    The order is a function of its arguments alone, however late the epoch. Read-only, as it is cached.
+
+    Args:
+      batch_size: of the batches the endless order is cut into, at most n; 1 for none.
+    """
+    last = _last(seed, epoch, n, batch_size)
+    begun = _last(seed, epoch - 1, n, batch_size)  # the batch that reaches into this epoch holds these already
+    head = batch_size - len(begun) if len(begun) else 0
+    order = shuffled(seed, epoch, n)
+    first = order[~np.isin(order, last)]
+    if head:
+        fits = np.cumsum(~np.isin(first, begun))
+        chosen = (np.diff(fits, prepend=0) > 0) & (fits <= head)
+        first = np.concatenate([first[chosen], first[~chosen]])
+    order = np.concatenate([first, order[np.isin(order, last)]])
+    order.setflags(write=False)
+    return order
+
+
+def _last(seed: int, epoch: int, n: int, batch_size: int) -> np.ndarray:
+    """The videos of an epoch that share a batch with the next one: int64[r], r < batch_size, in no order.
+
+    Where an epoch has a whole batch to itself, or ends r <= n - batch_size videos after one, these are the last of its
+    permutation. Otherwise all its other videos share a batch with the epoch before, so that its last must include all
+    of the last of that one: they are the end of one permutation, longer by n - batch_size in each of these epochs.
+    """
+    r = n * (epoch + 1) % batch_size
+    if not r:
+        return np.empty(0, np.int64)
+    anchor = epoch - (math.ceil(r / (n - batch_size)) - 1)
+    return shuffled(seed, anchor, n)[n - r :]
+
+
+def pick(seed: int, i: int, n: int, batch_size: int = 1) -> int:
+    """Which of n videos example i shows (i counts over all epochs): each of them once per epoch, none twice in a batch.
 
     >>> [sorted(pick(0, i, n=4) for i in epoch) for epoch in (range(4), range(4, 8))]
     [[0, 1, 2, 3], [0, 1, 2, 3]]
+    >>> [len({pick(0, i, n=4, batch_size=3) for i in batch}) for batch in (range(3), range(3, 6), range(6, 9))]
+    [3, 3, 3]
     """
     epoch, position = divmod(i, n)
-    return int(epoch_order(seed, epoch, n)[position])
+    return int(epoch_order(seed, epoch, n, batch_size)[position])
 
 
 def example_rng(seed: int, i: int) -> np.random.Generator:
@@ -182,8 +223,8 @@ def plan_shots(
 
     Args:
       rng: example_rng(seed, i).
-      ranges_Sx2: (start, stop) frames of the video's shots.
-      positions: int[P], numbers of the shots at which K long enough ones begin.
+      ranges_Sx2: (start, stop) frames of shots, those of the video among them.
+      positions: int[P], rows of ranges_Sx2 at which K long enough shots of the video begin.
       shots, frames: K and M.
       step: frames of the video from one of the M to the next.
       height, width, min_crop_area: as in plan_views. Every frame has a crop and a flip of its own (VIVI section 3.2:

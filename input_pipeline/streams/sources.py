@@ -27,6 +27,12 @@ SOURCES = {
     "images": (_training_images, views.image_views),
     "windows": (FrameStore, windows.clip_pairs),
 }
+# What belongs into an empty path.
+_STORE = "STORE, a folder made from videos with: python -m input_pipeline.prepare --videos=VIDEOS --out=STORE"
+_IMAGES = (
+    "IMAGES, a folder with a folder of images per class, the name of a TFDS data set, or a store made from labelled "
+    "videos with: python -m input_pipeline.prepare --videos=VIDEOS --labels=folder --out=STORE"
+)
 UNLABELLED = {"videos": (FrameStore, shots.shot_frames), "images": (_training_images, shots.image_frames)}
 
 
@@ -50,6 +56,9 @@ def open_stream(data: Mapping[str, Any], order: Order, *, num_classes: int | Non
 
 def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, Any]) -> Stream:
     load, stream = source
+    if not options["path"]:
+        what = _STORE if load is FrameStore else _IMAGES
+        raise ConfigError(f"config.data.path is empty: give --config.data.path={what}")
     keys = {key: value for key, value in options.items() if key != "path"}
     return call_with_config("data", stream, load(options["path"]), order, **keys)
 
@@ -90,10 +99,7 @@ def _labelled(
     min_crop_area: float,
 ) -> Stream:
     if not labelled_path:
-        raise ConfigError(
-            "config.data.labelled_path is empty: give a folder with a folder of images per class, a "
-            "prepared store with labels, or the name of a TFDS data set"
-        )
+        raise ConfigError(f"config.data.labelled_path is empty: give --config.data.labelled_path={_IMAGES}")
     labelled = _training_images(labelled_path)
     if len(labelled.class_names) != num_classes:
         raise ConfigError(

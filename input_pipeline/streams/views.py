@@ -66,7 +66,7 @@ def clip_views(
     check_enough(len(videos), order.batch_size, f"usable videos in {store.directory}", "prepare more videos")
 
     def example(i: int) -> Example:
-        video = int(videos[sampling.pick(order.seed, i, len(videos))])
+        video = int(videos[sampling.pick(order.seed, i, len(videos), order.batch_size)])
         plan = sampling.plan_views(
             sampling.example_rng(order.seed, i),
             num_frames=int(store.num_frames[video]),
@@ -157,7 +157,7 @@ def image_crops(
     crops = math.prod(layout)
 
     def example(i: int) -> Example:
-        image = sampling.pick(order.seed, i, len(images))
+        image = sampling.pick(order.seed, i, len(images), order.batch_size)
         data, called = images.read(image), images.name(image)
         height, width = image_height_width(data, called)
         rng = sampling.example_rng(order.seed, i)

@@ -66,7 +66,7 @@ def clip_pairs(
     _log_short(store, np.arange(len(store)), np.full(len(store), sampling.span(offsets)))
 
     def example(i: int) -> Example:
-        video = sampling.pick(order.seed, i, len(store))
+        video = sampling.pick(order.seed, i, len(store), order.batch_size)
         plan = sampling.plan_clips(
             sampling.example_rng(order.seed, i),
             offsets,
@@ -106,7 +106,7 @@ def labelled_clips(
     Args:
       store: prepared videos.
       videos: int[n], which videos of the store to draw from; labels: int[n], their classes.
-      order: of the examples; a batch may hold a video more than once.
+      order: of the examples; a batch may hold a video more than once, as there may be fewer videos than it has rows.
       views: K; frames: T.
       fps: rate of the clips in frames/s, by nearest frames; None = that of the store.
       image_size: height and width of the clips in pixels.

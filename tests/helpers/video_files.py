@@ -9,7 +9,7 @@ import numpy as np
 
 from input_pipeline.preparation import video
 
-SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto", "min_shot_frames": 8}
+SETTINGS = {"fps": 25, "short_side": 256, "jpeg_quality": 95, "shot_rule": "auto"}
 
 
 def decoded(path, frame_file=None, **settings):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-_BYTES = {
+BYTES = {
     "pred": 1,
     "s8": 1,
     "u8": 1,
@@ -23,7 +23,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _COLLECTIVE = re.compile(r" = (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\(")
 # What runs as often as the line: of fusions only those that begin a collective, which others then carry on and end.
 _CALL = re.compile(r" call\(| async-start\(|calls=%all-reduce-scatter|%async-collective-start\S* = ")
-_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\]")
+ARRAY = re.compile(r"\b(" + "|".join(BYTES) + r")\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Program:
 
 def read(text: str) -> Program:
     """Sums over a compiled program's text, loops counted as often as they run."""
-    bodies, entry = _computations(text)
+    bodies, entry = computations(text)
     collectives: dict[tuple[str, str, str, int], list[int]] = {}
 
     def add(name: str, times: int) -> int:
@@ -55,7 +55,7 @@ def read(text: str) -> Program:
             if found := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += times * int(found[1])
             if " while(" in line:
-                cycles += add(_named("body", line), times * _trips(line, bodies))
+                cycles += add(named("body", line), times * trips(line, bodies))
             elif _CALL.search(line):
                 cycles += sum(add(called, times) for called in re.findall(r"(?:to_apply|calls)=%([\w.\-]+)", line))
             elif match := _COLLECTIVE.search(line):
@@ -73,12 +73,12 @@ def _count(collectives: dict, match: re.Match, line: str, times: int) -> None:
     name = name[1] if name else ""
     origin = "backward" if "transpose(" in name else "forward" if "jvp(" in name else "update"
     by_type: dict[str, int] = {}
-    arrays = _ARRAY.findall(match[1])
+    arrays = ARRAY.findall(match[1])
     if match[3] and match[2] != "all-reduce":  # (operands, results, semaphores): only the results count
         arrays = [(dtype, shape) for dtype, shape in arrays if shape or dtype != "u32"]
         arrays = arrays[len(arrays) // 2 :]
     for dtype, shape in arrays:
-        size = _BYTES[dtype]
+        size = BYTES[dtype]
         for length in filter(None, shape.split(",")):
             size *= int(length)
         by_type[dtype] = by_type.get(dtype, 0) + size
@@ -100,7 +100,7 @@ def _group(line: str) -> int:
     return math.prod(sizes[name] for name in taking_part)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
     bodies, entry, lines = {}, "", []
     for line in text.splitlines():
         if match := _COMPUTATION.match(line):
@@ -111,18 +111,18 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
-def _named(what: str, line: str) -> str:
+def named(what: str, line: str) -> str:
     """The computation that a loop's line names as its `what`."""
     found = re.search(rf"{what}=%([\w.\-]+)", line)
     assert found, line
     return found[1]
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
     """How often a loop runs: what the compiler says, else how far its condition lets it count, from 0; else once."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
-    condition, body = ("\n".join(bodies.get(_named(name, line), ())) for name in ("condition", "body"))
+    condition, body = ("\n".join(bodies.get(named(name, line), ())) for name in ("condition", "body"))
     stop = max((int(n) for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", condition)), default=1)
     counter = re.search(r"get-tuple-element\([^)]*\), index=(\d+)", condition)
     return -(-stop // (_step(body, int(counter[1])) if counter else 1))

@@ -16,7 +16,7 @@ from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import HasTraffic
 from vivi_jax.metrics import duration
-from vivi_jax.planning import chips, hlo
+from vivi_jax.planning import chips, hlo, work
 from vivi_jax.train import compile_step
 from vivi_jax.train_step import create, example_keys
 
@@ -60,11 +60,11 @@ def compile_for(topology: chips.Topology, mesh: jax.sharding.Mesh, experiment: E
             "compile_seconds": round(time.perf_counter() - start, 1),
         }
     result["compile_seconds"] = round(time.perf_counter() - start, 1)
-    program = hlo.read(compiled.as_text())
-    cost = compiled.cost_analysis()
+    compiled_text = compiled.as_text()
+    program, cost, repeated = hlo.read(compiled_text), compiled.cost_analysis(), work.of_repetitions(compiled_text)
     result |= memory(compiled, topology.chip) | {
-        "flops": cost["flops"],
-        "bytes_accessed": cost["bytes accessed"],
+        "flops": cost["flops"] + repeated.flops,
+        "bytes_accessed": cost["bytes accessed"] + repeated.bytes,
         "collectives": [dataclasses.asdict(collective) for collective in program.collectives],
         "collective_bytes": sum(collective.bytes for collective in program.collectives),
     }
