@@ -6,21 +6,23 @@ A format is a line of EXPORTERS, the kinds of encoder it holds, and a reader in 
 from collections.abc import Callable
 
 from vivi_jax.errors import CheckpointError, ConfigError, lookup
-from vivi_jax.export import resnet, vit
+from vivi_jax.export import resnet, swin, vit
 from vivi_jax.export.resnet import export_timm, export_torchvision
 from vivi_jax.export.safetensors_files import load_safetensors
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
+from vivi_jax.models.swin import SwinTransformer
 from vivi_jax.models.vit import VisionTransformer
 
 # format -> kind of encoder -> function (encoder, variables, path) that writes the file and returns its metadata
 EXPORTERS: dict[str, dict[type[Encoder], Callable[..., dict[str, str]]]] = {
-    "torchvision": {ResNet: export_torchvision},
-    "timm": {ResNet: export_timm, VisionTransformer: vit.export_timm},
+    "torchvision": {ResNet: export_torchvision, SwinTransformer: swin.export_torchvision},
+    "timm": {ResNet: export_timm, SwinTransformer: swin.export_timm, VisionTransformer: vit.export_timm},
 }
 # (whether a state_dict is of this kind, function (state_dict, metadata) -> (arguments of build_encoder, variables))
 READERS: tuple[tuple[Callable[[dict], bool], Callable[..., tuple[dict, dict]]], ...] = (
     (resnet.recognises, resnet.read),
+    (swin.recognises, swin.read),
     (vit.recognises, vit.read),
 )
 
@@ -57,6 +59,6 @@ def load_encoder(path: str) -> tuple[dict, dict]:
                 raise CheckpointError(f"{path}: {error}") from None
     some = ", ".join(sorted(state)[:3])
     raise CheckpointError(
-        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets and ViTs in "
-        f"torchvision's or timm's names are known; it has {some or 'none'}"
+        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and Swin "
+        f"transformers in torchvision's or timm's names are known; it has {some or 'none'}"
     )

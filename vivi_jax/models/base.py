@@ -58,6 +58,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def without_noise(self) -> Self:
+        """The same weights with nothing left out at random in training; for the networks that targets come from."""
+        return self
+
     def cast_kernels(self, params: dict) -> dict:
         """Parameters whose kernels are what the layers compute with; for `on_cast_kernels`. See the function below."""
         return cast_kernels(params, self.dtype)
