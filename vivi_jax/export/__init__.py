@@ -6,9 +6,9 @@ A format is a line of EXPORTERS, the kinds of encoder it holds, and a reader in 
 from collections.abc import Callable
 
 from vivi_jax.errors import CheckpointError, ConfigError, lookup
-from vivi_jax.export import resnet, swin, vit
+from vivi_jax.export import elsewhere, resnet, swin, vit, weight_files
 from vivi_jax.export.resnet import export_timm, export_torchvision
-from vivi_jax.export.safetensors_files import load_safetensors
+from vivi_jax.export.weight_files import is_weight_file as is_weight_file
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.swin import SwinTransformer
@@ -21,6 +21,8 @@ EXPORTERS: dict[str, dict[type[Encoder], Callable[..., dict[str, str]]]] = {
 }
 # (whether a state_dict is of this kind, function (state_dict, metadata) -> (arguments of build_encoder, variables))
 READERS: tuple[tuple[Callable[[dict], bool], Callable[..., tuple[dict, dict]]], ...] = (
+    (elsewhere.is_bit, elsewhere.read_bit),
+    (elsewhere.is_haiku, elsewhere.read_haiku),
     (resnet.recognises, resnet.read),
     (swin.recognises, swin.read),
     (vit.recognises, vit.read),
@@ -42,23 +44,26 @@ def export_encoder(format_name: str, encoder: Encoder, variables: dict, path: st
 
 
 def load_encoder(path: str) -> tuple[dict, dict]:
-    """Returns (keyword arguments of models.build_encoder, its variables) of a .safetensors file.
+    """Returns (keyword arguments of models.build_encoder, its variables) of a file of weights.
 
-    What the encoder is follows from the entries, also in a file that was not written here. A missing or all-zero
-    classifier is left out. Input statistics come from the metadata; without them they are the library's own.
+    The file is one of weight_files.SUFFIXES. What the encoder is follows from the names and shapes of its entries, also
+    in a file that was not written here; what a project puts around them is found and left out (elsewhere.py). A missing
+    or all-zero classifier is left out. Input statistics come from the metadata; without them they are the library's own.
 
     Raises:
-      CheckpointError: no such file, one that is damaged, or entries that are of no encoder here.
+      CheckpointError: no such file, one that is damaged or holds more than weights, or entries that are of no encoder
+        here.
     """
-    state, metadata = load_safetensors(path)
-    for recognises, read in READERS:
-        if recognises(state):
-            try:
+    tree, metadata = weight_files.load(path)
+    try:
+        state = elsewhere.state_dict(tree)
+        for recognises, read in READERS:
+            if recognises(state):
                 return read(state, metadata)
-            except (CheckpointError, ConfigError) as error:
-                raise CheckpointError(f"{path}: {error}") from None
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
     some = ", ".join(sorted(state)[:3])
     raise CheckpointError(
         f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and Swin "
-        f"transformers in torchvision's or timm's names are known; it has {some or 'none'}"
+        f"transformers in torchvision's or timm's names are known, nor haiku's or BiT's; it has {some or 'none'}"
     )

@@ -208,7 +208,12 @@ def depth_of(naming: Naming, state: dict) -> int:
 
 
 def check_architecture(naming: Naming, encoder: ResNet) -> None:
-    """Raises ConfigError unless the library has this kind of ResNet."""
+    """Raises ConfigError unless the library has this kind of ResNet, and pads as it does."""
+    if encoder.padding != "torch":
+        raise ConfigError(
+            f"format {naming.library} pads symmetrically, this encoder as TensorFlow and haiku do (padding="
+            f"{encoder.padding!r}): under its names the weights would be another function at even sizes"
+        )
     found = (encoder.version, encoder.norm, encoder.weight_standardization)
     if found not in naming.kinds:
         known = " or ".join(f"version={v}, norm={n!r}, weight_standardization={w}" for v, n, w in naming.kinds)
