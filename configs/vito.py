@@ -8,6 +8,7 @@ same batch with --config.micro_batches=32. `configs/vito.py:demo` is a two-core 
 
 Variants, comma-separated after a colon; one that others leave without effect is an error, such as crop beside images:
     demo                            small network, images and batch; used by launch/demo.sh
+    encoder=resnet50|swin_t|swin_s  VITO §4.3 has "Swin transformers" too; which, and how trained, is in no text at hand
     moclr                           MoCLR baseline: views of one frame, one scale, average pooling (VITO §4.1)
     images                          labelled or unlabelled images instead of videos, crops down to 8 % (VITO A.1)
     scales=2|1, pooling=attention|average             the ablation cells of VITO §4.2
@@ -28,6 +29,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         variant_of,
         beside={"demo": {"views": "2"}},  # a third would take half as long again
         demo=("no", "yes"),
+        encoder=("resnet50", "swin_t", "swin_s"),
         moclr=("no", "yes"),
         images=("no", "yes"),
         scales=("2", "1"),
@@ -110,6 +112,8 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
     config.run = common.run_section()
     config.hosts = common.hosts_section()
 
+    if variant["encoder"] != "resnet50":
+        config.encoder = swin(variant["encoder"])
     if variant["moclr"] == "yes":
         moclr(config)
     if variant["images"] == "yes":
@@ -122,6 +126,26 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
     return config
 
 
+def swin(name: str) -> ml_collections.ConfigDict:
+    """VITO's second backbone (§4.3); sizes and stochastic depth of Swin (arXiv:2103.14030, §3.3 and A2.1).
+
+    Of VITO with Swin the paper at hand gives no number. The optimizer, its rate and the two scales stay as with the
+    ResNet; stochastic depth is that of Swin's supervised training, and not in the target network (models/swin.py).
+    """
+    return ml_collections.ConfigDict(
+        dict(
+            name="swin",
+            width=96,  # Swin §3.3
+            depths=(2, 2, 6, 2) if name == "swin_t" else (2, 2, 18, 2),  # Swin §3.3
+            heads=(3, 6, 12, 24),  # 32 channels a head: Swin §3.3
+            window=7,  # Swin §3.3
+            patch=4,  # Swin §3.1
+            stochastic_depth=0.2 if name == "swin_t" else 0.3,  # Swin A2.1
+            dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+        )
+    )
+
+
 def moclr(config: ml_collections.ConfigDict) -> None:
     """The baseline on video frames (VITO §4.1)."""
     config.data.sampler = "single"  # all views from one frame
@@ -131,12 +155,17 @@ def moclr(config: ml_collections.ConfigDict) -> None:
 
 
 def demo(config: ml_collections.ConfigDict) -> None:
-    """Two CPU cores, a few minutes: a narrow ResNet-18 on 64-pixel views of rendered videos.
+    """Two CPU cores, a few minutes: a narrow ResNet-18 (or Swin) on 64-pixel views of rendered videos.
 
     Adam and a fast target, because LARS and a decay of 0.99 are made for runs a hundred times longer than this one.
     """
     config.batch_size = 64
-    config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
+    if config.encoder.name == "swin":
+        # Maps of 32, 16, 8 and 4 places at 64 px, in windows of 4.
+        small = dict(width=24, depths=(1, 2, 2, 1), heads=(1, 2, 4, 8), window=4, patch=2, stochastic_depth=0.1)
+        config.encoder.update(small | dict(dtype="float32"))
+    else:
+        config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
     config.method.update(dict(attention_hidden=64, projector_hidden=256, projector_out=64))
     config.ema.base = 0.8
     config.data.image_size = 64

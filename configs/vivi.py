@@ -111,7 +111,7 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
         )
     )
     config.method = ml_collections.ConfigDict(method_section(model, co, aa))
-    if co == "no" and chosen[0] in ("ex-f", "ex-images"):  # exemplars of one image, in the code of [33]
+    if co == "no" and variant["variant"] in ("ex-f", "ex-images"):  # exemplars of one image, in the code of [33]
         config.method.update(dict(grey_prob=0.66, standardize=True))
     config.data = ml_collections.ConfigDict(data_section(model, co))
     config.optimizer = ml_collections.ConfigDict(
@@ -122,7 +122,7 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
         )
     )
     config.ema = ml_collections.ConfigDict(dict(name="none"))  # there is no target network
-    config.schedule = ml_collections.ConfigDict(schedule(co, chosen[0] in BASELINES))
+    config.schedule = ml_collections.ConfigDict(schedule(co, variant["variant"] in BASELINES))
     config.evaluation = common.evaluation_section(image_size=224, batch_size=256)
     config.run = common.run_section()
     config.hosts = common.hosts_section()

@@ -4,7 +4,6 @@ Needs neither TensorFlow nor scikit-learn.
 """
 
 import functools
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -49,7 +48,7 @@ class LoadedEncoder(NamedTuple):
 
 
 def load_encoder(source: str, *, random: Mapping[str, Any] | None = None) -> LoadedEncoder:
-    """The encoder of a run directory or of a .safetensors file.
+    """The encoder of a run directory or of a file of weights, written here or elsewhere (vivi_jax/export).
 
     Args:
       random: config.encoder of "none", which has no weights: where random ones serve, see random_variables.
@@ -60,7 +59,7 @@ def load_encoder(source: str, *, random: Mapping[str, Any] | None = None) -> Loa
     """
     if source == "none" and random is not None:
         return LoadedEncoder(call_with_config("encoder", build_encoder, **random), {}, EXPORT_IMAGE_SIZE)
-    if pathlib.Path(source).suffix == ".safetensors":
+    if export.is_weight_file(source):
         kwargs, variables = export.load_encoder(source)
         return LoadedEncoder(build_encoder(**kwargs), variables, EXPORT_IMAGE_SIZE)
     kwargs, variables = checkpoint.load_encoder(source)

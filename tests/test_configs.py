@@ -22,7 +22,7 @@ from vivi_jax.errors import ConfigError
 from vivi_jax.train_step import create
 
 DATA_VARIANTS = ["images", "moclr,images", "sampler=fixed_delay", "sampler=uniform_chunks", "crop=0.08", "clip=1.28"]
-MODEL_VARIANTS = ["", "moclr", "views=3", "scales=2,pooling=average", "scales=1,pooling=attention"]
+MODEL_VARIANTS = ["", "moclr", "views=3", "scales=2,pooling=average", "scales=1,pooling=attention", "encoder=swin_t"]
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "testdata" / "configs"
@@ -32,7 +32,7 @@ GOLDEN_ARGUMENTS = {
     "segmentation": ("voc", "ade20k"),
     "moco_v3": ("", "video"),
     "vdim": ("", "data=kinetics600"),
-    "vito": ("", "moclr"),
+    "vito": ("", "moclr", "encoder=swin_t", "encoder=swin_s"),
     "vivi": ("", *vivi.PAPER.values()),
     "vtab": ("",),
 }

@@ -6,9 +6,11 @@ import subprocess
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from helpers.commands import assert_one_line_error, run_module
 from helpers.networks import random_variables
@@ -115,6 +117,29 @@ def test_files_from_elsewhere_are_read_or_refused_with_the_reason(tmp_path):
     safetensors.numpy.save_file({"weights": np.zeros(3)}, path)
     with pytest.raises(CheckpointError, match="no entry conv1.weight, stem.conv.weight or patch_embed"):
         export.load_encoder(path)
+
+
+@pytest.mark.parametrize("form", ["without counters", "counters of one element", "float16", "bfloat16"])
+def test_weights_in_the_forms_that_older_and_smaller_files_have(form, tmp_path):
+    """All load in PyTorch strictly, into the same function; half precision rounds the weights and nothing else."""
+    encoder = ResNet(**TINY, num_classes=5)
+    state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))
+    if form == "without counters":
+        state = {n: a for n, a in state.items() if not n.endswith("num_batches_tracked")}
+    elif form == "counters of one element":
+        state |= {n: a.reshape(1) for n, a in state.items() if n.endswith("num_batches_tracked")}
+    else:
+        dtype = jnp.dtype(form)
+        state = {n: a.astype(dtype) if a.dtype == np.float32 else a for n, a in state.items()}
+    safetensors.numpy.save_file(state, tmp_path / "a.safetensors")
+    config, loaded = export.load_encoder(tmp_path / "a.safetensors")
+    assert build_encoder(**config) == encoder
+    leaves = flatten_dict(loaded)
+    assert {leaf.dtype for leaf in leaves.values()} == {np.dtype(np.float32)}
+    expected = {path: state[TORCHVISION.name(path)].astype(np.float32) for path in leaves}
+    for path, leaf in leaves.items():
+        axes = torch_names.TORCH_AXES[leaf.ndim]
+        np.testing.assert_array_equal(leaf.transpose(axes), expected[path])
 
 
 def test_names_and_shapes_are_timms():

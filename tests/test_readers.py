@@ -17,6 +17,7 @@ from vivi_jax.export import __main__ as export
 RUNS = {  # name -> (config file, its argument)
     "vito": (vito, "demo"),
     "vito-average": (vito, "demo,pooling=average"),
+    "vito-swin": (vito, "demo,encoder=swin_t"),
     "moclr": (vito, "demo,moclr"),
     "moclr-images": (vito, "demo,moclr,images"),
     **{
@@ -29,7 +30,7 @@ RUNS = {  # name -> (config file, its argument)
 }
 
 
-FAST = ("vito", "vivi-ex4", "vdim", "moco_v3")  # one of each kind of encoder; all others are slow
+FAST = ("vito", "vito-swin", "vivi-ex4", "vdim", "moco_v3")  # one of each kind of encoder; all others are slow
 NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 
 
@@ -39,6 +40,9 @@ def tiny(name: str, store: pathlib.Path):
     config = file.get_config(argument)
     if config.encoder.name == "resnet":
         config.encoder.width = 0.0625
+        config.data.image_size = 32
+    elif config.encoder.name == "swin":
+        config.encoder.update(dict(width=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2)))
         config.data.image_size = 32
     elif config.encoder.name == "vit":
         config.encoder.update(dict(width=24, depth=2, heads=3))
@@ -97,7 +101,7 @@ def test_report(name, run_of):
     run = run_of(name)
     assert ends_well(report.main, [f"--checkpoint={run}"]) == ""
     page = (run / "report.html").read_text()
-    has_attention = name in ("vito", "moco_v3")
+    has_attention = name in ("vito", "vito-swin", "moco_v3")
     assert ("Masks of the online network" in page) == has_attention
     assert (page.count("Left out: ") >= 1) or has_attention
 
@@ -107,7 +111,7 @@ def test_attention(name, run_of, store, tmp_path):
     out = tmp_path / "attention.png"
     arguments = [f"--checkpoint={run_of(name)}", f"--images={store}/train", f"--out={out}", "--count=2"]
     line = ends_well(attention.main, arguments)
-    if name in ("vito", "moco_v3"):
+    if name in ("vito", "vito-swin", "moco_v3"):
         assert line == "" and out.stat().st_size > 1000
     else:
         assert re.search("has no attention to show|configured without attention", line) and not out.exists()
@@ -121,7 +125,7 @@ def test_export(name, format_name, run_of, tmp_path):
     expected = {"vdim": None, "moco_v3": "timm", "vivi": "timm"}.get(
         re.match("vdim|moco_v3|vivi|", name)[0], "torchvision"
     )
-    if format_name == expected:
+    if format_name == expected or name == "vito-swin":  # both libraries have it
         assert line == "" and out.is_file() and pathlib.Path(f"{out}.sha256").is_file()
     else:
         assert f"format {format_name} h" in line and not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from vivi_jax.errors import ConfigError
 # Which parameters with two axes or more get weight decay and the LARS trust ratio, by leaf name. Those with one axis
 # (biases, normalisation, tokens) get neither: BYOL's code, whose details VITO A.2 adopts, excludes them. A name that is
 # not here is an error, never a guess.
-DECAYED = {"kernel": True, "patch_kernel": False}
+DECAYED = {"kernel": True, "patch_kernel": False, "relative_position_bias_table": False}  # the last: Swin's code
 
 
 def decay_mask(params: dict) -> dict:

@@ -6,21 +6,25 @@ A format is a line of EXPORTERS, the kinds of encoder it holds, and a reader in 
 from collections.abc import Callable
 
 from vivi_jax.errors import CheckpointError, ConfigError, lookup
-from vivi_jax.export import resnet, vit
+from vivi_jax.export import elsewhere, resnet, swin, vit, weight_files
 from vivi_jax.export.resnet import export_timm, export_torchvision
-from vivi_jax.export.safetensors_files import load_safetensors
+from vivi_jax.export.weight_files import is_weight_file as is_weight_file
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
+from vivi_jax.models.swin import SwinTransformer
 from vivi_jax.models.vit import VisionTransformer
 
 # format -> kind of encoder -> function (encoder, variables, path) that writes the file and returns its metadata
 EXPORTERS: dict[str, dict[type[Encoder], Callable[..., dict[str, str]]]] = {
-    "torchvision": {ResNet: export_torchvision},
-    "timm": {ResNet: export_timm, VisionTransformer: vit.export_timm},
+    "torchvision": {ResNet: export_torchvision, SwinTransformer: swin.export_torchvision},
+    "timm": {ResNet: export_timm, SwinTransformer: swin.export_timm, VisionTransformer: vit.export_timm},
 }
 # (whether a state_dict is of this kind, function (state_dict, metadata) -> (arguments of build_encoder, variables))
 READERS: tuple[tuple[Callable[[dict], bool], Callable[..., tuple[dict, dict]]], ...] = (
+    (elsewhere.is_bit, elsewhere.read_bit),
+    (elsewhere.is_haiku, elsewhere.read_haiku),
     (resnet.recognises, resnet.read),
+    (swin.recognises, swin.read),
     (vit.recognises, vit.read),
 )
 
@@ -40,23 +44,26 @@ def export_encoder(format_name: str, encoder: Encoder, variables: dict, path: st
 
 
 def load_encoder(path: str) -> tuple[dict, dict]:
-    """Returns (keyword arguments of models.build_encoder, its variables) of a .safetensors file.
+    """Returns (keyword arguments of models.build_encoder, its variables) of a file of weights.
 
-    What the encoder is follows from the entries, also in a file that was not written here. A missing or all-zero
-    classifier is left out. Input statistics come from the metadata; without them they are the library's own.
+    The file is one of weight_files.SUFFIXES. What the encoder is follows from the names and shapes of its entries, also
+    in a file that was not written here; what a project puts around them is found and left out (elsewhere.py). A missing
+    or all-zero classifier is left out. Input statistics come from the metadata; without them they are the library's own.
 
     Raises:
-      CheckpointError: no such file, one that is damaged, or entries that are of no encoder here.
+      CheckpointError: no such file, one that is damaged or holds more than weights, or entries that are of no encoder
+        here.
     """
-    state, metadata = load_safetensors(path)
-    for recognises, read in READERS:
-        if recognises(state):
-            try:
+    tree, metadata = weight_files.load(path)
+    try:
+        state = elsewhere.state_dict(tree)
+        for recognises, read in READERS:
+            if recognises(state):
                 return read(state, metadata)
-            except (CheckpointError, ConfigError) as error:
-                raise CheckpointError(f"{path}: {error}") from None
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
     some = ", ".join(sorted(state)[:3])
     raise CheckpointError(
-        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets and ViTs in "
-        f"torchvision's or timm's names are known; it has {some or 'none'}"
+        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and Swin "
+        f"transformers in torchvision's or timm's names are known, nor haiku's or BiT's; it has {some or 'none'}"
     )

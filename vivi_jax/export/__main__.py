@@ -24,14 +24,17 @@ import argparse
 
 from vivi_jax import checkpoint, command_line
 from vivi_jax.errors import ConfigError
-from vivi_jax.export import EXPORTERS, export_encoder
+from vivi_jax.export import EXPORTERS, export_encoder, is_weight_file, load_encoder
 from vivi_jax.models import build_encoder
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("vivi_jax.export", __doc__)
     parser.add_argument(
-        "--checkpoint", "--workdir", required=True, help="run directory; its newest good checkpoint is exported"
+        "--checkpoint",
+        "--workdir",
+        required=True,
+        help="run directory, whose newest good checkpoint is exported, or file of weights",
     )
     parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
     parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")
@@ -40,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Writes the file and says what is in it."""
-    config, variables = checkpoint.load_encoder(options.checkpoint)
+    load = load_encoder if is_weight_file(options.checkpoint) else checkpoint.load_encoder
+    config, variables = load(options.checkpoint)
     try:
         metadata = export_encoder(options.format, build_encoder(**config), variables, options.out)
     except OSError as error:

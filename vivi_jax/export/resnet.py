@@ -60,7 +60,11 @@ def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
             "with zeros: only files written here, or built with stem_type='fixed' and with the "
             "metadata max_pool_padding=zeros, can be read"
         )
-    return {"version": 2, "norm": "batch" if batch_norm else "group", "weight_standardization": not batch_norm}
+    if batch_norm:
+        return {"version": 2, "norm": "batch", "weight_standardization": False}
+    # timm's own code adds 1e-8. Files written here say what they were trained with, by earlier versions 1e-10.
+    eps = metadata.get("kernel_eps", "1e-10" if "max_pool_padding" in metadata else "1e-8")
+    return {"version": 2, "norm": "group", "weight_standardization": True, "kernel_eps": float(eps)}
 
 
 def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
@@ -91,6 +95,7 @@ def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
             "loads_strictly_into": timm_model(encoder),
             "classifier": "none" if encoder.num_classes is None else "head.fc",
             "max_pool_padding": "zeros",
+            "kernel_eps": str(encoder.kernel_eps),  # timm's own is 1e-8, which makes no difference to be seen
         },
     )
 

@@ -19,7 +19,9 @@ from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import DEPTHS, ResNet
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-COUNTER = "num_batches_tracked"  # an entry of every BatchNorm of torch; written as 0, which torch's default never reads
+# An entry of every BatchNorm of torch, batches seen in training; written as 0, which torch's default never reads. Torch
+# itself loads files without it (written before PyTorch 0.4.1), and as an array of one element: it is never looked at.
+COUNTER = "num_batches_tracked"
 # ndim -> order of the axes in torch: kernels [kh, kw, C, C'] -> [C', C, kh, kw], dense kernels [C, C'] -> [C', C].
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 
@@ -130,14 +132,16 @@ def from_torch(naming: Naming, encoder: ResNet, state_dict: dict) -> dict:
 
     Args:
       encoder: of a kind the library has. One without a classifier drops the entries of one, whatever its size.
-      state_dict: name -> array or CPU tensor, under the library's names; every name of the encoder and no other.
+      state_dict: name -> array or CPU tensor of any float type, under the library's names; every name of the encoder and
+        no other, apart from counters of batches, which may be missing.
 
     Raises:
       ConfigError: an architecture the library does not have.
       CheckpointError: entries that are missing, unexpected, or of another shape; all are listed.
     """
     check_architecture(naming, encoder)
-    state, shapes = {name: np.asarray(x) for name, x in state_dict.items()}, expected_shapes(naming, encoder)
+    state = {name: np.asarray(x) for name, x in state_dict.items() if not name.endswith(f".{COUNTER}")}
+    shapes = {name: shape for name, shape in expected_shapes(naming, encoder).items() if not name.endswith(COUNTER)}
     if encoder.num_classes is None:
         state = {name: array for name, array in state.items() if not naming.is_classifier(name)}
         shapes = {name: shape for name, shape in shapes.items() if not naming.is_classifier(name)}
@@ -204,7 +208,12 @@ def depth_of(naming: Naming, state: dict) -> int:
 
 
 def check_architecture(naming: Naming, encoder: ResNet) -> None:
-    """Raises ConfigError unless the library has this kind of ResNet."""
+    """Raises ConfigError unless the library has this kind of ResNet, and pads as it does."""
+    if encoder.padding != "torch":
+        raise ConfigError(
+            f"format {naming.library} pads symmetrically, this encoder as TensorFlow and haiku do (padding="
+            f"{encoder.padding!r}): under its names the weights would be another function at even sizes"
+        )
     found = (encoder.version, encoder.norm, encoder.weight_standardization)
     if found not in naming.kinds:
         known = " or ".join(f"version={v}, norm={n!r}, weight_standardization={w}" for v, n, w in naming.kinds)

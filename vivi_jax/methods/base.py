@@ -17,6 +17,7 @@ Batch = dict[str, jax.Array]  # leading axis = examples; uint8 pixels [B, ..., H
 BatchSpec = dict[str, jax.ShapeDtypeStruct]
 Keys = dict[str, jax.Array]  # array of the batch -> a random key for each of its rows
 Metrics = dict[str, jax.Array]  # name -> float32 scalar
+NOISE = 0x6E6F6973  # what `noise` folds into an example's key
 
 
 class Network(Protocol):
@@ -112,6 +113,17 @@ def init_network(network: nn.Module, key: jax.Array, *inputs: Any, train: bool =
     """Random (params, model_state) of a network; only the shapes of its inputs matter."""
     variables = dict(network.init(key, *inputs, train=train))
     return variables.pop("params"), variables
+
+
+def noise(keys_B: jax.Array, view: int) -> Tree:
+    """The collection "noise", from which an encoder draws what it leaves out in training (models.swin), as a variable.
+
+    Args:
+      keys_B: a key per example, of which other things may be drawn too.
+      view: number of the view, each of which has noise of its own.
+    """
+    keys_B = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, NOISE), view))(keys_B)
+    return {"noise": {"encoder": {"keys": keys_B}}}
 
 
 def encoder_variables(params: dict, model_state: dict) -> dict:

@@ -13,6 +13,8 @@ Read beside Section 3.1 of the paper:
 MoCLR: one scale, average pooling, all views from one frame (data.sampler="single").
 """
 
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +23,7 @@ import jax.numpy as jnp
 
 from vivi_jax import losses
 from vivi_jax.augment import byol
-from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
+from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network, noise
 from vivi_jax.models.base import Encoder, cast_kernels
 from vivi_jax.models.heads import FLOAT32_LAYERS, MultiScalePool, Projector
 
@@ -60,6 +62,7 @@ class Vito:
         )
         self.temperature = temperature
         self.online_network = self.network.clone(encoder=encoder.on_cast_kernels())  # of `embed`'s cast parameters
+        self.target_network = self.network.clone(encoder=encoder.without_noise())
 
     def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"views": uint8[B, V, H, W, 3]}."""
@@ -83,15 +86,17 @@ class Vito:
 
         Returns:
           ({"online", "target"}: float32[B, V, D] of norm 1/sqrt(tau), new model_state, new target). The target network
-          runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say).
+          runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say), but
+          without stochastic depth (MoBY, arXiv:2105.04553).
         """
         views_BxVxHxWx3 = byol.byol_views(batch["views"], keys["views"])
         params = self.cast_kernels(params)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code
             view_BxHxWx3 = views_BxVxHxWx3[:, v]
-            z_BxD, model_state = self.project(self.online_network, params, model_state, view_BxHxWx3)
-            y_BxD, target_state = self.project(self.network, target["params"], target_state, view_BxHxWx3)
+            draws = noise(keys["views"], v)
+            z_BxD, model_state = self.project(self.online_network, params, model_state, view_BxHxWx3, draws)
+            y_BxD, target_state = self.project(self.target_network, target["params"], target_state, view_BxHxWx3)
             online.append(z_BxD)
             momentum.append(jax.lax.stop_gradient(y_BxD))
         embeddings = {"online": jnp.stack(online, axis=1), "target": jnp.stack(momentum, axis=1)}
@@ -104,11 +109,16 @@ class Vito:
         return cast | {"encoder": encoder.cast_kernels(params["encoder"])}
 
     def project(
-        self, network: VitoNetwork, params: Tree, model_state: Tree, images_BxHxWx3: jax.Array
+        self,
+        network: VitoNetwork,
+        params: Tree,
+        model_state: Tree,
+        images_BxHxWx3: jax.Array,
+        draws: Mapping[str, Tree] = types.MappingProxyType({}),
     ) -> tuple[jax.Array, Tree]:
         """z = g(pool(f(images))) with norm 1/sqrt(tau), in training mode; and the new BatchNorm statistics."""
         (z_BxD, _), model_state = network.apply(
-            {"params": params, **model_state}, images_BxHxWx3, train=True, mutable=list(model_state)
+            {"params": params, **model_state, **draws}, images_BxHxWx3, train=True, mutable=list(model_state)
         )
         return losses.unit_length(z_BxD) / self.temperature**0.5, model_state
 

@@ -6,10 +6,16 @@ from vivi_jax.config import call_with_config
 from vivi_jax.errors import lookup
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import ResNet
+from vivi_jax.models.swin import SwinTransformer
 from vivi_jax.models.vdim_encoder import VdimEncoder
 from vivi_jax.models.vit import VisionTransformer
 
-ENCODERS: dict[str, type[Encoder]] = {"resnet": ResNet, "vdim": VdimEncoder, "vit": VisionTransformer}
+ENCODERS: dict[str, type[Encoder]] = {
+    "resnet": ResNet,
+    "swin": SwinTransformer,
+    "vdim": VdimEncoder,
+    "vit": VisionTransformer,
+}
 
 
 def build_encoder(name: str, **kwargs: Any) -> Encoder:

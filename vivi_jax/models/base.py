@@ -56,6 +56,10 @@ class Encoder(nn.Module):
         """
         raise NotImplementedError
 
+    def without_noise(self) -> Self:
+        """The same weights with nothing left out at random in training; for the networks that targets come from."""
+        return self
+
     def classified(
         self, pooled_BxC: jax.Array, intermediates: dict[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -4,7 +4,8 @@ v1 is "ResNet v1.5" (He et al. 2015, with the stride on the 3x3 convolution), nu
 VITO's encoder. v2 is the pre-activation form (He et al. 2016) in the variant of VIVI and BiT: the shortcut's projection
 comes after the first norm + ReLU, the root convolution has no norm, a final norm + ReLU closes the network.
 
-Padding is torch's everywhere: symmetric, also at stride 2 (XLA's "SAME" is not: it shifts the grid by a pixel).
+Padding is torch's: symmetric, also at stride 2. TensorFlow's and haiku's "SAME" is not: at even sizes it shifts the grid
+by a pixel, so that the same weights make another function. Networks from there have padding="same".
 A stage's map is what the next stage reads: in v2 after that stage's first norm + ReLU, as the blocks' sum itself has no
 fixed scale (attention pooling of it starts on a single place).
 """
@@ -33,6 +34,7 @@ DEPTHS = {
 NORMS = ("batch", "group")
 STEMS = ("imagenet", "small")
 OUTPUT_STRIDES = (8, 16, 32)
+PADDINGS = ("torch", "same")
 
 
 class ResNet(Encoder):
@@ -55,6 +57,8 @@ class ResNet(Encoder):
         it has with the stride. False: they stay as they are and see less far (as VFS and CRW do for DAVIS).
       bn_groups: BatchNorm normalises this many equal, consecutive groups of examples separately (VIVI trained with
         statistics per TPU core); 1 = the whole batch.
+      padding: "torch", or "same" for weights from TensorFlow or haiku, whose max-pool is then padded with -inf.
+      kernel_eps: added to the variance of a kernel that is standardised: 1e-10 in BiT's code, 1e-8 in timm.
       remat: recompute each block in the backward pass: less memory, about a third more time.
     """
 
@@ -71,6 +75,8 @@ class ResNet(Encoder):
     output_stride: int = 32
     dilate: bool = True
     bn_groups: int = 1
+    padding: str = "torch"
+    kernel_eps: float = 1e-10
     remat: bool = False
 
     def __post_init__(self):
@@ -81,6 +87,7 @@ class ResNet(Encoder):
             ("kernel_init", tuple(KERNEL_INITS)),
             ("stem", STEMS),
             ("output_stride", OUTPUT_STRIDES),
+            ("padding", PADDINGS),
         ):
             check_choice("ResNet", field, getattr(self, field), known)
         if round(64 * self.width) < 1:
@@ -102,7 +109,9 @@ class ResNet(Encoder):
 
     def cast_kernels(self, params: dict) -> dict:
         if self.weight_standardization:  # before rounding to `dtype`
-            params = jax.tree.map(lambda leaf: standardize_kernel(leaf) if leaf.ndim == 4 else leaf, params)
+            params = jax.tree.map(
+                lambda leaf: standardize_kernel(leaf, self.kernel_eps) if leaf.ndim == 4 else leaf, params
+            )
         return super().cast_kernels(params)
 
     def on_cast_kernels(self) -> "ResNet":
@@ -128,7 +137,12 @@ class ResNet(Encoder):
         stage_blocks, bottleneck = DEPTHS[self.depth]
         channels = round(64 * self.width)
         conv = functools.partial(
-            Conv, standardize=self.weight_standardization, init=KERNEL_INITS[self.kernel_init], dtype=self.dtype
+            Conv,
+            standardize=self.weight_standardization,
+            init=KERNEL_INITS[self.kernel_init],
+            padding=self.padding,
+            kernel_eps=self.kernel_eps,
+            dtype=self.dtype,
         )
         norm = functools.partial(
             make_norm,
@@ -173,6 +187,8 @@ class ResNet(Encoder):
         x = conv(channels, 3 if small else 7, stride=1 if small else 2, name="stem_conv")(x)
         if self.version == 1:
             x = nn.relu(norm(name="stem_norm")(x, train))
+        if self.padding == "same" and not small:
+            return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         # v2 pools signed values; VIVI and BiT pad them with zeros. In v1 all values are >= 0 and padding never wins.
         return x if small else max_pool(x, pad_value=0.0 if self.version == 2 else -jnp.inf)
 
@@ -220,7 +236,12 @@ class Block(nn.Module):
 
 
 class Conv(nn.Module):
-    """Square convolution without bias, padded by dilation * (size // 2) on every side as torch does."""
+    """Square convolution without bias.
+
+    Attributes:
+      padding: "torch": by dilation * (size // 2) on every side; "same": as little as gives ceil(H / stride) rows, and
+        where that is odd, one more below and to the right.
+    """
 
     features: int
     size: int
@@ -228,6 +249,8 @@ class Conv(nn.Module):
     dilation: int = 1
     standardize: bool = False
     init: Any = None  # torchvision_kernel by default
+    padding: str = "torch"
+    kernel_eps: float = 1e-10
     dtype: Any = "float32"
 
     @nn.compact
@@ -237,7 +260,7 @@ class Conv(nn.Module):
             "kernel", self.init or torchvision_kernel, (self.size, self.size, x.shape[-1], self.features)
         )
         if self.standardize:
-            kernel = standardize_kernel(kernel)
+            kernel = standardize_kernel(kernel, self.kernel_eps)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         if self.size == 1:
             # On XLA:CPU a matmul of two axes is faster than a convolution (weight gradient: 4x), and than a matmul of
@@ -249,7 +272,7 @@ class Conv(nn.Module):
             x,
             kernel,
             (self.stride,) * 2,
-            ((pad, pad),) * 2,
+            ((pad, pad),) * 2 if self.padding == "torch" else "SAME",
             rhs_dilation=(self.dilation,) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
@@ -393,10 +416,10 @@ def channelwise(values, ndim: int) -> jax.Array:
     return jnp.asarray(values).reshape((1,) * (ndim - 1) + (-1,))
 
 
-def standardize_kernel(kernel: jax.Array) -> jax.Array:
-    """Gives each output channel of a kernel [kh, kw, C, C'] mean 0 and variance 1 (Qiao et al. 2019; eps of BiT)."""
+def standardize_kernel(kernel: jax.Array, eps: float = 1e-10) -> jax.Array:
+    """Gives each output channel of a kernel [kh, kw, C, C'] mean 0 and variance 1 (Qiao et al. 2019)."""
     centred = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
-    return centred * lax.rsqrt(jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True) + 1e-10)
+    return centred * lax.rsqrt(jnp.square(centred).mean(axis=(0, 1, 2), keepdims=True) + eps)
 
 
 def max_pool(x: jax.Array, *, pad_value: float) -> jax.Array:
