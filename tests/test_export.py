@@ -59,6 +59,26 @@ def test_round_trip_through_a_file_is_exact(write, options, tmp_path):
     chex.assert_trees_all_equal(loaded, variables)
 
 
+def test_a_larger_eps_moves_into_the_variances_that_libraries_read(tmp_path):
+    """VIVI's BatchNorm adds 1e-3, torch's 1e-5: a library's network, without our metadata, gives the same features."""
+    encoder = ResNet(norm_eps=1e-3, norm_decay=0.99, **TINY, **V2)
+    variables = random_variables(encoder)
+    variables["batch_stats"] = jax.tree.map(lambda x: 0.01 * x, variables["batch_stats"])  # or eps would hardly count
+    images = np.float32(np.random.default_rng(0).uniform(size=(2, 32, 32, 3)))
+    features, _ = encoder.apply(variables, images, train=False)
+    export.export_encoder("timm", encoder, variables, tmp_path / "a.safetensors")
+    library = ResNet(**TINY, **V2)
+    loaded = torch_names.from_torch(TIMM, library, safetensors.numpy.load_file(tmp_path / "a.safetensors"))
+    np.testing.assert_allclose(library.apply(loaded, images, train=False)[0], features, rtol=1e-4, atol=1e-4)
+    assert np.abs(library.apply(variables, images, train=False)[0] - features).max() > 0.01
+    config, again = export.load_encoder(tmp_path / "a.safetensors")
+    assert build_encoder(**config) == encoder
+    chex.assert_trees_all_close(again, variables, atol=1e-9)
+    grouped = ResNet(norm_eps=1e-3, **TINY, **BIT)
+    with pytest.raises(ConfigError, match="has norms of eps=1e-05, this encoder of norm_eps=0.001"):
+        export.export_encoder("timm", grouped, random_variables(grouped), tmp_path / "b.safetensors")
+
+
 def test_every_difference_is_listed_in_one_error():
     encoder = ResNet(**TINY)
     state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))

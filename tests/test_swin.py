@@ -226,7 +226,7 @@ def test_tables_of_positions_have_no_weight_decay():
 def test_transfer_and_dense_forms_have_the_same_weights():
     encoder = SwinTransformer(**TINY, num_classes=3, stochastic_depth=0.2)
     assert encoder.for_transfer() == SwinTransformer(**TINY)
-    assert encoder.for_dense(8, False) == encoder and encoder.head_norm == "batch" and encoder.classes == 3
+    assert encoder.for_dense(8, False) == encoder and encoder.head_norm == "batch" and encoder.num_classes == 3
 
 
 @pytest.mark.parametrize(

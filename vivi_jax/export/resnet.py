@@ -8,7 +8,7 @@ import numpy as np
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import save_safetensors
-from vivi_jax.export.torch_names import TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
+from vivi_jax.export.torch_names import EPS, TIMM, TORCHVISION, Naming, depth_of, from_torch, to_torch
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
 from vivi_jax.models.resnet import ResNet
 
@@ -47,6 +47,8 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
         "input_mean": json.loads(metadata.get("input_mean", json.dumps(mean))),
         "input_std": json.loads(metadata.get("input_std", json.dumps(std))),
         "depth": depth_of(naming, state),
+        "norm_eps": float(metadata.get("norm_eps", EPS)),
+        "norm_decay": float(metadata.get("norm_decay", 0.9)),  # torch's default, as its momentum is 0.1
     }
     if naming is TIMM:
         config |= _v2_kind("norm.running_mean" in state, metadata)
@@ -115,6 +117,8 @@ def _export(naming: Naming, encoder: ResNet, variables: dict, path: str, metadat
         **metadata,
         "width": str(encoder.width),
         "stem": encoder.stem,
+        "norm_eps": str(encoder.norm_eps),  # what of it is above torch's 1e-5 is in the running variances
+        "norm_decay": str(encoder.norm_decay),
         "input_mean": json.dumps(encoder.input_mean),
         "input_std": json.dumps(encoder.input_std),
     }

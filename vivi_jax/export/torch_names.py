@@ -21,6 +21,7 @@ from vivi_jax.models.resnet import DEPTHS, ResNet
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # An entry of every BatchNorm of torch, batches seen in training; written as 0, which torch's default never reads. Torch
 # itself loads files without it (written before PyTorch 0.4.1), and as an array of one element: it is never looked at.
+EPS = 1e-5  # of the libraries' norms
 COUNTER = "num_batches_tracked"
 # ndim -> order of the axes in torch: kernels [kh, kw, C, C'] -> [C', C, kh, kw], dense kernels [C, C'] -> [C', C].
 TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
@@ -118,6 +119,9 @@ def to_torch(naming: Naming, encoder: ResNet, variables: dict) -> dict[str, np.n
         naming.name(path): to_torch_layout(naming, np.asarray(leaf, np.float32))
         for path, leaf in flatten_dict(variables).items()
     }
+    # The libraries' BatchNorm adds EPS to a variance, ours norm_eps; at inference only their sum counts.
+    for name in (name for name in state if name.endswith("running_var")):
+        state[name] = state[name] + np.float32(encoder.norm_eps - EPS)
     state |= {name: np.zeros((), np.int64) for name in shapes if name.endswith(COUNTER)}
     if encoder.num_classes is None:
         state = {
@@ -147,9 +151,10 @@ def from_torch(naming: Naming, encoder: ResNet, state_dict: dict) -> dict:
         shapes = {name: shape for name, shape in shapes.items() if not naming.is_classifier(name)}
     check_entries({name: array.shape for name, array in state.items()}, shapes)
     leaves = abstract_leaves(encoder)
-    return unflatten_dict(
-        {path: from_torch_layout(state[naming.name(path)], leaf.ndim) for path, leaf in leaves.items()}
-    )
+    flat = {path: from_torch_layout(state[naming.name(path)], leaf.ndim) for path, leaf in leaves.items()}
+    for path in (path for path in flat if path[-1] == "var"):
+        flat[path] -= np.float32(encoder.norm_eps - EPS)  # the inverse of to_torch
+    return unflatten_dict(flat)
 
 
 def to_torch_layout(naming: Naming, array: np.ndarray) -> np.ndarray:
@@ -208,7 +213,11 @@ def depth_of(naming: Naming, state: dict) -> int:
 
 
 def check_architecture(naming: Naming, encoder: ResNet) -> None:
-    """Raises ConfigError unless the library has this kind of ResNet, and pads as it does."""
+    """Raises ConfigError unless the library has this kind of ResNet, and computes as it does."""
+    if encoder.norm_eps < EPS or (encoder.norm == "group" and encoder.norm_eps != EPS):
+        raise ConfigError(
+            f"format {naming.library} has norms of eps={EPS}, this encoder of norm_eps={encoder.norm_eps}"
+        )
     if encoder.padding != "torch":
         raise ConfigError(
             f"format {naming.library} pads symmetrically, this encoder as TensorFlow and haiku do (padding="
