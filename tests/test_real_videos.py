@@ -67,9 +67,10 @@ codec/rot_90.mov codec/unordered_pts.mov""".split()
 def test_every_stored_frame_has_the_colours_and_the_time_of_the_video(sample_data, store_of_samples, name):
     """Against pictures that are decoded, converted and averaged without our code and without swscale.
 
-    Of several streams FFmpeg says which is best. A stored frame must be like a picture that is on display within half a frame of its time. Like: of 255 grey levels,
-    the mean absolute difference, and the difference of the mean of each colour, are at most 2. The picture has been a
-    JPEG of the same quality too, made by Pillow, because halved chroma alone makes up to 3 levels, in saturated blue.
+    Of several streams FFmpeg says which is best. A stored frame must be like a picture that is on display within half a
+    frame of its time. Like: of 255 grey levels, the mean absolute difference, and the difference of the mean of each
+    colour, are at most 2. The picture has been a JPEG of the same quality too, made by Pillow, because halved chroma
+    alone makes up to 3 levels, in saturated blue.
     """
     store, path = store_of_samples, str(sample_data / "videos" / name)
     video = store.videos.tolist().index(name)
