@@ -276,6 +276,26 @@ def test_joined_recordings_are_shown_one_after_the_other(tmp_path, kind, starts)
     assert row["notes"] in ([], ["joined recordings: they are shown one after the other"])
 
 
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_joined_recordings_of_other_stream_numbers(tmp_path, bframes):
+    """As of two channels of a tuner."""
+    parts = [
+        recording(
+            tmp_path / "part",
+            range(20 * k, 20 * k + 20),
+            7 * k,
+            bframes=bframes,
+            sound=True,
+            options={"mpegts_start_pid": f"0x{k + 1}00"},
+        )
+        for k in range(3)
+    ]
+    (tmp_path / "v.ts").write_bytes(b"".join(parts))
+    row, frames = decoded(tmp_path / "v.ts")
+    assert [round((frame.mean() - 10) / 4) for frame in frames] == list(range(60))
+    assert row["notes"] == ["joined recordings: they are shown one after the other"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_recording_is_one(tmp_path, kind):
     row, frames = decoded(joined(tmp_path, [0], **KINDS[kind]))

@@ -9,6 +9,7 @@ absurd values; sizes, rates and durations are checked against what the file hold
 
 import array
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -43,7 +44,7 @@ class Refused(Exception):
 
 
 class Info(NamedTuple):
-    stream: int  # number of the film's stream
+    streams: list[int]  # numbers of the film's streams: one, or of recordings put end to end one after the other
     rate: Fraction  # of the output grid, frames/s
     native_rate: Fraction  # average, pictures/s
     usual_rate: Fraction  # without pauses, pictures/s
@@ -85,36 +86,33 @@ def inspect(video: str, fps: float) -> Info:
             if stamp is not None:
                 stop = (stamp + (packet.duration or 0)) * packet.time_base
                 end = stop if end is None else max(end, stop)
-        film = _film(list(tracks.values()))
-        joined = len(film.parts)
-        if film.incomplete is not None:
-            joins = transport_stream.joins(video, film.stream.id) if container.format.name == "mpegts" else None
-            if joins is None:
-                raise Refused(f"truncated or damaged: packet {film.incomplete} is incomplete")
-            joined = max(joined, joins + 1)
-        if joined == 1:
+        films = _films(list(tracks.values()))
+        joins = sum(len(film.parts) for film in films) - 1
+        for film in films:
+            if film.incomplete is not None:
+                found = transport_stream.joins(video, film.stream.id) if container.format.name == "mpegts" else None
+                if found is None:
+                    raise Refused(f"truncated or damaged: packet {film.incomplete} is incomplete")
+                joins += found
+        notes = ["joined recordings: they are shown one after the other"] if joins else []
+        if not joins:
             _check_duration(container, end)
-        else:
-            film.notes.append("joined recordings: they are shown one after the other")
-        return _info(film, Fraction(str(fps)))
+        return _info(films, Fraction(str(fps)), notes)
 
 
 def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """(time in s, time on display in s, frame) in the order of display; a part follows when the one before it ends."""
-    container = _open(video)
     count, previous, step = 0, None, 1 / info.usual_rate
     number, in_part = -1, 0  # of the part, and of the picture in it
     begin = first = Fraction(0)  # time of the part's first picture, and its time stamp
-    with container, errors_refuse("truncated or damaged"):
-        stream = container.streams[info.stream]
-        tick = Fraction(stream.time_base)
-        for part, frame in _decoded(container, stream):
+    with errors_refuse("truncated or damaged"):
+        for part, stream, frame in _decoded(video, info.streams):
             check_size(frame.width, frame.height)
             if frame.is_corrupt:
                 raise Refused(f"truncated or damaged: picture {count} is incomplete")
             after = Fraction(0) if previous is None else previous + step
-            stamp = frame.dts if container.format.name in TIMED_BY_ORDER else frame.pts
-            time = None if stamp is None else stamp * tick  # raw streams have no time stamps
+            stamp = frame.dts if stream.container.format.name in TIMED_BY_ORDER else frame.pts
+            time = None if stamp is None else stamp * info.tick  # raw streams have no time stamps
             if part != number:
                 number, begin, in_part = part, (time or after) if count == 0 else after, 0
                 first = begin if time is None else time
@@ -125,7 +123,7 @@ def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]
             if previous is not None and time < previous:
                 raise Refused(f"truncated or damaged: time stamps run backwards at picture {count}")
             # A single picture is one frame, however long it is said to stand.
-            yield time, Fraction(0) if info.count == 1 else (frame.duration or 0) * tick or step, frame
+            yield time, Fraction(0) if info.count == 1 else (frame.duration or 0) * info.tick or step, frame
             count, in_part, previous = count + 1, in_part + 1, time
     if count == 0:
         raise Refused("truncated or damaged: no picture could be decoded")
@@ -194,11 +192,13 @@ class _Track:
         self.count = 0
         self.parts = [array.array("q")]  # time stamps of the pictures of each part, ticks
         self.incomplete: int | None = None  # number of the first packet that is marked so
-        self.notes: list[str] = []
+        self.first, self.last = math.inf, -math.inf  # where it begins and ends in the file, bytes
         self._in_program_stream = stream.container.format.name == "mpeg"
         self._joins = _Joins(stream)
 
     def add(self, packet: Any) -> None:
+        if packet.pos is not None:
+            self.first, self.last = min(self.first, packet.pos), max(self.last, packet.pos)
         if self._joins.begins_at(packet):
             self.parts.append(array.array("q"))
         by_order = packet.pts is None or (self._in_program_stream and packet.dts is not None)
@@ -215,8 +215,8 @@ class _Track:
         return 0 if self.stream.codec_context is None else self.stream.width * self.stream.height
 
 
-def _film(tracks: list[_Track]) -> _Track:
-    """The stream that a player would show.
+def _films(tracks: list[_Track]) -> list[_Track]:
+    """The stream that a player would show; of recordings put end to end there may be one of each, in their order.
 
     Never a cover, nor a still, which has one picture, where another stream has more. Of the others, in this order:
     none that can only be a preview (less than a quarter of the pixels of the largest stream) or thumbnails (less than
@@ -239,9 +239,14 @@ def _film(tracks: list[_Track]) -> _Track:
         whole = 4 * track.pixels >= pixels and 10 * track.count >= count
         return whole, bool(track.stream.disposition & Disposition.default), track.pixels, -track.stream.index
 
-    film = max(known, key=rank)
-    check_size(film.stream.width, film.stream.height)
-    return film
+    film, *others = sorted(known, key=rank, reverse=True)
+    chosen = [film]
+    for other in others if _may_start_again(film.stream) else []:
+        if all(other.first > track.last or other.last < track.first for track in chosen):
+            chosen.append(other)
+    for track in chosen:
+        check_size(track.stream.width, track.stream.height)
+    return sorted(chosen, key=lambda track: track.first)
 
 
 def _check_duration(container: Any, end: Fraction | None) -> None:
@@ -254,31 +259,33 @@ def _check_duration(container: Any, end: Fraction | None) -> None:
         raise Refused(f"truncated: its header says {float(claimed):.1f} s, it ends after {float(found):.1f} s")
 
 
-def _info(film: _Track, fps: Fraction) -> Info:
-    stream, tick, header = film.stream, Fraction(film.stream.time_base), _header_rate(film.stream)
-    parts = [np.sort(np.frombuffer(part, np.int64)) * float(tick) for part in film.parts]
+def _info(films: list[_Track], fps: Fraction, notes: list[str]) -> Info:
+    stream, count = films[0].stream, sum(film.count for film in films)
+    tick, header = Fraction(stream.time_base), _header_rate(stream)
+    stamps = [part for film in films for part in film.parts]
+    parts = [np.sort(np.frombuffer(part, np.int64)) * float(tick) for part in stamps]
     gaps = [np.diff(part) for part in parts] + [np.full(len(parts) - 1, 1 / float(header or fps))]
     gaps_T = np.concatenate(gaps)
-    extent = sum((int(max(part) - min(part)) * tick for part in film.parts if part), Fraction(0))
+    extent = sum((int(max(part) - min(part)) * tick for part in stamps if part), Fraction(0))
     extent += (len(parts) - 1) / (header or fps)
-    native = usual = _native_rate(header, film.count, extent, fps)
+    native = usual = _native_rate(header, count, extent, fps)
     without_pauses, longest = _rate_without_pauses(gaps_T, fps)
     if without_pauses and min(without_pauses, fps) > Fraction(101, 100) * min(native, fps):
         usual = without_pauses
-        film.notes.append(
+        notes.append(
             f"variable rate: pictures stand up to {longest:.1f} s, the average rate is {float(native):.3g} per second; "
             f"stored at {float(min(usual, fps)):.3g} as its moving seconds have"
         )
     return Info(
-        stream=stream.index,
+        streams=[film.stream.index for film in films],
         rate=min(usual, fps),
         native_rate=native,
         usual_rate=usual,
         tick=tick,
         pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
-        count=film.count,
+        count=count,
         even_rates=[_even_rate(stream, header, part) for part in parts],
-        notes=film.notes,
+        notes=notes,
     )
 
 
@@ -344,14 +351,23 @@ def _rate_without_pauses(gaps_T: np.ndarray, fps: Fraction) -> tuple[Fraction | 
     return Fraction(len(moving) / moving.sum()).limit_denominator(100_000), float(gaps_T.max())
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-    """(number of the part, picture) in the order of display; no picture is decoded with the help of another part."""
-    joins, part = _Joins(stream), 0
-    for packet in container.demux(stream):
-        if joins.begins_at(packet):
-            for frame in stream.codec_context.decode(None):
-                yield part, frame
-            stream.codec_context.flush_buffers()
-            part += 1
-        for frame in packet.decode():
-            yield part, frame
+def _decoded(video: str, streams: list[int]) -> Iterator[tuple[int, Any, Any]]:
+    """(number of the part, stream, picture) in the order of display.
+
+    No picture is decoded with the help of another part.
+    """
+    part = 0
+    for number in streams:
+        container = _open(video)  # once more: FFmpeg hands out the end of a stream after the streams behind it
+        with container:
+            stream = container.streams[number]
+            joins = _Joins(stream)
+            for packet in container.demux(stream):
+                if joins.begins_at(packet):
+                    for frame in stream.codec_context.decode(None):
+                        yield part, stream, frame
+                    stream.codec_context.flush_buffers()
+                    part += 1
+                for frame in packet.decode():
+                    yield part, stream, frame
+        part += 1
