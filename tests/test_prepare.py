@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+import unicodedata
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 from PIL import Image
 
 from helpers.commands import assert_one_line_error, children, run_module, start_module
-from helpers.folders import digests
+from helpers.folders import LITTER, digests
 from helpers.video_files import numbered, scenes, write_video
 from input_pipeline import store
 from input_pipeline.preparation import inputs, steps
@@ -422,6 +423,27 @@ def test_labels_by_folder(videos):
     names = ["cats/a.mp4", "x/cats/b.mp4", "dogs/c.mp4", "top.mp4"]
     assert inputs.read_labels("folder", names)[:2] == ([0, 0, 1, -1], ["cats", "dogs"])
     assert inputs.read_labels("", names) == ([-1] * 4, [], "")
+
+
+def test_what_systems_leave_behind_is_no_input(videos, tmp_path):
+    expected = [file.name for file in inputs.find(str(videos), "")]
+    shutil.copytree(videos, tmp_path / "videos")
+    for folder in (tmp_path / "videos", tmp_path / "videos" / "cats"):
+        for name in LITTER:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(b"x")
+    for pattern in ("", "/**/*", "/*", "/[!q]*"):
+        assert [file.name for file in inputs.find(f"{tmp_path}/videos{pattern}", "")] == expected
+
+
+@pytest.mark.parametrize("encoding, form", [("utf-8-sig", "NFD"), ("utf-16", "NFC"), ("utf-8", "NFD")])
+def test_labels_of_any_system_reach_their_files(tmp_path, encoding, form):
+    names = [unicodedata.normalize("NFC", name) for name in ("é/vidéo.mp4", "é/b c.mp4", "z.mp4")]
+    lines = ["video , label", "vidéo.mp4,chien ", "", " é/b c.mp4,chat", "  ,", "z.mp4,chat"]
+    path = tmp_path / "labels.csv"
+    path.write_bytes(unicodedata.normalize(form, "\r\n".join(lines)).encode(encoding))
+    assert inputs.read_labels(str(path), names)[:2] == ([1, 0, 0], ["chat", "chien"])
+    assert inputs.read_labels("folder", names)[:2] == ([0, 0, -1], ["é"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """From config.data to batches: every variant of every config is read whole, and a key that nobody reads is an error."""
 
 import math
+import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -138,6 +140,23 @@ def test_infinite_times_are_refused(data):
             config = config_of("video", data)
             config.data[key] = value
             refused(config, key)
+
+
+def test_what_hosts_must_share_is_the_data_by_name(tmp_path):
+    """Litter, Unicode forms and names that no encoding fits make no difference; another file does."""
+    for form, host in (("NFC", "one"), ("NFD", "two")):
+        for name in ("été/é.jpg", "b.jpg"):
+            path = tmp_path / host / unicodedata.normalize(form, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        os.mkdir(os.fsencode(tmp_path / host) + b"/caf\xe9")
+        with open(os.fsencode(tmp_path / host) + b"/caf\xe9/\xff.jpg", "wb"):
+            pass
+    (tmp_path / "one" / "._b.jpg").touch()
+    one, two = ([*sources.identities({"path": str(tmp_path / host)}).values()] for host in ("one", "two"))
+    assert one == two
+    (tmp_path / "two" / "c.jpg").touch()
+    assert one != [*sources.identities({"path": str(tmp_path / "two")}).values()]
 
 
 def test_streams_are_zipped_and_must_end_at_once():

@@ -134,7 +134,7 @@ def _identity(path: str) -> str:
     if not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
     digest = hashlib.sha256()
-    for name in folders.walk(path):
+    for name in sorted(folders.walk(path), key=folders.same_form):
         digest.update(os.fsencode(folders.same_form(name)) + b"\0")
         if os.path.basename(name) == META:
             digest.update(pathlib.Path(path, name).read_bytes())

@@ -100,7 +100,13 @@ def _tfds_splits(task: Task, data_dir: str) -> Callable[[str], Examples]:
             for example in tfds_sets.examples(builder, cuts, wanted, encoded=("image",)):
                 yield example["image"], task.label(example)
 
-        size = sum(builder.info.splits[part].num_examples for part in cuts.split("+"))
+        try:
+            size = sum(builder.info.splits[part].num_examples for part in cuts.split("+"))
+        except ValueError as error:
+            raise DataError(
+                f"{task.name}: {builder.data_dir} has too few examples for {cuts} ({' '.join(str(error).split())}); "
+                "prepare the set again, or take another version of it"
+            ) from None
         return Examples(
             f"{builder.data_dir}, {cuts}",
             size,
