@@ -80,6 +80,7 @@ def vdim() -> ml_collections.ConfigDict:
         dict(
             views=4,  # K, VDIM §4.1
             frames=32,  # VDIM §4
+            downsample=1,  # VDIM §4.1 item 3 compares 1 to 4; views begin at multiples of 32 frames with all of them
             fps=placeholder(float),  # None: every frame, VDIM §4.1 "no downsampling"
             image_size=128,  # VDIM §4
             min_crop_area=0.3,  # AMDIM's code

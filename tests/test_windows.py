@@ -196,6 +196,7 @@ def labelled(store, videos=(0, 2, 3), **changes):
         batch_size=2,
         views=2,
         frames=4,
+        downsample=1,
         fps=None,
         image_size=SIZE,
         min_crop_area=0.3,
@@ -227,6 +228,17 @@ def test_clips_of_a_given_rate_take_the_nearest_frames(store):
     assert ((frames - frames[:, :1])[label != 0] == np.arange(8)).all()  # the other is at 10 frames/s
 
 
+@pytest.mark.parametrize("downsample", [2, 4])
+def test_down_sampled_views_begin_where_the_others_do(store, downsample):
+    batches = collect(labelled(store, videos=(0, 0, 0), views=3, downsample=downsample))
+    frames = frames_of(batches["clips"]).reshape(12, 3, 4)
+    assert (frames[:, 0, 0] <= 60 - (8 + 3 * downsample + 1)).all()  # the whole window fits
+    expected = 4 * np.arange(3)[:, None] + downsample * np.arange(4)
+    np.testing.assert_array_equal(frames - frames[:, :1, :1], np.tile(expected, (12, 1, 1)))
+    with pytest.raises(DataError, match="downsample=0"):
+        labelled(store, downsample=0)
+
+
 def test_window_starts_in_closed_form():
     assert windows.window_starts(100, 40, stride=32, clips=None).tolist() == [0, 32]
     assert windows.window_starts(104, 40, stride=32, clips=None).tolist() == [0, 32, 64]
@@ -246,6 +258,7 @@ def test_window_batches_show_every_window_of_every_video_once_in_the_middle(stor
             batch_size=4,
             views=2,
             frames=8,
+            downsample=1,
             fps=None,
             image_size=SIZE,
             resize=20,

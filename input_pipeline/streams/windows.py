@@ -92,6 +92,7 @@ def labelled_clips(
     *,
     views: int,
     frames: int,
+    downsample: int,
     fps: float | None,
     image_size: int,
     min_crop_area: float,
@@ -108,7 +109,8 @@ def labelled_clips(
       videos: int[n], which videos of the store to draw from; labels: int[n], their classes.
       order: of the examples; a batch may hold a video more than once, as there may be fewer videos than it has rows.
       views: K; frames: T.
-      fps: rate of the clips in frames/s, by nearest frames; None = that of the store.
+      downsample: frame stride of a view (VDIM section 4.1: 1, compared with 2, 3 and 4); see clip_offsets.
+      fps: rate of the clips in frames/s before that, by nearest frames; None = that of the store.
       image_size: height and width of the clips in pixels.
       min_crop_area, aspect: of the random resized crops; flip_prob: chance of mirroring.
 
@@ -119,9 +121,9 @@ def labelled_clips(
     Raises:
       DataError: impossible values; while iterating, a frame that does not decode.
     """
-    check_values(min_crop_area=min_crop_area, views=views, frames=frames, image_size=image_size)
+    check_values(min_crop_area=min_crop_area, views=views, frames=frames, downsample=downsample, image_size=image_size)
     _check_flip_prob(flip_prob)
-    offsets = clip_offsets(store, views=views, frames=frames, fps=fps)
+    offsets = clip_offsets(store, views=views, frames=frames, downsample=downsample, fps=fps)
     _log_short(store, videos, np.array([sampling.span(offsets(video)) for video in videos]))
 
     def example(i: int) -> Example:
@@ -157,6 +159,7 @@ def test_clips(
     batch_size: int,
     views: int,
     frames: int,
+    downsample: int,
     fps: float | None,
     image_size: int,
     resize: int,
@@ -171,7 +174,8 @@ def test_clips(
       videos: int[n], which videos of the store.
       batch_size: b.
       views: K; frames: T.
-      fps: rate of the clips in frames/s, by nearest frames; None = that of the store.
+      downsample: frame stride of a view (VDIM section 4.1: 1, compared with 2, 3 and 4); see clip_offsets.
+      fps: rate of the clips in frames/s before that, by nearest frames; None = that of the store.
       image_size: height and width of the clips in pixels.
       resize: the central square of image_size / resize of the short side is used (AMDIM's code: 128 of 146).
       stride, clips: windows begin every `stride` frames of the store, or `clips` of them are spaced evenly over the
@@ -182,7 +186,7 @@ def test_clips(
       Iterator over {"clips": uint8[b, K, T, image_size, image_size, 3] RGB, "video": int32[b], index into `videos`},
       b = batch_size, the last one smaller.
     """
-    offsets = clip_offsets(store, views=views, frames=frames, fps=fps)
+    offsets = clip_offsets(store, views=views, frames=frames, downsample=downsample, fps=fps)
     windows = [
         (index, start)
         for index, video in enumerate(videos)
@@ -212,15 +216,19 @@ def test_clips(
     )
 
 
-def clip_offsets(store: FrameStore, *, views: int, frames: int, fps: float | None) -> Callable[[int], list[np.ndarray]]:
+def clip_offsets(
+    store: FrameStore, *, views: int, frames: int, downsample: int, fps: float | None
+) -> Callable[[int], list[np.ndarray]]:
     """Returns offsets(video): per view, the frames of its window at `fps` frames/s (None: every frame): int64[T] each.
 
-    The views follow one another without a gap.
+    View k begins k T frames after the first and takes every `downsample`-th frame from there: VDIM's offsets are "a
+    multiple of 32", its T, whatever the down-sampling. Without it views follow one another, with it they overlap.
     """
+    steps_KxT = frames * np.arange(views)[:, None] + downsample * np.arange(frames)
 
     def offsets(video: int) -> list[np.ndarray]:
         step = 1.0 if fps is None else float(store.fps[video]) / fps
-        return np.split(np.floor(np.arange(views * frames) * step + 0.5).astype(np.int64), views)
+        return list(np.floor(steps_KxT * step + 0.5).astype(np.int64))
 
     return offsets
 

@@ -158,6 +158,7 @@ def score_videos(
         part.videos,
         views=data.views,
         frames=data.frames,
+        downsample=data.downsample,
         fps=data.fps,
         image_size=data.image_size,
         **config.test,
