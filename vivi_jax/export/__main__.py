@@ -31,7 +31,10 @@ from vivi_jax.models import build_encoder
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("vivi_jax.export", __doc__)
     parser.add_argument(
-        "--checkpoint", "--workdir", required=True, help="run directory, whose newest good checkpoint is exported, or file of weights"
+        "--checkpoint",
+        "--workdir",
+        required=True,
+        help="run directory, whose newest good checkpoint is exported, or file of weights",
     )
     parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
     parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")

@@ -64,7 +64,10 @@ class SwinNaming:
     def depths(self, state: Mapping) -> tuple[int, ...]:
         """Number of blocks in each of the four stages, told from the names of the entries."""
         return tuple(
-            sum(name.startswith(self.block.format(self.number("block", s), "")) and name.endswith(TABLE) for name in state)
+            sum(
+                name.startswith(self.block.format(self.number("block", s), "")) and name.endswith(TABLE)
+                for name in state
+            )
             for s in (1, 2, 3, 4)
         )
 
@@ -73,7 +76,13 @@ ATTENTION = {"qkv": "attn.qkv", "proj": "attn.proj"}
 TORCHVISION = SwinNaming(
     library="torchvision",
     modules=ATTENTION
-    | {"patches": "features.0.0", "patches_norm": "features.0.2", "mlp1": "mlp.0", "mlp2": "mlp.3", "classifier": "head"},
+    | {
+        "patches": "features.0.0",
+        "patches_norm": "features.0.2",
+        "mlp1": "mlp.0",
+        "mlp2": "mlp.3",
+        "classifier": "head",
+    },
     block="features.{}.{}",
     merge="features.{}",
     stages={"block": (2, -1), "merge": (2, -2)},

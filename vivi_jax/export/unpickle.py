@@ -12,6 +12,7 @@ Of PyTorch's files the zip form is read and the older one, whole tensors of the 
 archives, sparse and quantised tensors are not. Torch itself is not needed.
 """
 
+import collections
 import io
 import json
 import pathlib
@@ -88,7 +89,7 @@ STORAGES = {
 }  # fmt: skip
 NUMPY_CORE = ("numpy.core", "numpy._core")  # before NumPy 2, and from then on
 BUILDERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): collections.OrderedDict,  # torch's have attributes, which a dict cannot
     ("builtins", "dict"): dict,
     ("builtins", "list"): list,
     ("builtins", "tuple"): tuple,
@@ -241,7 +242,9 @@ def main(path: str, out: str, memory_mb: str, cpu_s: str) -> None:
     except RecursionError:
         sys.exit("it is nested too deeply")
     except Exception as error:  # a damaged pickle can end in anything
-        sys.exit(f"it is damaged, or no pickle of weights: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        sys.exit(
+            f"it is damaged, or no pickle of weights: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        )
 
 
 if __name__ == "__main__":

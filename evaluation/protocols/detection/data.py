@@ -48,6 +48,13 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    def take(self, rows: np.ndarray) -> "DetectionSet":
+        """The images at the given places int[k] of this set."""
+        files, boxes, classes = ([values[row] for row in rows] for values in (self.files, self.boxes, self.classes))
+        return dataclasses.replace(
+            self, image_ids=self.image_ids[rows], sizes=self.sizes[rows], files=files, boxes=boxes, classes=classes
+        )
+
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
@@ -90,6 +97,15 @@ def read_annotations(path: str | os.PathLike) -> dict:
         annotation.setdefault("area", box[2] * box[3])
     _check_references(path, contents)
     return contents
+
+
+def only_images(contents: dict, image_ids: np.ndarray) -> dict:
+    """An annotation file's contents with these images, and the annotations in them, alone."""
+    kept = set(image_ids.tolist())
+    return contents | {
+        "images": [row for row in contents["images"] if row["id"] in kept],
+        "annotations": [row for row in contents["annotations"] if row["image_id"] in kept],
+    }
 
 
 def _check_references(path: pathlib.Path, contents: dict) -> None:
