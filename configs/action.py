@@ -115,6 +115,13 @@ def vdim() -> ml_collections.ConfigDict:
             factor=0.5,  # VDIM §4.1
         )
     )
+    config.sweep = ml_collections.ConfigDict(
+        dict(  # of --sweep. VITO A.2 has one for models from elsewhere, without its values
+            lr=(1e-3, 3e-4, 1e-4),
+            weight_decay=(0.0, 1e-4),
+            held_out=0.2,  # share of the training videos that the setting is chosen on
+        )
+    )
     config.run = common.run_section()
     return config
 
@@ -136,6 +143,7 @@ def vito() -> ml_collections.ConfigDict:
     config.test = ml_collections.ConfigDict(dict(resize=256, stride=placeholder(int), clips=10, batch_size=16))
     config.clips_per_video = 5
     config.optimizer.frozen_epochs = 5.0
+    config.sweep.lr = (3e-4, 1e-4, 3e-5)
     config.schedule = ml_collections.ConfigDict(
         dict(
             name="piecewise",

@@ -104,6 +104,13 @@ def fcos() -> ml_collections.ConfigDict:
             max_detections=100,  # COCO
         )
     )
+    config.sweep = ml_collections.ConfigDict(
+        dict(  # of --sweep. VITO A.2 has one for models from elsewhere, without its values
+            lr=(1e-3, 3e-4, 1e-4),
+            weight_decay=(1e-4, 0.05),
+            held_out=0.05,  # share of the training images that the setting is chosen on
+        )
+    )
     config.run = common.run_section()
     return config
 
@@ -139,6 +146,7 @@ def retinanet(config: ml_collections.ConfigDict) -> None:
         )
     )
     config.optimizer = ml_collections.ConfigDict(dict(name="sgd", weight_decay=1e-4, momentum=0.9))
+    config.sweep.update(dict(lr=(0.02, 0.01, 0.005), weight_decay=(1e-4, 1e-5)))
     config.schedule = ml_collections.ConfigDict(
         dict(name="piecewise", total_steps=90_000, warmup_steps=1000, boundaries=(60_000, 80_000), factor=0.1, lr=0.01)
     )

@@ -84,6 +84,13 @@ def voc() -> ml_collections.ConfigDict:
         )
     )
     config.pictures = 6  # predictions drawn over images
+    config.sweep = ml_collections.ConfigDict(
+        dict(  # of --sweep. VITO A.2 has one for models from elsewhere, without its values
+            lr=(0.04, 0.01, 0.003),  # the first is VITO A.2's, the last MoCo's (SlotCon)
+            weight_decay=(0.005, 1e-4),  # the same two's
+            held_out=0.1,  # share of the training images that the setting is chosen on
+        )
+    )
     config.run = common.run_section()
     return config
 

@@ -11,15 +11,21 @@ The score is the share of test videos whose class has the largest probability, a
 WORKDIR/result.json and result.md.
 """
 
+import functools
+import pathlib
+
 from absl import flags
 
+from evaluation import sweep
 from evaluation.protocols.action.evaluate import evaluate, markdown
 from vivi_jax import command_line
 
 
 def main(values: dict) -> None:
-    result = evaluate(
+    result = sweep.evaluate(
+        functools.partial(evaluate, store=str(pathlib.Path(values["workdir"], "store"))),
         values["config"],
+        sweep=values["sweep"],
         source=values["checkpoint"],
         data=values["data"],
         splits=values["split"],

@@ -10,13 +10,21 @@ union (mIoU) on the validation images, averaged over the repeats: WORKDIR/result
 WORKDIR/repeat_N/predictions.png shows predictions over their images.
 """
 
+from evaluation import sweep
 from evaluation.protocols.segmentation.evaluate import evaluate
 from evaluation.protocols.segmentation.report import markdown
 from vivi_jax import command_line
 
 
 def main(values: dict) -> None:
-    result = evaluate(values["config"], source=values["checkpoint"], data=values["data"], workdir=values["workdir"])
+    result = sweep.evaluate(
+        evaluate,
+        values["config"],
+        sweep=values["sweep"],
+        source=values["checkpoint"],
+        data=values["data"],
+        workdir=values["workdir"],
+    )
     print(markdown(result))
 
 

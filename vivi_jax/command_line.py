@@ -60,9 +60,10 @@ def protocol_flags(*, config: str, data: str, workdir: str) -> dict[str, flags.F
     """Defines the flags of a protocol that trains: an example of --config, and help for --data and --workdir."""
     return {
         "config": config_flags.DEFINE_config_file("config", None, f"such as {config}", lock_config=True),
-        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, .safetensors file, or none"),
+        "checkpoint": flags.DEFINE_string("checkpoint", None, "run directory, file of weights, or none"),
         "data": flags.DEFINE_string("data", None, data),
         "workdir": flags.DEFINE_string("workdir", None, workdir),
+        "sweep": flags.DEFINE_bool("sweep", False, "first choose learning rate and weight decay, from config.sweep"),
     }
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class TorchSwin(nn.Module):
-    """Call: images float32 [B, 3, H, W], normalised -> (logits, pooled [B, C], [maps [B, h, w, c] after each stage])."""
+    """Call: normalised images float32 [B, 3, H, W] -> (logits, pooled [B, C], [map [B, h, w, c] of each stage])."""
 
     def __init__(self, width=96, depths=(2, 2, 6, 2), heads=(3, 6, 12, 24), window=7, patch=4, num_classes=1000):
         super().__init__()

@@ -48,7 +48,7 @@ def load_encoder(path: str) -> tuple[dict, dict]:
 
     The file is one of weight_files.SUFFIXES. What the encoder is follows from the names and shapes of its entries, also
     in a file that was not written here; what a project puts around them is found and left out (elsewhere.py). A missing
-    or all-zero classifier is left out. Input statistics come from the metadata; without them they are the library's own.
+    or all-zero classifier is left out. Input statistics come from the metadata, or else are the library's own.
 
     Raises:
       CheckpointError: no such file, one that is damaged or holds more than weights, or entries that are of no encoder
@@ -64,6 +64,6 @@ def load_encoder(path: str) -> tuple[dict, dict]:
         raise CheckpointError(f"{path}: {error}") from None
     some = ", ".join(sorted(state)[:3])
     raise CheckpointError(
-        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and Swin "
-        f"transformers in torchvision's or timm's names are known, nor haiku's or BiT's; it has {some or 'none'}"
+        f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and "
+        f"Swin transformers in torchvision's or timm's names are known, nor haiku's or BiT's; it has {some or 'none'}"
     )

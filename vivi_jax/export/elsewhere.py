@@ -23,7 +23,7 @@ from vivi_jax.models.resnet import DEPTHS, ResNet
 
 State = dict[str, np.ndarray]
 
-# Of a checkpoint with several entries the first of these that holds arrays; DINO evaluates the teacher, BYOL the online.
+# Of a checkpoint with several entries the first of these. DINO evaluates the teacher, BYOL the online network.
 CONTAINERS = ("teacher", "state_dict", "model_state", "model", "network", "experiment_state")
 PARAMS_AND_STATE = (("params", "state"), ("online_params", "online_state"))
 # Names of layers that only an encoder begins with: (the first one, another that must be there).
@@ -153,7 +153,7 @@ def resnet_config(state: State, stem: str, block: str, first: int, third: str, *
 
 
 def with_classifier(config: dict, state: State, kernel: str, bias: str) -> State:
-    """Sets config's num_classes; returns the state with the classifier as a matrix, or without one that is all zeros."""
+    """The state with the classifier as a matrix, or without one that is all zeros; sets num_classes of `config`."""
     if kernel not in state:
         return state
     if not state[kernel].any():
@@ -242,10 +242,10 @@ def read_haiku(state: State, metadata: Mapping[str, str]) -> tuple[dict, dict]:
             f"{len(left)} entries belong neither to {prefix} nor to a known head: {', '.join(left[:3])}"
         )
     state = {
-        name.removeprefix(prefix): array.reshape(-1) if array.ndim == 4 and array.shape[:3] == (1, 1, 1) and "batchnorm" in name else array
+        name.removeprefix(prefix): array.reshape(-1) if "batchnorm" in name else array  # [1, 1, 1, C]
         for name, array in state.items()
         if name.startswith(prefix) and not name.endswith(("_ema/counter", "_ema/hidden"))
-    }  # fmt: skip
+    }
     config = resnet_config(
         state, HAIKU_STEM, r"block_group_(\d)/block_(\d+)/", 0, "/conv_2/w",
         padding="same", input_mean=IMAGENET_MEAN, input_std=IMAGENET_STD,

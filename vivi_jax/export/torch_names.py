@@ -136,8 +136,8 @@ def from_torch(naming: Naming, encoder: ResNet, state_dict: dict) -> dict:
 
     Args:
       encoder: of a kind the library has. One without a classifier drops the entries of one, whatever its size.
-      state_dict: name -> array or CPU tensor of any float type, under the library's names; every name of the encoder and
-        no other, apart from counters of batches, which may be missing.
+      state_dict: name -> array or CPU tensor of any float type, under the library's names; every name of the encoder
+        and no other, apart from counters of batches, which may be missing.
 
     Raises:
       ConfigError: an architecture the library does not have.

@@ -12,6 +12,7 @@ Of PyTorch's files the zip form is read and the older one, whole tensors of the 
 archives, sparse and quantised tensors are not. Torch itself is not needed.
 """
 
+import collections
 import io
 import json
 import pathlib
@@ -88,7 +89,7 @@ STORAGES = {
 }  # fmt: skip
 NUMPY_CORE = ("numpy.core", "numpy._core")  # before NumPy 2, and from then on
 BUILDERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): collections.OrderedDict,  # torch's have attributes, which a dict cannot
     ("builtins", "dict"): dict,
     ("builtins", "list"): list,
     ("builtins", "tuple"): tuple,

@@ -4,8 +4,8 @@ v1 is "ResNet v1.5" (He et al. 2015, with the stride on the 3x3 convolution), nu
 VITO's encoder. v2 is the pre-activation form (He et al. 2016) in the variant of VIVI and BiT: the shortcut's projection
 comes after the first norm + ReLU, the root convolution has no norm, a final norm + ReLU closes the network.
 
-Padding is torch's: symmetric, also at stride 2. TensorFlow's and haiku's "SAME" is not: at even sizes it shifts the grid
-by a pixel, so that the same weights make another function. Networks from there have padding="same".
+Padding is torch's: symmetric, also at stride 2. TensorFlow's and haiku's "SAME" is not: at even sizes it shifts the
+grid by a pixel, so that the same weights make another function. Networks from there have padding="same".
 A stage's map is what the next stage reads: in v2 after that stage's first norm + ReLU, as the blocks' sum itself has no
 fixed scale (attention pooling of it starts on a single place).
 """

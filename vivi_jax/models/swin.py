@@ -1,7 +1,7 @@
 """Swin transformer (Liu et al. 2021, arXiv:2103.14030), numerically torchvision's `swin_t` and `swin_s`.
 
-VITO's second backbone. Its §4.3 says that results "scale well when using Swin transformers (see Sec. A.4)"; the appendix
-at hand has no A.4, so that size, stochastic depth, feature maps and optimizer are not known.
+VITO's second backbone. Its §4.3 says that results "scale well when using Swin transformers (see Sec. A.4)"; the
+appendix at hand has no A.4, so that size, stochastic depth, feature maps and optimizer are not known.
 
 Feature maps come out normalised, each place over its channels, as pooling, label propagation and pyramids need: the
 residual stream grows from block to block. stage4 has the network's own last norm. stage1 to stage3 have none in the
@@ -9,8 +9,8 @@ network (detectors on Swin add new ones), so theirs is without scale and offset:
 and what reads the maps begins with a linear layer.
 
 Sizes are treated as torchvision does: pixels beyond the last whole patch are left out; maps that are no whole windows
-are filled with zeros, which are attended to, then shifted (timm shifts first, and differs there); odd maps are filled with
-a row or column of zeros before merging. Windows larger than the map are not shifted.
+are filled with zeros, which are attended to, then shifted (timm shifts first, and differs there); odd maps are filled
+with a row or column of zeros before merging. Windows larger than the map are not shifted.
 """
 
 import math
@@ -138,7 +138,7 @@ class SwinTransformer(Encoder):
         """
         if not self.has_variable("noise", "keys"):
             raise ConfigError(
-                f"config.encoder.stochastic_depth={self.stochastic_depth}: this method leaves out no blocks; set it to 0"
+                f"config.encoder.stochastic_depth={self.stochastic_depth}: this method leaves out no blocks: set 0"
             )
         return self.get_variable("noise", "keys")
 

@@ -1,5 +1,6 @@
 """Action recognition: fine-tunes on each split and scores the test videos. The command is evaluation/action.py."""
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -8,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from evaluation import encoders, transfer
+from evaluation import encoders, sweep, transfer
 from evaluation.protocols.action import data as actions
 from evaluation.protocols.action.classifier import ActionClassifier, ActionNetwork, ClassProbabilities, optimizer
 from evaluation.protocols.action.data import ActionSplit
@@ -25,10 +26,15 @@ from vivi_jax.models.base import Encoder
 _LOG = logging.getLogger(__name__)
 
 
-def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, splits: str, workdir: str) -> dict:
+def evaluate(
+    config: ml_collections.ConfigDict, *, source: str, data: str, splits: str, workdir: str, store: str
+) -> dict:
     """Trains and scores on each split, its repeats being "split_1", "split_2", "split_3"; {"top1": mean, ...}.
 
     The result has the shape that transfer.evaluate says.
+
+    Args:
+      store: folder for decoded videos.
 
     Raises:
       CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
@@ -39,7 +45,7 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, split
         actions.load_splits,
         data,
         splits,
-        str(pathlib.Path(workdir, "store")),
+        store,
         max_missing=config.max_missing,
         **config.prepare,
     )
@@ -59,6 +65,9 @@ def make_repeat(
     config: ml_collections.ConfigDict, split: ActionSplit, encoder: Encoder, phi_dim: int | None
 ) -> transfer.Repeat:
     """Training on one split, and its score."""
+    if held_out := config.get("held_out"):
+        training, held = sweep.hold_out(len(split.train.videos), held_out)
+        split = dataclasses.replace(split, train=split.train.take(training), test=split.train.take(held))
     train_part = split.train
     if config.videos_per_class:
         train_part = train_part.take_per_class(config.videos_per_class, config.seed)

@@ -53,6 +53,18 @@ class DetectionSet:
     def __len__(self) -> int:
         return len(self.files)
 
+    def take(self, rows: np.ndarray) -> "DetectionSet":
+        """The images at the given places int[k] of this set."""
+        files, boxes, classes = ([values[row] for row in rows] for values in (self.files, self.boxes, self.classes))
+        return dataclasses.replace(
+            self,
+            image_ids=[self.image_ids[i] for i in rows],
+            sizes=self.sizes[rows],
+            files=files,
+            boxes=boxes,
+            classes=classes,
+        )
+
 
 # ---- Files ----------------------------------------------------------------------------------------------------------
 
@@ -172,6 +184,15 @@ def numbered(truth: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
         "categories": [{**row, "id": number["categories"][row["id"]]} for row in truth["categories"]],
         "annotations": [of_row(row, i) for i, row in enumerate(truth["annotations"], 1)],
     }, [of_row(row, i) for i, row in enumerate(rows, 1)]
+
+
+def only_images(contents: dict, image_ids: list[Id]) -> dict:
+    """An annotation file's contents with these images, and the annotations in them, alone."""
+    kept = set(image_ids)
+    return contents | {
+        "images": [row for row in contents["images"] if row["id"] in kept],
+        "annotations": [row for row in contents["annotations"] if row["image_id"] in kept],
+    }
 
 
 def _check_references(path: pathlib.Path, contents: dict) -> None:

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from evaluation import transfer
+from evaluation import sweep, transfer
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection import report
 from evaluation.protocols.detection.data import DetectionSet
@@ -37,8 +37,10 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     encoder, pretrained = load_pretrained(source, config)
     train_set = detection_data.load_set(data, config.data.train_annotations, config.data.train_images)
     test_set = detection_data.load_set(data, config.data.test_annotations, config.data.test_images)
+    if held_out := config.get("held_out"):
+        train_set, test_set = (train_set.take(rows) for rows in sweep.hold_out(len(train_set), held_out))
     detection_data.check_sets(train_set, test_set)
-    truth = detection_data.read_annotations(test_set.source)
+    truth = detection_data.only_images(detection_data.read_annotations(test_set.source), test_set.image_ids)
     check_truth(config.metric, truth, test_set.source)
     detector = make_method(config, encoder, len(train_set.category_ids))
 

@@ -62,6 +62,11 @@ class SegmentationSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def take(self, rows: np.ndarray) -> "SegmentationSet":
+        """The images at the given places int[k] of this set."""
+        images, masks = ([paths[row] for row in rows] for paths in (self.images, self.masks))
+        return dataclasses.replace(self, images=images, masks=masks)
+
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (uint8[H, W, 3] RGB, uint8[H, W] classes); grey images get three equal channels.
 

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from evaluation import transfer
+from evaluation import sweep, transfer
 from evaluation.protocols.interpolation import dense_encoder
 from evaluation.protocols.segmentation import data as segmentation_data
 from evaluation.protocols.segmentation import report
@@ -34,6 +34,8 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     """
     encoder, pretrained = transfer.load_pretrained(source, config)
     train_set, val_set = load_sets(config.name, data)
+    if held_out := config.get("held_out"):
+        train_set, val_set = (train_set.take(rows) for rows in sweep.hold_out(len(train_set), held_out))
     method = make_method(config, encoder, len(val_set.class_names))
     fill = mean_colour(encoder)
 
