@@ -2,7 +2,7 @@
 
     python -m input_pipeline.prepare --videos=UCF101 --only=UCF101/trainlist01.txt --out=STORE --short_side=146 --fps=60
     python -m vivi_jax.main --config=configs/vdim.py --config.data.path=STORE --workdir=RUN
-    python -m evaluation.action --config=configs/action.py:ucf101_vdim --checkpoint=RUN --data=UCF101 \\
+    python -m evaluation.action --config=configs/action.py:ucf101_vdim_split1 --checkpoint=RUN --data=UCF101 \\
         --split=1 --workdir=DIR
 
 The paper's best run on UCF-101 (74.1 % on split 1 after fine-tuning): 50,000 steps on the 9,537 training videos of
