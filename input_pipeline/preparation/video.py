@@ -90,7 +90,7 @@ def decode_file(
         out.flush()
         os.fsync(out.fileno())
     starts = shots.on_grid(
-        shots.find_shots(distances.so_far(), float(info.native_rate), rule=shot_rule), np.array(shown)
+        shots.find_shots(distances.so_far(), float(info.usual_rate), rule=shot_rule), np.array(shown)
     )
     height, width = picture_HxWx3.shape[:2]
     return {
