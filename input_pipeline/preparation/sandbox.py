@@ -153,8 +153,9 @@ def _child(function: str, path: str, frame_file: str, settings: dict, limits: di
         traceback.print_exc()
         row = _refused(f"unexpected error: {e!r}")
     answer = json.dumps(row).encode()
-    while answer:
-        answer = answer[os.write(writer, answer) :]
+    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+        while answer:
+            answer = answer[os.write(writer, answer) :]
     os._exit(0)
 
 
