@@ -3,8 +3,9 @@
     python -m input_pipeline.prepare --videos=DIR_OR_GLOB --out=DIR [--labels=CSV] [--workers=N] [--contact_sheet]
 
 Every file under DIR (hidden ones apart) is an input, and every input has one line in OUT/ledger.jsonl: ok, or refused
-and why. Started again after a kill, a crash or a full disk, the same command goes on where it was. The files written
-do not depend on the number of workers or of interruptions (a file near its time limit may).
+and why; its `notes` say what is unusual, such as a variable rate with pauses, or untagged colours. Started again after
+a kill, a crash or a full disk, the same command goes on where it was. The files written do not depend on the number of
+workers or of interruptions (a file near its time limit may).
 
     inputs -> sandbox.Sandbox: frames of one video in OUT/.partial/I.jpegs, then its row in I.json
            -> a shard for each `videos_per_shard` inputs, in sorted order, then its rows in .partial/rows-S.json

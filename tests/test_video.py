@@ -462,6 +462,27 @@ def test_a_crash_of_the_decoder_refuses_one_file(long_video, tmp_path):
     sandbox.close()
 
 
+def test_a_decoder_killed_from_outside_is_no_fault_of_the_video(long_video, tmp_path):
+    sandbox = Sandbox(**LIMITS)
+    errors = []
+
+    def decode():
+        with pytest.raises(DataError) as caught:
+            sandbox.decode(str(long_video), str(tmp_path / "frames"), **SLOW)
+        errors.append(str(caught.value))
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    while not (tmp_path / "frames").exists():
+        time.sleep(0.01)
+    os.kill(children(sandbox._server.pid)[0], signal.SIGKILL)
+    thread.join()
+    assert errors[0].startswith(f"the decoder process was ended by SIGKILL at {long_video}, which is no fault")
+    short = write_video(tmp_path / "v.mp4", numbered(3))
+    assert sandbox.decode(str(short), str(tmp_path / "frames"), **SETTINGS)["status"] == "ok"
+    sandbox.close()
+
+
 def test_closing_ends_the_file_in_work(long_video, tmp_path):
     sandbox = Sandbox(**LIMITS)
     arguments = str(long_video), str(tmp_path / "frames")

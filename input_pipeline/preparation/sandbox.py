@@ -62,7 +62,7 @@ class Sandbox:
 
         Raises:
           OSError: the frames could not be written.
-          DataError: the decoder process, which should outlive every file, was ended.
+          DataError: the decoder process was ended from outside, as by a system that runs out of memory.
         """
         request = {
             "function": function,
@@ -76,12 +76,9 @@ class Sandbox:
             self._requests.flush()
             row = json.loads(self._answers.readline())
         except (BrokenPipeError, ValueError) as e:
-            code = self._server.wait()
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            raise DataError(
-                f"the decoder process {how} at {path}, which is no fault of the video: systems that run out of memory "
-                "do so; what is done is kept: run the same command again, with fewer workers if memory is short"
-            ) from e
+            raise DataError(_ended(path, self._server.wait())) from e
+        if row["status"] == "ended":
+            raise DataError(_ended(path, row["code"]))
         if row["status"] == "unwritable":
             raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
         return row
@@ -92,6 +89,16 @@ class Sandbox:
             self._requests.close()
         self._server.wait()
         self._answers.close()
+
+
+def _ended(path: str, code: int) -> str:
+    if code >= 0:
+        return f"the decoder process ended with code {code} at {path}; what is above says why"
+    return (
+        f"the decoder process was ended by {signal.Signals(-code).name} at {path}, which is no fault of the video: a "
+        "system that runs out of memory does so; what is done is kept: run the same command again, with fewer workers "
+        "if memory is short"
+    )
 
 
 def _serve() -> None:
@@ -130,6 +137,8 @@ def _decode_in_child(function: str, video: str, frame_file: str, settings: dict,
         return _refused(f"too slow: more than {limits['wall_s']} s")
     if code == 0:
         return json.loads(answer)
+    if code in (-signal.SIGKILL, -signal.SIGTERM):  # from outside: the file may be good
+        return {"status": "ended", "code": code}
     if code == -signal.SIGXCPU:
         return _refused(f"too slow: more than {limits['cpu_s']} s of CPU time")
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -153,8 +162,9 @@ def _child(function: str, path: str, frame_file: str, settings: dict, limits: di
         traceback.print_exc()
         row = _refused(f"unexpected error: {e!r}")
     answer = json.dumps(row).encode()
-    while answer:
-        answer = answer[os.write(writer, answer) :]
+    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+        while answer:
+            answer = answer[os.write(writer, answer) :]
     os._exit(0)
 
 
