@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 
@@ -318,6 +319,18 @@ def test_a_video_for_training_and_for_testing_is_refused(ucf, tmp_path):
         DataError, match="2 videos .* such as: Archery/v_Archery_g03.mkv is for training and for testing"
     ):
         actions.load_splits(str(root), "1", str(tmp_path / "out"), max_missing=0.5, fps=60.0, short_side=48)
+
+
+def test_class_folders_with_names_that_no_encoding_fits(tmp_path):
+    for name in (b"caf\xe9", b"tea"):
+        os.makedirs(os.fsencode(tmp_path) + b"/data/" + name)
+        for i in range(2):
+            path = write_video(tmp_path / f"{i}.mkv", numbered(4))
+            os.rename(path, os.fsencode(tmp_path) + b"/data/" + name + b"/\xff%d.mkv" % i)
+    options = dict(max_missing=0.0, fps=60.0, short_side=48)
+    split = actions.load_splits(str(tmp_path / "data"), "1", str(tmp_path / "out"), **options)["1"]
+    assert split.class_names == ["caf\udce9", "tea"]
+    assert sorted([*split.train.labels.tolist(), *split.test.labels.tolist()]) == [0, 0, 1, 1]
 
 
 # ---- Network --------------------------------------------------------------------------------------------------------
