@@ -16,6 +16,7 @@ import numpy as np
 
 LOW_RATE_FPS = 5.0  # below, neighbouring frames differ too much for any rule that looks at their surroundings
 PEAK_WINDOW_SECONDS, LEAST_PEAK_WINDOW = 0.32, 3  # what the peak rule looks at on either side; the latter in frames
+QUICK_FLOOR = 0.5  # least distance at a cut that need stand out of the pictures beside it only
 END_FLOOR = 0.25  # least distance at a cut so near an end that it has surroundings on one side only
 
 
@@ -81,7 +82,8 @@ def find_shots(d_T: np.ndarray, fps: float, *, rule: str = "auto") -> np.ndarray
     Args:
       d_T: float[T] distance of each picture to the one before it; d_T[0] is ignored.
       fps: pictures per second.
-      rule: a name in RULES, or "auto": "peak", and "threshold" below LOW_RATE_FPS.
+      rule: a name in RULES, or "auto": "peak", and "threshold" below LOW_RATE_FPS. With "peak" a change of half of the
+        pixels is a cut too, however soon others follow.
 
     Returns:
       int64[S] ascending; the first is 0.
@@ -95,6 +97,8 @@ def find_shots(d_T: np.ndarray, fps: float, *, rule: str = "auto") -> np.ndarray
         score_T, t = peak_rule(d_T, window=window), np.arange(len(d_T))
         at_an_end = (t <= window) | (t >= len(d_T) - window)
         score_T = np.where(at_an_end, np.minimum(score_T, d_T / END_FLOOR), score_T)
+        # Of quick cuts none stands out of its surroundings. Of a flash of one picture neither change does here.
+        score_T = np.maximum(score_T, np.minimum(d_T / QUICK_FLOOR, peak_rule(d_T, window=1)))
     else:
         score_T = RULES[rule](d_T)
     return np.concatenate([[0], np.flatnonzero(score_T >= 1)])
