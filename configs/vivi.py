@@ -156,7 +156,9 @@ def data_section(model: dict, co: str) -> dict:
     if model["unlabelled"] == "videos":
         data |= dict(
             frame_rate=1.0,  # Hz, VIVI §4
-            min_shot_seconds=0.32,  # shorter ones are passed over: flashes. Not in the paper, nor how long shots are
+            # The paper does not say which shots it takes. A shot that is too short for `frames` of them ends a row of
+            # consecutive ones; below this it is a flash and passed over.
+            min_shot_seconds=0.32,
             sampler=model.get("sampler", "consecutive"),  # VIVI §4
         )
     if co != "no":

@@ -68,6 +68,13 @@ def test_the_peak_rule_looks_a_third_of_a_second_around(fps, window):
     assert starts(quiet(60, t20=0.4, **far), fps) == [0, 20, 21 + window]
 
 
+def test_quick_cuts_are_found_and_a_flash_is_none():
+    cuts = [20, 22, 25, 30]
+    assert starts(quiet(60, **{f"t{t}": 0.9 for t in cuts})) == [0, *cuts]
+    assert starts(quiet(60, **{f"t{t}": 0.49 for t in cuts})) == [0]  # too small a change for so many
+    assert starts(quiet(60, t20=0.9, t21=0.9)) == [0]  # there and back
+
+
 def test_all_shots_are_kept_however_short():
     assert starts(quiet(30, t8=0.24)) == starts(quiet(30, t22=0.24)) == [0]  # too near an end for so small a change
     assert starts(quiet(30, t9=0.24)) == [0, 9] and starts(quiet(30, t21=0.24)) == [0, 21]
@@ -89,11 +96,11 @@ def test_shots_on_a_grid_begin_at_the_first_frame_behind_their_cut():
         assert shots.on_grid(np.array([0, *cuts]), shown).tolist() == expected, cuts
 
 
-@pytest.mark.parametrize("native, fps", [(10, 1), (25, 1), (30, 2), (12, 5), (24, 25)])
+@pytest.mark.parametrize("native, fps", [(10, 1), (25, 1), (30, 2), (12, 5), (24, 25), (4, 1), (1, 1)])
 def test_no_shot_of_a_rendered_video_holds_a_cut_at_any_rate(tmp_path, native, fps):
-    """Shots of 0.4 to 4 s; at 1 Hz, most are shorter than eight frames, and some have none."""
+    """Shots of 0.2 to 4 s; at 1 Hz, most are shorter than eight frames, and some have none."""
     rng = np.random.default_rng(native)
-    lengths = np.maximum(np.rint(rng.lognormal(np.log(1.5), 0.8, 24).clip(0.4, 4) * native), 1).astype(int)
+    lengths = np.maximum(np.rint(rng.lognormal(np.log(1.5), 0.8, 24).clip(0.2, 4) * native), 1).astype(int)
     row = video.decode_file(
         str(write_video(tmp_path / "v.mp4", scenes(lengths), fps=native)),
         str(tmp_path / "frames"),
@@ -111,7 +118,8 @@ def test_no_shot_of_a_rendered_video_holds_a_cut_at_any_rate(tmp_path, native, f
 
 def test_rule_for_sparse_frames():
     d = quiet(40, t10=0.6, t20=0.49, t30=0.51)
-    assert starts(d, fps=1.0) == [0, 10, 30] == starts(d, rule="threshold")
+    assert starts(d, rule="threshold") == [0, 10, 30]
+    assert starts(d, fps=1.0) == [0, 10, 20, 30]  # the peak at 20 too
     assert starts(d + 0.4, fps=4.9) == [0, 10, 20, 30]  # plain threshold, whatever is around
     assert starts(d + 0.4, fps=5.0) == [0]  # the peak rule from here on
 

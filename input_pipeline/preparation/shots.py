@@ -14,8 +14,9 @@ Only hard cuts are looked for; inside a dissolve or a fade no frame stands out, 
 import cv2
 import numpy as np
 
-LOW_RATE_FPS = 5.0  # below, neighbouring frames differ too much for any rule that looks at their surroundings
+LOW_RATE_FPS = 5.0  # below, neighbouring pictures differ so much that cuts need not stand out
 PEAK_WINDOW_SECONDS, LEAST_PEAK_WINDOW = 0.32, 3  # what the peak rule looks at on either side; the latter in frames
+QUICK_FLOOR = 0.5  # least distance at a cut that need stand out of the pictures beside it only
 END_FLOOR = 0.25  # least distance at a cut so near an end that it has surroundings on one side only
 
 
@@ -81,23 +82,29 @@ def find_shots(d_T: np.ndarray, fps: float, *, rule: str = "auto") -> np.ndarray
     Args:
       d_T: float[T] distance of each picture to the one before it; d_T[0] is ignored.
       fps: pictures per second.
-      rule: a name in RULES, or "auto": "peak", and "threshold" below LOW_RATE_FPS.
+      rule: a name in RULES, or "auto": "peak", and below LOW_RATE_FPS also what "threshold" finds. With "peak" a change
+        of half of the pixels is a cut too, however soon others follow.
 
     Returns:
       int64[S] ascending; the first is 0.
     """
-    if rule == "auto":
-        rule = "peak" if fps >= LOW_RATE_FPS else "threshold"
     d_T = np.array(d_T, np.float64)
     d_T[:1] = 0.0
-    if rule == "peak":
-        window = max(round(PEAK_WINDOW_SECONDS * fps), LEAST_PEAK_WINDOW)
-        score_T, t = peak_rule(d_T, window=window), np.arange(len(d_T))
-        at_an_end = (t <= window) | (t >= len(d_T) - window)
-        score_T = np.where(at_an_end, np.minimum(score_T, d_T / END_FLOOR), score_T)
-    else:
-        score_T = RULES[rule](d_T)
+    scores = [RULES[rule](d_T)] if rule not in ("auto", "peak") else [_peaks(d_T, fps)]
+    if rule == "auto" and fps < LOW_RATE_FPS:
+        scores.append(threshold_rule(d_T))
+    score_T = np.max(scores, axis=0)
     return np.concatenate([[0], np.flatnonzero(score_T >= 1)])
+
+
+def _peaks(d_T: np.ndarray, fps: float) -> np.ndarray:
+    """Score of the peak rule over a window in seconds, stricter at the ends of the video, and with quick cuts."""
+    window = max(round(PEAK_WINDOW_SECONDS * fps), LEAST_PEAK_WINDOW)
+    score_T, t = peak_rule(d_T, window=window), np.arange(len(d_T))
+    at_an_end = (t <= window) | (t >= len(d_T) - window)
+    score_T = np.where(at_an_end, np.minimum(score_T, d_T / END_FLOOR), score_T)
+    # Of quick cuts none stands out of its surroundings. Of a flash of one picture neither change does here.
+    return np.maximum(score_T, np.minimum(d_T / QUICK_FLOOR, peak_rule(d_T, window=1)))
 
 
 def on_grid(starts_S: np.ndarray, shown_K: np.ndarray) -> np.ndarray:
