@@ -198,7 +198,7 @@ class Block(nn.Module):
         size, (batch, height, width, channels) = self.window, x.shape
         rows, columns = -(-height // size), -(-width // size)  # of windows
         x = jnp.pad(x, ((0, 0), (0, rows * size - height), (0, columns * size - width), (0, 0)))
-        shifts = tuple(0 if windows == 1 else self.shift for windows in (rows, columns))
+        shifts = 0 if rows == 1 else self.shift, 0 if columns == 1 else self.shift
         x = jnp.roll(x, [-shift for shift in shifts], axis=(1, 2))
         x = x.reshape(batch, rows, size, columns, size, channels).swapaxes(2, 3)
         x = x.reshape(batch, rows * columns, size**2, channels)  # [B, windows, places, C]
