@@ -42,6 +42,7 @@ class SwinTransformer(Encoder):
       stochastic_depth: probability that the last block's branches are left out in training, per example; that of the
         others grows linearly from 0 at the first (Huang et al. 2016). > 0 needs keys from the method, see `drop`.
       num_classes: adds a linear classifier on the pooled features; None leaves it out.
+      remat: recompute each block in the backward pass: less memory, about a third more time.
     """
 
     width: int = 96
@@ -51,6 +52,7 @@ class SwinTransformer(Encoder):
     patch: int = 4
     stochastic_depth: float = 0.0
     num_classes: int | None = None
+    remat: bool = False
 
     def __post_init__(self):
         sizes = (self.width, self.window, self.patch, *self.depths, *self.heads)
@@ -117,12 +119,13 @@ class SwinTransformer(Encoder):
         )(x)  # fmt: skip
         x = self.norm("patches_norm", x)
 
+        make_block = nn.remat(Block) if self.remat else Block
         rates, maps, block = np.linspace(0, self.stochastic_depth, sum(self.depths)), {}, 0
         for stage, depth in enumerate(self.depths, 1):
             if stage > 1:
                 x = self.merge(x, stage)
             for i in range(1, depth + 1):
-                x = Block(
+                x = make_block(
                     heads=self.heads[stage - 1],
                     window=self.window,
                     shift=0 if i % 2 else self.window // 2,
