@@ -142,6 +142,7 @@ def swin(name: str) -> ml_collections.ConfigDict:
             patch=4,  # Swin §3.1
             stochastic_depth=0.2 if name == "swin_t" else 0.3,  # Swin A2.1
             dtype="bfloat16",  # of the computation; parameters are float32. Not in the paper
+            remat=False,
         )
     )
 

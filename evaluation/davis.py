@@ -24,7 +24,7 @@ from vivi_jax import checkpoint, command_line, files
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.davis", __doc__)
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--checkpoint", help="run directory, or .safetensors file")
+    given.add_argument("--checkpoint", help="run directory, or file of weights")
     given.add_argument("--results", help="folder of masks in the official layout, to be scored only")
     parser.add_argument("--data", required=True, help="DAVIS, with JPEGImages, Annotations and ImageSets")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), default="vfs")

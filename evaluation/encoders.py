@@ -135,7 +135,7 @@ class FrameClassifier(NamedTuple):
 
 
 def load_frame_classifier(weights: str, *, batch_size: int) -> FrameClassifier:
-    """An encoder with a classifier: a run directory, or a .safetensors file in torchvision's or timm's names.
+    """An encoder with a classifier: a run directory, or a file of weights such as torchvision's.
 
     Raises:
       CheckpointError: nothing there, it does not verify, or it has no classifier.

@@ -231,7 +231,7 @@ def make_evaluator(
 
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.probe", __doc__)
-    parser.add_argument("--checkpoint", required=True, help="run directory, or .safetensors file")
+    parser.add_argument("--checkpoint", required=True, help="run directory, or file of weights")
     parser.add_argument("--data", "--dataset", required=True, help="labelled images: folder, frame store, or TFDS name")
     parser.add_argument("--mode", choices=("knn", "linear", "classifier"), default="knn")
     parser.add_argument(

@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.vid_robust", __doc__)
     parser.add_argument("--data", "--data_dir", required=True, help="folder of the metadata, and of the frames")
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--checkpoint", help="run directory or .safetensors file of an encoder with a classifier")
+    given.add_argument("--checkpoint", help="run directory or file of weights of an encoder with a classifier")
     given.add_argument("--predictions", help=".npz or CSV file of names and logits")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128)

@@ -26,7 +26,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     text = flags.DEFINE_string
     return {
         "config": config_flags.DEFINE_config_file("config", default, "The numbers; configs/vtab.py:demo is small."),
-        "checkpoint": text("checkpoint", None, "Run directory, .safetensors file, or none: random weights."),
+        "checkpoint": text("checkpoint", None, "Run directory, file of weights, or none: random weights."),
         "tasks": text("tasks", "all", f"all, groups ({', '.join(vtab_tasks.GROUPS)}) or names, comma-separated."),
         "protocol": text("protocol", "v1", f"One of {', '.join(PROTOCOLS)}."),
         "data": text("data", None, "TFDS data or class folders."),

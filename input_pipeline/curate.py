@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
 def define_flags() -> None:
     flags.DEFINE_string("manifest", None, "CSV file with columns video,title and perhaps class", required=True)
     flags.DEFINE_string("classes", None, "CSV file with columns class,names", required=True)
-    flags.DEFINE_string("classifier", None, "run directory or .safetensors file of a ResNet", required=True)
+    flags.DEFINE_string("classifier", None, "run directory or file of weights of a ResNet", required=True)
     flags.DEFINE_string("out", None, "directory to write to", required=True)
     flags.DEFINE_string("videos", "", "what the manifest's paths are relative to; default: the folder it is in")
     flags.DEFINE_integer("workers", None, "files decoded at a time; default: one per core", lower_bound=1)

@@ -198,7 +198,7 @@ def test_v2_files_from_elsewhere(tmp_path):
     safetensors.numpy.save_file(state, path)  # no metadata
     config, _ = export.load_encoder(path)
     assert config["input_mean"] == [0.5] * 3 and build_encoder(**config) == encoder.clone(
-        input_mean=(0.5,) * 3, input_std=(0.5,) * 3
+        input_mean=(0.5,) * 3, input_std=(0.5,) * 3, kernel_eps=1e-8
     )
     encoder = ResNet(**TINY, **V2)
     safetensors.numpy.save_file(torch_names.to_torch(TIMM, encoder, random_variables(encoder)), path)

@@ -140,14 +140,14 @@ def test_segmentation_sweeps_on_its_training_images(tmp_path, sample_data):
     for split, names in (("train", "0123"), ("val", "45")):
         (voc / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(names) + "\n")
     config = segmentation.get_config("voc,demo")
-    config.batch_size, config.schedule.epochs = 2, 2.0
+    config.batch_size, config.schedule.epochs = 8, 8.0  # a row for each of the tests' devices
     config.encoder.width = 0.125
     config.sweep.update(dict(lr=(0.1, 0.0), weight_decay=(1e-4,), held_out=0.5))
     arguments = dict(sweep=True, source="none", data=str(tmp_path), workdir=str(tmp_path / "out"))
     result = sweep.evaluate(evaluate_segmentation, config, **arguments)
     trials = [json.loads((p / "result.json").read_text()) for p in sorted((tmp_path / "out" / "sweep").iterdir())]
     sizes = [[trial["repeats"]["repeat_0"][k] for k in ("train_images", "val_images", "steps")] for trial in trials]
-    assert sizes == [[2, 2, 2], [2, 2, 2]]
+    assert sizes == [[2, 2, 2], [2, 2, 2]]  # 8 epochs of 2 images, in batches of 8
     final = result["repeats"]["repeat_0"]
     assert (final["train_images"], final["val_images"], final["steps"]) == (4, 2, 4)
     found = json.loads((tmp_path / "out" / "sweep.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from configs import vito
+from evaluation.protocols.detection.heads import pyramid_levels
 from helpers.networks import count, random_variables
 from vivi_jax import export, optim
 from vivi_jax.build import build
@@ -228,6 +229,13 @@ def test_transfer_and_dense_forms_have_the_same_weights():
     encoder = SwinTransformer(**TINY, num_classes=3, stochastic_depth=0.2)
     assert encoder.for_transfer() == SwinTransformer(**TINY)
     assert encoder.for_dense(8, False) == encoder and encoder.head_norm == "batch" and encoder.num_classes == 3
+
+
+def test_a_pyramid_for_detection_takes_its_maps():
+    """Strides 8, 16 and 32 of 64 x 96 pixels; recomputing blocks is a field that detection sets."""
+    encoder = SwinTransformer(width=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=2).clone(remat=True)
+    sizes, strides = pyramid_levels(encoder, (64, 96))
+    assert sizes == [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)] and strides == [8, 16, 32, 64, 128]
 
 
 @pytest.mark.parametrize(

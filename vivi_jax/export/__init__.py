@@ -46,7 +46,7 @@ def export_encoder(format_name: str, encoder: Encoder, variables: dict, path: st
 def load_encoder(path: str) -> tuple[dict, dict]:
     """Returns (keyword arguments of models.build_encoder, its variables) of a file of weights.
 
-    The file is one of weight_files.SUFFIXES. What the encoder is follows from the names and shapes of its entries, also
+    What the encoder is follows from the names and shapes of its entries, also
     in a file that was not written here; what a project puts around them is found and left out (elsewhere.py). A missing
     or all-zero classifier is left out. Input statistics come from the metadata, or else are the library's own.
 

@@ -17,6 +17,8 @@ timm's BiT models add 1e-8 to the variance of a kernel, ours 1e-10 as BiT's own 
 and more) features agree to 1e-4. timm's plain resnetv2_50 pads its max-pool with -inf and ours, as VIVI's code, with
 zeros: it must be built with stem_type="fixed", which is in the metadata too.
 
+Swin transformers go into both formats. RUN may also be a file of weights from elsewhere (docs/weights.md).
+
 FILE.safetensors.sha256 lies beside it (`sha256sum -c` reads it), because safetensors does not notice flipped bits.
 """
 

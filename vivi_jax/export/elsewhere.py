@@ -158,9 +158,9 @@ def with_classifier(config: dict, state: State, kernel: str, bias: str) -> State
         return state
     if not state[kernel].any():
         return {name: array for name, array in state.items() if name not in (kernel, bias)}
-    matrix = state[kernel].reshape(state[kernel].shape[-2:])
-    config["num_classes"] = matrix.shape[1]
-    return state | {kernel: matrix}
+    features, classes = state[kernel].shape[-2:]
+    config["num_classes"] = classes
+    return state | {kernel: state[kernel].reshape(features, classes)}
 
 
 BIT_STEM = "root_block/standardized_conv2d/kernel"

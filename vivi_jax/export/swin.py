@@ -21,7 +21,10 @@ from vivi_jax.models.swin import TABLE, SwinTransformer, relative_positions
 
 INDEX, MASK = "relative_position_index", "attn_mask"  # buffers of libraries, that follow from the sizes
 LEAVES = {"kernel": "weight", "scale": "weight"}
-MODELS = {(2, 2, 6, 2): ("swin_t", "swin_tiny"), (2, 2, 18, 2): ("swin_s", "swin_small")}  # torchvision's, timm's
+MODELS: dict[tuple[int, ...], tuple[str, str]] = {
+    (2, 2, 6, 2): ("swin_t", "swin_tiny"),
+    (2, 2, 18, 2): ("swin_s", "swin_small"),
+}  # torchvision's, timm's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,7 @@ class SwinNaming:
     """
 
     library: str
-    modules: Mapping[str, str]
+    modules: dict[str, str]
     block: str
     merge: str
     stages: Mapping[str, tuple[int, int]]
@@ -119,7 +122,7 @@ def to_state(naming: SwinNaming, encoder: SwinTransformer, variables: dict) -> d
     Raises:
       CheckpointError: variables that are not this encoder's.
     """
-    leaves = flatten_dict(variables)
+    leaves: Any = flatten_dict(variables)
     expected = {naming.name(path): leaf.shape for path, leaf in abstract_leaves(encoder).items()}
     check_entries({naming.name(path): leaf.shape for path, leaf in leaves.items()}, expected)
     state = {naming.name(path): to_torch(path, np.asarray(leaf, np.float32)) for path, leaf in leaves.items()}
@@ -180,7 +183,7 @@ def export_timm(encoder: SwinTransformer, variables: dict, path: str) -> dict[st
 def model_name(encoder: SwinTransformer, library: int) -> str | None:
     """torchvision's (0) or timm's (1) name of the model with the encoder's sizes; None: it has no such model."""
     plain = (encoder.width, encoder.heads, encoder.window, encoder.patch) == (96, (3, 6, 12, 24), 7, 4)
-    return MODELS[encoder.depths][library] if plain and encoder.depths in MODELS else None
+    return MODELS.get(encoder.depths, (None, None))[library] if plain else None
 
 
 def _export(
@@ -206,9 +209,10 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
     naming = TORCHVISION if "features.0.0.weight" in state else TIMM
     if "layers.0.downsample.reduction.weight" in state:
         naming = MICROSOFT
-    first = [state.get(naming.block.format(naming.number("block", s), f"0.attn.{TABLE}")) for s in (1, 2, 3, 4)]
-    patches = state.get(f"{naming.modules['patches']}.weight")
-    if patches is None or patches.ndim != 4 or any(table is None or table.ndim != 2 for table in first):
+    none = np.zeros(0)
+    first = [state.get(naming.block.format(naming.number("block", s), f"0.attn.{TABLE}"), none) for s in (1, 2, 3, 4)]
+    patches = state.get(f"{naming.modules['patches']}.weight", none)
+    if patches.ndim != 4 or any(table.ndim != 2 for table in first):
         raise CheckpointError("it has no four stages of a Swin transformer")
     name = naming.modules["classifier"]
     classifier = state.get(f"{name}.weight", np.zeros((0, 0)))

@@ -90,10 +90,7 @@ STORAGES = {
 NUMPY_CORE = ("numpy.core", "numpy._core")  # before NumPy 2, and from then on
 BUILDERS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,  # torch's have attributes, which a dict cannot
-    ("builtins", "dict"): dict,
-    ("builtins", "list"): list,
-    ("builtins", "tuple"): tuple,
-    ("builtins", "set"): set,
+    **{(builtins, t.__name__): t for builtins in ("builtins", "__builtin__") for t in (dict, list, tuple, set)},
     ("argparse", "Namespace"): Fields,
     ("_codecs", "encode"): latin1,
     ("numpy", "ndarray"): np.ndarray,
@@ -228,8 +225,9 @@ def encode(tree: Any, arrays: list[np.ndarray]) -> Any:
 
 def main(path: str, out: str, memory_mb: str, cpu_s: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory_mb) << 20,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s),) * 2)
+    memory, time = int(memory_mb) << 20, int(cpu_s)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (time, time))
     arrays: list[np.ndarray] = []
     try:
         tree = encode(read(pathlib.Path(path)), arrays)

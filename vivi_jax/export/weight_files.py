@@ -23,7 +23,8 @@ CPU_S, WALL_S = 600, 900
 
 def is_weight_file(source: str) -> bool:
     """Whether a --checkpoint names a file of weights; else it is a run directory."""
-    return pathlib.Path(source).suffix in SUFFIXES and not pathlib.Path(source).is_dir()
+    path = pathlib.Path(source)
+    return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
 
 
 def load(path: files.Path) -> tuple[Any, dict[str, str]]:
@@ -43,7 +44,7 @@ def load(path: files.Path) -> tuple[Any, dict[str, str]]:
                 return dict(archive.items()), {}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise CheckpointError(f"{path} is no .npz file of arrays: {error}") from None
-    return load_pickled(source), {}
+    return load_pickled(source), {}  # by its content, whatever it is called
 
 
 def load_pickled(source: pathlib.Path) -> Any:
