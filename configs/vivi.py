@@ -5,6 +5,8 @@
     python -m vivi_jax.main --config=configs/vivi.py:ex4,co=10 --config.data.path=STORE \\
         --config.data.labelled_path=IMAGES --workdir=RUN
 
+(`prepare --fps=1` keeps what the paper's 1 Hz needs; cuts are found among all pictures of a video all the same.)
+
 The paper's run: 2048 shots a step, 16,384 frames of 224 pixels, for 120,000 steps; YT8M's videos must be fetched. One
 device takes the same step with --config.micro_batches=64: exactly the same with GroupNorm (co-training has it, else
 --config.encoder.norm=group), while BatchNorm sees one micro-batch at a time and needs --config.encoder.bn_groups=2.
