@@ -18,6 +18,7 @@ from evaluation import encoders
 from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis.evaluate import choose_protocol, evaluate, markdown, score, summary
 from evaluation.protocols.davis.propagate import PROTOCOLS
+from input_pipeline.folders import Finder
 from vivi_jax import checkpoint, command_line, files
 
 
@@ -53,8 +54,11 @@ def load_sequences(options: argparse.Namespace) -> list[davis_data.Sequence]:
 
 def score_results(options: argparse.Namespace) -> dict:
     """The content of davis.json for saved masks."""
-    masks = pathlib.Path(options.results)
-    found = {sequence.name: score(sequence, masks / sequence.name) for sequence in load_sequences(options)}
+    masks = Finder(options.results)
+    found = {
+        sequence.name: score(sequence, masks.find(sequence.name) or pathlib.Path(options.results, sequence.name))
+        for sequence in load_sequences(options)
+    }
     return {"source": options.results, "protocol": "saved masks", "data": options.data, **summary(found)}
 
 

@@ -270,6 +270,11 @@ def test_a_set_with_what_systems_leave_behind_and_lists_of_any_system(tmp_path):
     (sequence,) = davis_data.load(str(root))
     assert [path.name for path in sequence.frames] == [path.name for path in clean.frames]
     assert (sequence.objects, len(sequence.masks)) == (2, 6)
+    # Saved masks in the folder's own form of the name, as a Mac copies them.
+    davis_door.main(
+        [f"--data={root}", f"--results={root / 'Annotations' / '480p'}", f"--workdir={tmp_path / 'scores'}"]
+    )
+    assert json.loads((tmp_path / "scores" / "davis.json").read_text())["scores"]["J&F"] == 1
 
 
 def test_the_sequence_is_as_it_was_made(tmp_path, caplog):

@@ -454,6 +454,8 @@ def test_null_is_not_known(tmp_path):
         ("images", {"width": 0}, "height and width of image 1 are 60 and 0"),
         ("images", {"height": None}, "images need id, height, width"),
         ("images", {"file_name": 1}, "the file_name of image 1 is no text: 1"),
+        ("images", {"neg_category_ids": ["4"]}, "1 ids in neg_category_ids are '4' where categories have 4"),
+        ("images", {"neg_category_ids": 4}, "the neg_category_ids of image 1 is no list of ids: 4"),
         ("categories", {"id": True}, "the id of category True is neither"),
         ("categories", {"name": None}, "categories need id, name"),
     ],

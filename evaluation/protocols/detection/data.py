@@ -28,6 +28,7 @@ from vivi_jax.errors import DataError
 _LOG = logging.getLogger(__name__)
 PAD = (124, 116, 104)  # RGB of padding: the ImageNet mean, which encoders subtract
 Id = int | float | str  # of an image or category, as it stands in the file
+_OF_LVIS = ("neg_category_ids", "not_exhaustive_category_ids")  # of an image
 _NEEDED = {
     "images": ("id", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -131,6 +132,10 @@ def _problem(part: str, row: dict) -> str | None:
     if part == "images":
         if not (_is_length(row["height"]) and _is_length(row["width"])):
             return f"height and width of {which} are {row['height']!r} and {row['width']!r}, not numbers of pixels"
+        for key in _OF_LVIS:
+            ids = row.get(key, [])
+            if not (isinstance(ids, list) and all(isinstance(i, str) or _is_number(i) for i in ids)):
+                return f"the {key} of {which} is no list of ids: {str(ids)[:100]}"
         for key in ("file_name", "coco_url"):
             if not isinstance(row.get(key, ""), str):
                 return f"the {key} of {which} is no text: {row[key]!r}"
@@ -176,7 +181,7 @@ def numbered(truth: dict, rows: list[dict]) -> tuple[dict, list[dict]]:
     rows = [row for row in rows if row["category_id"] in number["categories"]]
     images = [{**row, "id": number["images"][row["id"]]} for row in truth["images"]]
     for row in images:
-        for key in ("neg_category_ids", "not_exhaustive_category_ids"):  # LVIS's
+        for key in _OF_LVIS:
             if key in row:
                 row[key] = [number["categories"][i] for i in row[key] if i in number["categories"]]
     return {
@@ -207,6 +212,14 @@ def _check_references(path: pathlib.Path, contents: dict) -> None:
                 f"{path}: {len(strays)} annotations have a {key} that is not among its {part}, such as "
                 f"{strays[0][key]!r} in annotation {strays[0]['id']!r}; they have ids like {next(iter(known), None)!r}"
             )
+
+    # A part of LVIS may lack categories of these lists, but the same ones of another kind would not be found.
+    known = {row["id"] for row in contents["categories"]}
+    of_text = {str(i): i for i in known}
+    listed = [(key, i) for row in contents["images"] for key in _OF_LVIS for i in row.get(key, ())]
+    if wrong := [(key, i) for key, i in listed if i not in known and str(i) in of_text]:
+        key, i = wrong[0]
+        raise DataError(f"{path}: {len(wrong)} ids in {key} are {i!r} where categories have {of_text[str(i)]!r}")
 
 
 def load_set(root: str | os.PathLike, annotations: str, images: str) -> DetectionSet:
