@@ -40,7 +40,9 @@ def marked(data: bytes) -> list[int]:
 whole = recording()
 packets = [whole[at : at + 188] for at in range(0, len(whole), 188)]
 begins = [k for k, packet in enumerate(packets) if packet[1:3] == b"\x41\x00"]
-lost = {picture: marked(b"".join(p for k, p in enumerate(packets) if k != begins[picture] + 3)) for picture in (0, 1, 10)}
+lost = {}
+for picture in (0, 1, 10):
+    lost[picture] = marked(b"".join(packet for k, packet in enumerate(packets) if k != begins[picture] + 3))
 print(av.__version__, av.library_versions["libavformat"])
 print("lost in picture -> marked:", lost, "; whole:", marked(whole), "; two whole ones joined:", marked(whole + whole))
 assert lost == {0: [], 1: [0], 10: [9]} and marked(whole) == [] and marked(whole + whole) == [18]
