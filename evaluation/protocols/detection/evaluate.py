@@ -40,7 +40,9 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     if held_out := config.get("held_out"):
         train_set, test_set = (train_set.take(rows) for rows in sweep.hold_out(len(train_set), held_out))
     detection_data.check_sets(train_set, test_set)
-    truth = detection_data.only_images(detection_data.read_annotations(test_set.source), test_set.image_ids)
+    truth = detection_data.read_annotations(test_set.source)
+    if held_out:
+        truth = detection_data.only_images(truth, test_set.image_ids)
     check_truth(config.metric, truth, test_set.source)
     detector = make_method(config, encoder, len(train_set.category_ids))
 
