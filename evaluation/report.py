@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
 from input_pipeline import images
+from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
@@ -232,7 +233,7 @@ def set_up(run: pathlib.Path, config: dict) -> str:
     """Files, versions and the whole config."""
     paths = [run / name for name in ("config.json", "metrics.jsonl", "summary.json")]
     paths += [run / "checkpoints" / str(step) for step in checkpoint.steps(run / "checkpoints")[-1:]]
-    paths += sorted([*run.glob("*.safetensors"), *run.resolve().parent.glob("*.safetensors")])
+    paths += sorted(path for where in (run, run.resolve().parent) for path in files_in(where, {".safetensors"}))
     links = ", ".join(
         f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>' for f in paths if f.exists()
     )
