@@ -163,7 +163,8 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 64
     if config.encoder.name == "swin":
         # Maps of 32, 16, 8 and 4 places at 64 px, in windows of 4.
-        small = dict(width=24, depths=(1, 2, 2, 1), heads=(1, 2, 4, 8), window=4, patch=2, stochastic_depth=0.1)
+        depths = (1, 2, config.encoder.depths[2] // 3, 1)
+        small = dict(width=24, depths=depths, heads=(1, 2, 4, 8), window=4, patch=2, stochastic_depth=0.1)
         config.encoder.update(small | dict(dtype="float32"))
     else:
         config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
