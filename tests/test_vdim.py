@@ -307,7 +307,6 @@ VARIANTS = [
     "offset=0",
     "difference=yes",
     "down=3",
-    "data=kinetics600",
 ]
 
 
