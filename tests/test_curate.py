@@ -310,7 +310,7 @@ def test_the_command_line(library, classifier, tmp_path):
         },
         bare,
     )
-    with pytest.raises(DataError, match="has no classifier: give a ResNet with one"):
+    with pytest.raises(DataError, match="has no classifier: give an encoder with one"):
         curate(str(library / "manifest.csv"), str(library / "classes.csv"), str(bare), str(tmp_path / "other"))
     (tmp_path / "two.csv").write_text("class,names\nruby,\njade,\n")
     with pytest.raises(DataError, match="has 3 classes, .*two.csv names 2"):

@@ -496,5 +496,5 @@ def test_problems_are_said_before_training(small_voc, tmp_path):
         with pytest.raises(DataError, match=message):
             segmentation.evaluate(config, source=source, data=str(folder), workdir=str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
-    with pytest.raises(ValueError, match="give one variant of voc, ade20k"):
+    with pytest.raises(ValueError, match="voc and ade20k exclude each other: choose one"):
         segmentation_config.get_config("voc,ade20k")
