@@ -16,6 +16,7 @@ from input_pipeline.store import FrameStore
 from vivi_jax import checkpoint
 from vivi_jax.build import build
 from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.methods.base import encoder_variables
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_masks_are_those_of_the_online_network(run):
     state = checkpoint.load_state(str(run))
     encoder = build(ml_collections.ConfigDict(checkpoint.load_config(run))).method.network.encoder
     _, features = jax.jit(lambda v, x: encoder.apply(v, x, train=False))(
-        checkpoint.encoder_variables(state["params"], state["model_state"]), pictures / np.float32(255)
+        encoder_variables(state["params"], state["model_state"]), pictures / np.float32(255)
     )
     mlp = state["params"]["pool"]["stage3"]
     hidden = jnp.maximum(features["stage3"] @ mlp["mlp1"]["kernel"] + mlp["mlp1"]["bias"].reshape(1, 1, 1, -1), 0)

@@ -14,6 +14,7 @@ from configs import moco_v3
 from vivi_jax import export, optim
 from vivi_jax.build import build
 from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.export import safetensors_files
 from vivi_jax.methods.moco_v3 import MocoV3
 from vivi_jax.models import build_encoder
 from vivi_jax.models.vit import VisionTransformer, positions
@@ -81,7 +82,7 @@ def test_features_are_those_of_pytorchs_layers(size, tmp_path):
     F = torch.nn.functional
     encoder, variables = random_vit()
     export.export_encoder("timm", encoder, variables, str(tmp_path / "vit.safetensors"))
-    state, metadata = export.load_safetensors(tmp_path / "vit.safetensors")
+    state, metadata = safetensors_files.load_safetensors(tmp_path / "vit.safetensors")
     w = {name: torch.from_numpy(array) for name, array in state.items()}
     images = np.random.default_rng(0).random((3, size, size, 3), np.float32)
     x = torch.from_numpy((images - np.float32(encoder.input_mean)) / np.float32(encoder.input_std)).permute(0, 3, 1, 2)
