@@ -112,8 +112,10 @@ def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(r
         assert [line["step"] for line in steps] == list(range(1, 21))  # by one process, and nothing twice
         losses[name] = [line["loss"] for line in steps]
         accuracies[name] = [line["knn_top1"] for line in lines if "knn_top1" in line]
-    # Not bit for bit: the order in which four devices add up differs inside a process and between processes.
-    np.testing.assert_allclose(losses[layout], losses["1x4"], rtol=1e-5)
+    # Not bit for bit: the order in which four devices add up differs inside a process and between processes, and what
+    # that changes grows from step to step. One other example in a batch changes a loss by a hundredth and more.
+    np.testing.assert_allclose(losses[layout][:3], losses["1x4"][:3], rtol=1e-5)
+    np.testing.assert_allclose(losses[layout], losses["1x4"], rtol=5e-4)
     assert len(accuracies["1x4"]) == (2 if system == "vito" else 0)  # evaluated before the first step and at the end
     np.testing.assert_allclose(accuracies[layout], accuracies["1x4"])
 
