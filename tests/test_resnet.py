@@ -294,6 +294,20 @@ def test_a_bottleneck_can_start_as_its_shortcut():
     assert all((leaf == 1.0).all() for leaf in scales(18).values())
 
 
+def test_kernels_are_standardised_before_they_are_rounded():
+    """Against float64, rounded once: of a kernel far from 0, rounding first loses most of what its mean leaves."""
+    encoder = ResNet(depth=18, width=0.0625, norm="group", weight_standardization=True, dtype="bfloat16")
+    kernel = np.float32(3 + 0.01 * np.random.default_rng(0).normal(size=(3, 3, 4, 4)))
+    cast = encoder.cast_kernels({"conv": {"kernel": jnp.asarray(kernel)}})["conv"]["kernel"]
+    exact = np.float64(kernel) - np.float64(kernel).mean((0, 1, 2))
+    exact /= exact.std((0, 1, 2))
+    assert cast.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(cast), exact, rtol=0.01, atol=1e-3)  # bfloat16 has 8 bits
+    assert not encoder.on_cast_kernels().weight_standardization
+    rounded = jnp.asarray(kernel, jnp.bfloat16).astype(jnp.float32)
+    assert np.abs(np.asarray(standardize_kernel(rounded)) - exact).max() > 0.3
+
+
 def test_batch_norm_has_the_decay_and_eps_it_is_given():
     encoder = ResNet(depth=18, width=0.0625, norm_decay=0.99, norm_eps=1e-3)
     images = np.float32(np.random.default_rng(1).uniform(size=(4, 32, 32, 3)))
