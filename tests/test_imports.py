@@ -77,6 +77,13 @@ def test_the_ground_imports_no_jax():
     assert run(code) == "[]"
 
 
+def test_the_input_side_needs_no_jax():
+    """All its modules import where JAX, Flax and Optax cannot be: what it takes from the core is the ground."""
+    modules = [module for module in FILES if package_of(module) == "input_pipeline"]
+    blocked = "import sys; sys.modules |= dict.fromkeys(('jax', 'jaxlib', 'flax', 'optax'))"
+    assert run(f"{blocked}; import {', '.join(modules)}; print(len(sys.modules) > 100)") == "True"
+
+
 def test_rooms_of_protocols_know_only_themselves_and_what_is_shared():
     wrong = []
     for module in FILES:

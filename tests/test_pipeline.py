@@ -51,19 +51,20 @@ def store(tmp_path_factory) -> FrameStore:
     return make_store(tmp_path_factory.mktemp("data") / "store")
 
 
+OPTIONS = dict(
+    seed=3,
+    batch_size=2,
+    views=3,
+    sampler="marginal",
+    clip_seconds=2.56,
+    delay_seconds=0.5,
+    image_size=SIZE,
+    min_crop_area=0.4,
+)
+
+
 def views(store, **changes):
-    options = dict(
-        seed=3,
-        batch_size=2,
-        views=3,
-        sampler="marginal",
-        clip_seconds=2.56,
-        delay_seconds=0.5,
-        image_size=SIZE,
-        min_crop_area=0.4,
-        num_steps=5,
-    )
-    return run_stream(clip_views, store, **options | changes)
+    return run_stream(clip_views, store, **OPTIONS | dict(num_steps=5) | changes)
 
 
 def collect(batches) -> np.ndarray:
@@ -140,19 +141,9 @@ def test_no_batch_holds_a_video_twice_where_epochs_end(store):
 
 
 def test_the_door_of_the_earlier_version_gives_the_same_batches(store):
-    options = dict(
-        seed=3,
-        batch_size=2,
-        views=3,
-        sampler="marginal",
-        clip_seconds=2.56,
-        delay_seconds=0.5,
-        image_size=SIZE,
-        min_crop_area=0.4,
-    )
-    found = pipeline.clip_views(store, 2, **options, num_steps=3, threads=1)
+    found = pipeline.clip_views(store, 2, **OPTIONS, num_steps=3, threads=1)
     np.testing.assert_array_equal(collect(found), collect(views(store))[2:])
-    second = pipeline.clip_views(store, **options, num_steps=1, process_index=1, process_count=2)
+    second = pipeline.clip_views(store, **OPTIONS, num_steps=1, process_index=1, process_count=2)
     np.testing.assert_array_equal(collect(second)[0], collect(views(store))[0, 1:])
 
 
