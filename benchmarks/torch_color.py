@@ -50,7 +50,7 @@ def jitter_grey(clips_BxTxHxWx3: torch.Tensor) -> torch.Tensor:
         torch.full((rows, 1), amdim.pop(name), device=clips_BxTxHxWx3.device) for name in ("jitter_prob", "grey_prob")
     )
     clips = split(clips_BxTxHxWx3)
-    clips = choose(coin(jitter_prob), color_jitter(clips, **amdim), clips)
+    clips = choose(coin(jitter_prob), torchvision_jitter(clips, **amdim), clips)
     clips = choose(coin(grey_prob), grey(clips), clips)
     return torch.stack(clips, dim=-1).view(clips_BxTxHxWx3.shape)
 
@@ -64,6 +64,17 @@ def color_jitter(planes: Planes, *, brightness: float, contrast: float, saturati
         shift=uniform(rows, -brightness, brightness, device),
         contrast_factor=uniform(rows, 1 - contrast, 1 + contrast, device),
         saturation_factor=uniform(rows, 1 - saturation, 1 + saturation, device),
+        hue_shift=uniform(rows, -hue, hue, device),
+    )
+
+
+def torchvision_jitter(planes: Planes, *, brightness: float, contrast: float, saturation: float, hue: float) -> Planes:
+    """augment.color.torchvision_jitter."""
+    rows, device = len(planes[0]), planes[0].device
+    return torchvision_jitter_in_order(
+        planes,
+        torch.rand(rows, 4, device=device).argsort(dim=1),
+        factors=[uniform(rows, 1 - x, 1 + x, device) for x in (brightness, contrast, saturation)],
         hue_shift=uniform(rows, -hue, hue, device),
     )
 
@@ -113,6 +124,22 @@ def jitter_in_order(
     return planes
 
 
+def torchvision_jitter_in_order(
+    planes: Planes, order_Nx4: torch.Tensor, *, factors: list[torch.Tensor], hue_shift: torch.Tensor
+) -> Planes:
+    """augment.color.torchvision_jitter_in_order."""
+    for turn in order_Nx4.split(1, dim=1):
+        factor = [torch.where(turn == i, value, 1.0) for i, value in enumerate(factors)]
+        planes = clipped(*(plane * factor[0] for plane in planes))
+        mean = luma(planes).mean(dim=1, keepdim=True)
+        planes = clipped(*(mean + (plane - mean) * factor[1] for plane in planes))
+        of_pixels = luma(planes)
+        planes = clipped(*(of_pixels + (plane - of_pixels) * factor[2] for plane in planes))
+        turn_hue = torch.where(turn == 3, hue_shift, 0.0)
+        planes = clipped(*adjust_hsv(planes, torch.ones_like(turn_hue), turn_hue))
+    return planes
+
+
 def shift_and_saturate(planes: Planes, shift: torch.Tensor, factor: torch.Tensor) -> Planes:
     """augment.vivi.shift_and_saturate."""
     red, green, blue = (plane + shift for plane in planes)
@@ -126,7 +153,9 @@ def adjust_hsv(planes: Planes, saturation_factor: torch.Tensor, hue_shift: torch
     safe = torch.where(chroma > 0, chroma, 1.0)
     red = (g - b) / safe
     sector = torch.where(
-        v == r, torch.where(red < 0, red + 6, red), torch.where(v == g, (b - r) / safe + 2, (r - g) / safe + 4)
+        (r >= g) & (r >= b),
+        torch.where(red < 0, red + 6, red),
+        torch.where(g >= b, (b - r) / safe + 2, (r - g) / safe + 4),
     )
     h = torch.where(chroma > 0, sector / 6, 0.0) + hue_shift
     h = h - h.floor()
@@ -142,8 +171,12 @@ def adjust_hsv(planes: Planes, saturation_factor: torch.Tensor, hue_shift: torch
 
 
 def grey(planes: Planes) -> Planes:
-    luma = 0.2989 * planes[0] + 0.587 * planes[1] + 0.114 * planes[2]
-    return luma, luma, luma
+    of_pixels = luma(planes)
+    return of_pixels, of_pixels, of_pixels
+
+
+def luma(planes: Planes) -> torch.Tensor:
+    return 0.2989 * planes[0] + 0.587 * planes[1] + 0.114 * planes[2]
 
 
 def gaussian_blur(x_Nx3xHxW: torch.Tensor, sigma_Nx1: torch.Tensor, radius: int) -> torch.Tensor:

@@ -44,6 +44,20 @@ def test_colours_equal_ours():
     )
     np.testing.assert_allclose(images_of(theirs, images), ours, atol=1e-5)
 
+    factors, hue = [values[name] for name in names[:3]], values["hue_shift"]
+    ours = jax.vmap(
+        lambda image, order, *values: color.torchvision_jitter_in_order(
+            image, order, factors=list(values[:3]), hue_shift=values[3]
+        )
+    )(images, order, *factors, hue)
+    theirs = torch_color.torchvision_jitter_in_order(
+        planes_of(images),
+        torch.from_numpy(order),
+        factors=[torch.from_numpy(v)[:, None] for v in factors],
+        hue_shift=torch.from_numpy(hue)[:, None],
+    )
+    np.testing.assert_allclose(images_of(theirs, images), ours, atol=1e-5)
+
     shift, factor = values["shift"], values["saturation_factor"]
     ours = jax.vmap(vivi.shift_and_saturate)(images, shift, factor)
     theirs = torch_color.shift_and_saturate(planes_of(images), *(torch.from_numpy(v)[:, None] for v in (shift, factor)))
