@@ -19,7 +19,7 @@ from evaluation.protocols.davis import data as davis_data
 from evaluation.protocols.davis.evaluate import choose_protocol, evaluate, markdown, score, summary
 from evaluation.protocols.davis.propagate import PROTOCOLS
 from input_pipeline.folders import Finder
-from vivi_jax import checkpoint, command_line, files
+from vivi_jax import checkpoint, command_line, files, lock
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,10 +41,10 @@ def main(argv: list[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Writes and prints the scores, after propagating the masks unless they are given."""
     workdir = pathlib.Path(options.workdir)
-    result = score_results(options) if options.results else propagate(options, workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_json(workdir / "davis.json", result)
-    files.write_text(workdir / "davis.md", markdown(result))
+    with lock.hold(options.workdir):
+        result = score_results(options) if options.results else propagate(options, workdir)
+        files.write_json(workdir / "davis.json", result)
+        files.write_text(workdir / "davis.md", markdown(result))
     print(markdown(result))
 
 

@@ -9,7 +9,6 @@ A protocol states only what is its own: the data, method and score of each repea
 Started again, it goes on from there: finished repeats are read, others continue from their newest checkpoint.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -24,16 +23,15 @@ import numpy as np
 import optax
 
 from evaluation import encoders
-from vivi_jax import checkpoint, files, optim
+from vivi_jax import files, optim
 from vivi_jax.build import Experiment
-from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.config import call_with_config, without_name
-from vivi_jax.distributed import sharding
+from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError, lookup
 from vivi_jax.methods.base import Method, Tree
 from vivi_jax.models.base import Encoder
 from vivi_jax.train import train
-from vivi_jax.train_step import create, make_train_step
+from vivi_jax.train_step import TrainState, create, make_train_step
 
 _LOG = logging.getLogger(__name__)
 Parts = dict[str, dict[str, Tree]]  # {"params": {part of a network: tree}, "batch_stats": likewise}
@@ -86,13 +84,36 @@ def evaluate(
       ConfigError: `workdir` was begun with other values, or the batches do not divide over the devices.
       CheckpointError: `pretrained` does not fit the network.
     """
-    root, writes = pathlib.Path(workdir), jax.process_index() == 0
+    root = pathlib.Path(workdir)
     for repeat in repeats.values():
         sharding.check_batch_sizes(repeat.experiment.batch_spec, config.micro_batches, sharding.make_mesh())
-    if writes:
-        identity = {"config": json.loads(config.to_json()), "checkpoint": source, "data": os.path.realpath(data)}
-        files.claim(root / "evaluation.json", identity, free=("config.run.", "config.repeats"))
-    results = {name: train_and_score(config, repeat, pretrained, root / name) for name, repeat in repeats.items()}
+    identity = {"config": json.loads(config.to_json()), "checkpoint": source, "data": os.path.realpath(data)}
+    free = ("config.run", "config.repeats")
+
+    def claim(*, write: bool = True) -> None:
+        processes.broadcast_from_process0(
+            lambda: files.claim(root / "evaluation.json", identity, free=free, write=write)
+        )
+
+    claim(write=False)
+    with processes.locked(workdir):
+        results = {
+            name: train_and_score(config, repeat, pretrained, root / name, claim) for name, repeat in repeats.items()
+        }
+        return write_result(config, results, root, source=source, data=data, summary=summary, markdown=markdown)
+
+
+def write_result(
+    config: ml_collections.ConfigDict,
+    results: dict[str, dict],
+    root: pathlib.Path,
+    *,
+    source: str,
+    data: str,
+    summary: Callable[[dict[str, dict]], dict],
+    markdown: Callable[[dict], str],
+) -> dict:
+    """Writes ROOT/result.json and .md, and returns what is in them; see `evaluate`."""
     result = {
         "config": config.name,
         "checkpoint": source,
@@ -101,21 +122,23 @@ def evaluate(
         **summary(results),
         "repeats": results,
     }
-    if writes:
+    if jax.process_index() == 0:
         files.write_json(root / "result.json", result)
         files.write_text(root / "result.md", markdown(result))
     return result
 
 
 def train_and_score(
-    config: ml_collections.ConfigDict, repeat: Repeat, pretrained: Parts, directory: pathlib.Path
+    config: ml_collections.ConfigDict,
+    repeat: Repeat,
+    pretrained: Parts,
+    directory: pathlib.Path,
+    claim: Callable[[], None],
 ) -> dict:
     """The content of DIRECTORY/result.json: repeat.score()'s, with "seed" and "steps"."""
     path = directory / "result.json"
     if path.exists():
         return json.loads(path.read_text())
-    directory.mkdir(parents=True, exist_ok=True)
-    write_first_checkpoint(repeat.experiment, directory, pretrained, seed=repeat.seed, keep=config.run.keep_checkpoints)
     state = train(
         repeat.experiment,
         repeat.batches,
@@ -123,6 +146,8 @@ def train_and_score(
         seed=repeat.seed,
         micro_batches=config.micro_batches,
         evaluators=[],
+        claim=claim,
+        initial=lambda: first_state(repeat.experiment, pretrained, seed=repeat.seed),
         **config.run,
     )
     result = repeat.score({"params": state.params, **state.model_state}, directory)
@@ -184,19 +209,11 @@ def make_experiment(
     return Experiment(method, optimizer, step, method.batch_spec(config.batch_size, config.data), total_steps)
 
 
-def write_first_checkpoint(
-    experiment: Experiment, directory: pathlib.Path, pretrained: Parts, *, seed: int, keep: int
-) -> None:
-    """Step 0 of a new run is a checkpoint with the pretrained weights in it; train() goes on from there."""
-    if checkpoint.newest_good_step(directory / "checkpoints") is not None:
-        return
-    mesh = sharding.make_mesh()
+def first_state(experiment: Experiment, pretrained: Parts, *, seed: int) -> TrainState:
+    """The state at step 0, with the pretrained weights in it."""
     state = jax.jit(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, seed))()
     params, model_state = with_pretrained(state.params, state.model_state, pretrained)
-    state = jax.device_put(state.replace(params=params, model_state=model_state), sharding.replicated(mesh))
-    with contextlib.closing(Checkpoints(str(directory), keep=keep)) as checkpoints:
-        checkpoints.restore(state, mesh)  # there is none; moves aside what an interrupted start left
-        checkpoints.save(0, state)
+    return state.replace(params=params, model_state=model_state)
 
 
 def with_pretrained(params: Tree, model_state: Tree, pretrained: Parts) -> tuple[Tree, Tree]:

@@ -2,6 +2,11 @@
 
 import json
 import logging
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
 
 import flax.struct
 import jax
@@ -10,10 +15,12 @@ import numpy as np
 import optax
 import pytest
 
+from helpers.commands import ROOT, one_device
 from vivi_jax import checkpoint
-from vivi_jax.checkpoint import MANIFEST, Checkpoints
+from vivi_jax.checkpoint import MANIFEST, Checkpoints, manifest
+from vivi_jax.checkpoint import __main__ as command
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import CheckpointError
+from vivi_jax.errors import CheckpointError, NotFinite
 
 
 @flax.struct.dataclass
@@ -35,10 +42,10 @@ def save(workdir, *steps: int) -> None:
     checkpoints.close()
 
 
-def restore(workdir, devices: int = 1):
+def restore(workdir, devices: int = 1, like: State | None = None):
     checkpoints = Checkpoints(workdir, keep=10)
     try:
-        return checkpoints.restore(make_state(0), sharding.make_mesh(jax.devices()[:devices]))
+        return checkpoints.restore(like or make_state(0), sharding.make_mesh(jax.devices()[:devices]))
     finally:
         checkpoints.close()
 
@@ -117,7 +124,7 @@ def test_a_save_cut_off_before_its_manifest_is_not_used(tmp_path):
 def test_no_good_checkpoint_is_an_error_that_names_them(tmp_path):
     save(tmp_path, 1)
     flip_a_bit(tmp_path / "checkpoints" / "1" / "default" / "_METADATA")
-    with pytest.raises(CheckpointError, match="none of the checkpoints .* verifies: 1 .*SHA-256"):
+    with pytest.raises(CheckpointError, match="none of the checkpoints .* is good: 1 .*SHA-256"):
         restore(tmp_path)
     assert (tmp_path / "checkpoints" / "1").is_dir()  # not moved: this may be all there is
 
@@ -128,6 +135,184 @@ def test_only_the_last_ones_are_kept(tmp_path):
         checkpoints.save(step, make_state(step))
     checkpoints.close()
     assert checkpoint.steps(tmp_path / "checkpoints") == [2, 3]
+
+
+# --- what is finite ---------------------------------------------------------------------------------------------------
+
+
+def with_a_nan(state: State) -> State:
+    return state.replace(params={"encoder": {**state.params["encoder"], "bias": jnp.array([0, jnp.nan, 0])}})
+
+
+def save_as_it_is(workdir, step: int, state: State) -> None:
+    """As a version that did not look at the values."""
+    checkpoints = Checkpoints(workdir, keep=10)
+    checkpoints._open().save(step, args=checkpoint.states.ocp.args.StandardSave(state))
+    checkpoints._open().wait_until_finished()
+    manifest.commit(workdir / "checkpoints", step, keep=10)
+    checkpoints.close()
+
+
+def test_a_state_that_is_not_finite_is_not_saved_and_leaves_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(NotFinite, match="state after step 5 is not finite") as raised:
+        checkpoints.save(5, with_a_nan(make_state(5)))
+    checkpoints.close()
+    assert raised.value.step == 5 and not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, caplog, capsys):
+    save(tmp_path, 1)
+    save_as_it_is(tmp_path, 2, with_a_nan(make_state(2)))
+    with pytest.raises(SystemExit) as ended:
+        command.main(["verify", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 1 and [line.split(": ")[1] for line in lines] == [
+        "good",
+        "it holds values that are not finite",
+    ]
+    assert restore(tmp_path)[0] == 1 and "2 is not used: it holds values that are not finite" in caplog.text
+    assert (tmp_path / "checkpoints_rejected" / "2").is_dir()
+    command.main(["verify", str(tmp_path)])  # all good now: ends well
+    assert capsys.readouterr().out.endswith("checkpoints/1: good\n")
+
+
+def test_where_no_checkpoint_is_finite_the_run_does_not_begin_anew(tmp_path):
+    save_as_it_is(tmp_path, 2, with_a_nan(make_state(2)))
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="is good: 2 .it holds values that are not finite"):
+            restore(tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2]
+
+
+# --- whose checkpoint it is -------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_and_a_copied_checkpoint_are_noticed(tmp_path, caplog):
+    save(tmp_path, 1, 2)
+    directory = tmp_path / "checkpoints"
+    shutil.copytree(directory / "1", directory / "30")
+    (directory / "2").rename(directory / "20")
+    assert restore(tmp_path)[0] == 1
+    assert "30 is not used: it is the checkpoint of step 1, renamed or copied" in caplog.text
+    assert "20 is not used: it is the checkpoint of step 2, renamed or copied" in caplog.text
+
+
+def test_manifests_of_the_first_format_count_and_empty_or_later_ones_do_not(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "1" / MANIFEST
+    content = json.loads(path.read_text())
+    assert content["step"] == 1 and {"vivi_jax", "jax", "orbax-checkpoint", "source"} <= content["versions"].keys()
+    path.write_text(json.dumps(content["files"]))
+    assert restore(tmp_path)[0] == 1
+    for wrong, problem in (({}, "is damaged"), ([], "is damaged"), (content | {"format": 3}, "of a later version")):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=problem):
+            restore(tmp_path)
+
+
+def test_folders_of_other_names_are_no_checkpoints(tmp_path):
+    save(tmp_path, 1, 100)
+    for name in ("0200", "\u0665\u0660\u0660", "\u00b2", "300.old", "-5"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1, 100]
+    assert restore(tmp_path)[0] == 100
+    assert checkpoint.load_state(tmp_path)["step"] == 100
+    save(tmp_path, 101)
+    assert restore(tmp_path)[0] == 101
+
+
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        (lambda p: p | {"bias": jnp.zeros(4)}, r"params.encoder.bias is float32\[3\] there, float32\[4\] here"),
+        (lambda p: p | {"bias": jnp.zeros(3, jnp.bfloat16)}, r"bias is float32\[3\] there, bfloat16\[3\] here"),
+        (lambda p: p | {"new": jnp.zeros(())}, r"params.encoder.new is absent there, float32\[\] here\."),
+        (lambda p: {"bias": p["bias"]}, r"params.encoder.kernel is float32\[64, 32\] there, absent here\."),
+    ],
+)
+def test_a_checkpoint_of_another_shape_dtype_or_structure_is_one_line(tmp_path, change, line):
+    save(tmp_path, 1)
+    here = make_state(1)
+    with pytest.raises(CheckpointError, match=line) as raised:
+        restore(tmp_path, like=here.replace(params={"encoder": change(here.params["encoder"])}))
+    assert "\n" not in str(raised.value) and checkpoint.steps(tmp_path / "checkpoints") == [1]
+
+
+def test_the_versions_that_differ_are_named(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "1" / MANIFEST
+    content = json.loads(path.read_text())
+    content["versions"]["optax"] = "0.1.2"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"\(written with optax 0.1.2 there, \S+ here\)"):
+        restore(tmp_path, like=make_state(1).replace(params={}))
+
+
+# --- saves that are cut off -------------------------------------------------------------------------------------------
+
+
+def test_with_one_kept_the_old_one_goes_only_after_the_new_one_is_good(tmp_path):
+    save(tmp_path, 1)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    manifest.begin(checkpoints.directory, 2)
+    checkpoints._open().save(2, args=checkpoint.states.ocp.args.StandardSave(make_state(2)))
+    checkpoints._open().wait_until_finished()
+    assert checkpoint.newest_good_step(checkpoints.directory) == 1  # killed here, between Orbax's commit and ours
+    manifest.commit(checkpoints.directory, 2, keep=1)
+    assert checkpoint.steps(checkpoints.directory) == [2] and checkpoint.newest_good_step(checkpoints.directory) == 2
+    with pytest.raises(OSError):
+        manifest.commit(checkpoints.directory, 3, keep=1)  # which is not there
+    assert checkpoint.newest_good_step(checkpoints.directory) == 2
+    checkpoints.close()
+
+
+def test_a_run_whose_first_save_was_cut_off_begins_anew(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / "5" / MANIFEST).unlink()
+    manifest.begin(tmp_path / "checkpoints", 5)
+    assert restore(tmp_path) is None
+    assert (tmp_path / "checkpoints_rejected" / "5").is_dir()
+
+
+def test_lost_manifests_are_an_error_and_no_new_beginning(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "checkpoints" / "5" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match="is good: 5 .it has no MANIFEST.json.*Restore one from a backup"):
+        restore(tmp_path)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_that_names_the_good_steps(tmp_path):
+    save(tmp_path, 1, 2)
+    code = """
+        import sys
+        import jax.numpy as jnp
+        from vivi_jax import command_line
+        from vivi_jax.checkpoint import Checkpoints
+        command_line.start_logging()
+        def run():
+            checkpoints = Checkpoints(sys.argv[1], keep=3)
+            try:
+                checkpoints.save(3, {"a": jnp.arange(4e6), "b": jnp.zeros(3)})
+                checkpoints.save(4, {"a": jnp.arange(4e6), "b": jnp.zeros(3)})
+            finally:
+                checkpoints.close()
+        command_line.ended(run)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        cwd=ROOT,
+        env=one_device(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "could not write a checkpoint to" in done.stderr and "good there are the steps 1, 2. " in done.stderr
+    assert restore(tmp_path)[0] == 2
 
 
 def test_the_encoder_is_loaded_without_the_code_of_the_run(tmp_path):

@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vivi_jax.distributed.preemption import EXIT_CODE, Preempted
+from vivi_jax.distributed.preemption import Preempted
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 
 
@@ -34,10 +34,10 @@ def ended(command: Callable[[], None], *, resumes: bool = False) -> None:
         sys.exit("interrupted; run the same command again, it goes on")
     except (ConfigError, DataError, CheckpointError, NotFinite) as error:
         sys.exit(f"error: {error}")
-    except Preempted:
+    except Preempted as preempted:
         from vivi_jax.distributed import processes  # JAX, which only training raises this from
 
-        processes.leave(EXIT_CODE)  # at once: a compilation may still run in its thread
+        processes.leave(preempted.exit_code)  # at once: a compilation may still run in its thread
 
 
 def start_logging() -> None:

@@ -21,7 +21,11 @@ class CheckpointError(ValueError):
 
 
 class NotFinite(RuntimeError):
-    """The loss became NaN or infinite. The checkpoints written before are good."""
+    """The loss or the state of a step is NaN or infinite. The checkpoints written before are good."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:

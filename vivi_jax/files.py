@@ -76,35 +76,53 @@ def config_diff(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, 
     return found
 
 
-def claim(path: Path, identity: dict, *, free: tuple[str, ...] = (), option: str = "--workdir") -> None:
+def claim(
+    path: Path,
+    identity: dict,
+    *,
+    free: tuple[str, ...] = (),
+    changing: tuple[str, ...] = (),
+    option: str = "--workdir",
+    write: bool = True,
+) -> list[tuple[str, Any, Any]]:
     """Writes what a folder is for into `path`, a file in it; refuses a folder that was begun for something else.
 
     Args:
       path: a JSON file; its folder is made.
       identity: JSON values.
       free: prefixes of dotted keys whose values may change from start to start.
+      changing: prefixes of keys whose values change with this start: the file then holds the new ones.
       option: the command line's option that names the folder, for the message.
+      write: False: checks only.
+
+    Returns:
+      The differences that `changing` allows, as of config_diff.
 
     Raises:
-      ConfigError: the differences, with both values.
+      ConfigError: the other differences, with both values.
     """
     path = pathlib.Path(path)
     identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
-        return
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, identity)
+        return []
     try:
         there = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}); use another {option}") from None
-    different = [
-        f"{key}: {was!r} there, {now!r} here"
-        for key, was, now in config_diff(there, identity)
-        if not key.startswith(free or ("\0",))
-    ]
-    if different:
+    different = [change for change in config_diff(there, identity) if not _among(change[0], free)]
+    refused = [f"{key}: {was!r} there, {now!r} here" for key, was, now in different if not _among(key, changing)]
+    if refused:
         raise ConfigError(
-            f"{path.parent} was begun with other values ({'; '.join(different)}); use another {option}, or the values "
+            f"{path.parent} was begun with other values ({'; '.join(refused)}); use another {option}, or the values "
             "it was begun with"
         )
+    if different and write:
+        write_json(path, identity)
+    return different
+
+
+def _among(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)

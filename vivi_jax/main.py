@@ -23,17 +23,22 @@ from ml_collections import config_flags
 from evaluation import probe
 from input_pipeline.streams import sources
 from input_pipeline.streams.order import Order
-from vivi_jax import checkpoint, command_line, files
+from vivi_jax import checkpoint, command_line, files, lock
 from vivi_jax.build import Experiment, build, call_with_config
 from vivi_jax.distributed import processes
+from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import encoder_variables
 from vivi_jax.train import Evaluator, train
+from vivi_jax.train_step import TrainState
 
 _LOG = logging.getLogger("vivi_jax.main")
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "such as configs/vito.py, with variants: configs/vito.py:demo", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
+MAY_CHANGE = flags.DEFINE_list(
+    "may_change", [], "Keys or sections of the config, such as schedule, in which a run goes on with other values."
+)
 
 
 def main(values: dict) -> None:
@@ -41,28 +46,38 @@ def main(values: dict) -> None:
     call_with_config("hosts", processes.start, **config.hosts)
     if jax.process_index() != 0:  # one host's log is enough; what goes wrong is said by all
         command_line.set_log_level(logging.WARNING)
-    run(config, values["workdir"] or f"runs/{config.name}")
+    run(config, values["workdir"] or f"runs/{config.name}", may_change=tuple(values["may_change"]))
 
 
-def run(config, workdir: str) -> None:
-    """Trains what `config` says, on all processes that have been started, to its end."""
+def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
+    """Trains what `config` says, on all processes that have been started, to its end.
+
+    Args:
+      may_change: prefixes of the config's keys whose values may differ from those that the run was begun with.
+    """
     start = time.time()
-    experiment, batches, evaluators = processes.run_on_all(functools.partial(prepare, config, workdir))
+    experiment, batches, evaluators = processes.run_on_all(functools.partial(prepare, config, workdir, may_change))
+    claim = functools.partial(claim_workdir, workdir, config, may_change)
+    with processes.locked(workdir):
+        state = train(
+            experiment,
+            batches,
+            workdir,
+            seed=config.seed,
+            micro_batches=config.micro_batches,
+            evaluators=evaluators,
+            claim=lambda: processes.broadcast_from_process0(claim),
+            **config.run,
+        )
+        summarise(config, workdir, state, time.time() - start)
 
-    state = train(
-        experiment,
-        batches,
-        workdir,
-        seed=config.seed,
-        micro_batches=config.micro_batches,
-        evaluators=evaluators,
-        **config.run,
-    )
 
+def summarise(config, workdir: str, state: TrainState, seconds: float) -> None:
+    """Writes WORKDIR/summary.json."""
     summary = {
         "config": config.name,
         "step": int(state.step),
-        "seconds_this_start": round(time.time() - start, 1),
+        "seconds_this_start": round(seconds, 1),
         "checkpoint": f"{workdir}/checkpoints/{int(state.step)}",
         "processes": jax.process_count(),
         "devices": jax.device_count(),
@@ -73,7 +88,9 @@ def run(config, workdir: str) -> None:
         _LOG.info("done: step %d, checkpoint %s", summary["step"], summary["checkpoint"])
 
 
-def prepare(config, workdir: str) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator]], dict]:
+def prepare(
+    config, workdir: str, may_change: tuple[str, ...]
+) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator]], dict]:
     """The parts of the run, and what must be equal on all hosts."""
     experiment = build(config)
     batches = open_data(config)  # raises what is wrong with the data now, before anything is written
@@ -84,8 +101,9 @@ def prepare(config, workdir: str) -> tuple[tuple[Experiment, Callable[[int], Ite
         "local devices": jax.local_device_count(),
         "data": sources.identities(config.data),
     }
+    lock.check_is_path(workdir, option="--workdir")
     if jax.process_index() == 0:
-        claim_workdir(workdir, config)
+        claim_workdir(workdir, config, may_change, write=False)
     return (experiment, batches, evaluators), facts
 
 
@@ -114,13 +132,30 @@ def online_evaluation(config, method) -> list[Evaluator]:
     return [lambda step, state: evaluate(encoder_variables(state.params, state.model_state))]
 
 
-def claim_workdir(workdir: str, config) -> None:
+def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, write: bool = True) -> None:
     """Writes config.json into a new run directory; refuses one that was started with another config.
 
     `config.run` and `config.hosts` may change between starts: they say how often to log and save, not what to compute.
+    What else changes by `may_change` is noted in config_changes.jsonl, with the step of the newest checkpoint.
     """
-    files.claim(pathlib.Path(workdir, "config.json"), json.loads(config.to_json()), free=("run.", "hosts."))
+    directory = pathlib.Path(workdir)
+    try:
+        changes = files.claim(
+            directory / "config.json",
+            json.loads(config.to_json()),
+            free=("run", "hosts"),
+            changing=may_change,
+            write=write,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or go on with other values from here, by --may_change=KEYS") from None
+    if changes and write:
+        step = max(checkpoint.steps(directory / "checkpoints"), default=0)
+        line = {"step": step, "changes": {key: {"was": was, "now": now} for key, was, now in changes}}
+        with open(directory / "config_changes.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        _LOG.warning("from step %d on: %s", step, "; ".join(f"{key} {was} -> {now}" for key, was, now in changes))
 
 
 if __name__ == "__main__":
-    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR}, optional=["workdir"])
+    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE}, optional=["workdir"])

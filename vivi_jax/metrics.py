@@ -1,6 +1,7 @@
 """The scalars of a run: to metrics.jsonl, TensorBoard and the console."""
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -55,6 +56,47 @@ def _truncate(path: pathlib.Path, last_step: int) -> None:
     files.write_text(path, "".join(kept))
 
 
+class BadSteps:
+    """RUN/bad_steps.jsonl: the steps whose loss or state was not finite, what was done, and their examples.
+
+    A line is {"step", "found": what was not finite, "action": "stop", "skip" or "roll_back", "batch", "examples", and
+    of roll_back "back_to"}. "batch" is the number that the data's stream was asked for: main.open_data(config)(batch)
+    yields these examples again. "examples" are their numbers, [first, behind the last], in the order of all.
+
+    All processes read the file, and process 0 writes it.
+    """
+
+    def __init__(self, workdir: str, batch_size: int):
+        self.path = pathlib.Path(workdir) / "bad_steps.jsonl"
+        self._batch_size = batch_size
+        self._writes = jax.process_index() == 0
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.lines = [json.loads(line) for line in lines]
+
+    def go_on_from(self, step: int) -> None:
+        """Forgets what was found after `step`, for it comes again, if it does; not where the run stopped."""
+        self.lines = [
+            line for line in self.lines if line["action"] == "stop" or line.get("back_to", line["step"]) <= step
+        ]
+
+    def skipped_batches(self) -> int:
+        """By how many batches the stream is ahead of the steps, as roll-backs have left some out."""
+        return sum(line["step"] - line["back_to"] for line in self.lines if line["action"] == "roll_back")
+
+    def count(self, action: str) -> int:
+        return sum(line["action"] == action for line in self.lines)
+
+    def add(self, step: int, found: str, action: str, **more: int) -> dict:
+        """Notes a step, in the file too."""
+        batch = step - 1 + self.skipped_batches()
+        examples = [batch * self._batch_size, (batch + 1) * self._batch_size]
+        line = {"step": step, "found": found, "action": action, "batch": batch, "examples": examples, **more}
+        self.lines.append(line)
+        if self._writes:
+            files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        return line
+
+
 class Progress:
     """The console line: how far, how fast, how long still, and the share of time spent waiting for data."""
 
@@ -80,7 +122,7 @@ class Progress:
         left = (self._total_steps - step) * self._batch_size / max(scalars["examples_per_second"], 1e-9)
         done = step / self._total_steps
         text = (
-            f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars['loss']:.3f}  "
+            f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars.get('loss', math.nan):.3f}  "
             f"lr {scalars['learning_rate']:.3g}  {scalars['examples_per_second']:.1f} examples/s  "
             f"data wait {scalars['data_wait_share']:.0%}  ETA {duration(left)}"
         )

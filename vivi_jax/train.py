@@ -4,11 +4,11 @@ import concurrent.futures
 import contextlib
 import logging
 import math
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from clu import parameter_overview
 from jax.sharding import Mesh
 
@@ -17,12 +17,16 @@ from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
-from vivi_jax.errors import NotFinite
-from vivi_jax.methods.base import Metrics
-from vivi_jax.train_step import GPU_OPTIONS, TrainState, create
+from vivi_jax.distributed.watchdog import Watchdog
+from vivi_jax.errors import NotFinite, lookup
+from vivi_jax.methods.base import Batch, Metrics
+from vivi_jax.train_step import GPU_OPTIONS, TrainState, TrainStep, create
 
 _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[int, TrainState], dict[str, float]]
+SKIPPED = "skipped"  # a metric of the step with on_nan="skip"
+MOST_SKIPPED_IN_A_ROW = 10  # then the cause is no single batch
+MOST_ROLL_BACKS = 3  # to one checkpoint, likewise
 
 
 def train(
@@ -38,87 +42,182 @@ def train(
     checkpoint_every: int,
     keep_checkpoints: int,
     watchdog_seconds: float,
+    on_nan: str,
     fsdp: int,
+    claim: Callable[[], None] = lambda: None,
+    initial: Callable[[], TrainState] | None = None,
 ) -> TrainState:
     """Trains to experiment.total_steps, from the newest good checkpoint in `workdir` if there is one.
 
-    With several processes all call it alike, with a `workdir` they share.
+    With several processes all call it alike, with a `workdir` they share. What is kept of a run, and when, is in
+    docs/reliability.md.
 
     Args:
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
       evaluators: called before the first step, every `eval_every` steps (0: not) and at the end, for scalars that go to
         the metrics.
-      watchdog_seconds: a step that takes longer ends the process, with all stacks on stderr (0: never).
+      watchdog_seconds: a step that takes longer ends the process, with all stacks on stderr and exit code 75; 0: never.
+        Restoring, compiling, an evaluation and the last save may take watchdog.PHASE times as long.
+      on_nan: what to do where the loss, the gradient or the state of a step is not finite. "stop": raise NotFinite.
+        "skip": leave the state as it was before the step. "roll_back": go back to the newest good checkpoint, and on
+        with the batches behind this step's. Each such step is noted in WORKDIR/bad_steps.jsonl.
       fsdp: devices that hold one copy of the state between them (1: each has all of it).
+      claim: called by all processes when the first step is about to run. Before, nothing is written to `workdir`. What
+        it raises ends the run.
+      initial: makes the state at step 0, on one device, where that is not the method's own.
 
     Returns:
       The state after the last step; it is on disk by then.
 
     Raises:
-      preemption.Preempted: after SIGTERM, with the state saved.
-      NotFinite: the loss is NaN or infinite; nothing of that step is saved.
+      preemption.Preempted: after SIGTERM, SIGINT or SIGHUP, with the state saved.
+      NotFinite: see `on_nan`; nothing of that step is saved.
+      ConfigError: an unknown `on_nan`; devices that the batch does not divide over.
+      CheckpointError: the checkpoints are not good, do not fit, or cannot be written.
     """
+    lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
     with contextlib.ExitStack() as cleanup:
+        watchdog = cleanup.enter_context(contextlib.closing(Watchdog(watchdog_seconds)))
         stop = cleanup.enter_context(contextlib.closing(preemption.Preemption(alone=jax.process_count() == 1)))
         anyone_asks = processes.StopConsensus(mesh)
         checkpoints = cleanup.enter_context(contextlib.closing(Checkpoints(workdir, keep=keep_checkpoints)))
-        with stop.interruptible():
-            first_step, state = restore_or_init(experiment, checkpoints, mesh, seed)
-        if first_step >= experiment.total_steps:
-            _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, experiment.total_steps)
+        bad_steps = metrics_lib.BadSteps(workdir, next(iter(experiment.batch_spec.values())).shape[0])
+        train_step = None
+
+        while True:  # once; with on_nan="roll_back" again from each checkpoint that the run goes back to
+            with watchdog.phase("restoring"), stop.interruptible():
+                first_step, state = restore_or_init(experiment, checkpoints, mesh, seed, initial)
+            bad_steps.go_on_from(first_step)
+            if first_step >= experiment.total_steps:
+                _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, experiment.total_steps)
+                return state
+            with contextlib.ExitStack() as cleanup_of_steps:
+                feed = Prefetcher(batches(first_step + bad_steps.skipped_batches()), mesh)
+                cleanup_of_steps.enter_context(contextlib.closing(feed))
+                if train_step is None:
+                    with watchdog.phase("compiling"), stop.interruptible():
+                        train_step = compile_step(experiment, state, mesh, skip_not_finite=on_nan == "skip")
+                        processes.run_on_all(lambda feed=feed: (feed.wait_for_first(), {}))
+                    claim()
+                log = StepLog(workdir, experiment, first_step, log_every, feed, bad_steps)
+                cleanup_of_steps.enter_context(contextlib.closing(log))
+                try:
+                    state = run_steps(
+                        first_step,
+                        state,
+                        train_step,
+                        feed,
+                        total_steps=experiment.total_steps,
+                        evaluators=evaluators,
+                        eval_every=eval_every,
+                        checkpoint_every=checkpoint_every,
+                        checkpoints=checkpoints,
+                        log=log,
+                        watchdog=watchdog,
+                        stop=stop,
+                        anyone_asks=anyone_asks,
+                    )
+                except NotFinite as error:
+                    with watchdog.phase("the save before"):
+                        checkpoints.wait()
+                    go_back_or_stop(error, on_nan, checkpoints, bad_steps)
+                    continue
+            with watchdog.phase("the last save"):
+                checkpoints.wait()
             return state
 
-        feed = cleanup.enter_context(contextlib.closing(Prefetcher(batches(first_step), mesh)))
-        log = cleanup.enter_context(
-            contextlib.closing(StepLog(workdir, experiment, first_step, log_every, feed, checkpoints.directory))
-        )
-        cleanup.callback(preemption.stop_watchdog)
 
-        # ---- Loop ---------------------------------------------------------------------------------------------------
-        with stop.interruptible():
-            train_step = compile_step(experiment, state, mesh)
-        if first_step == 0:  # the untrained network, to compare with
-            with stop.interruptible():
-                log.scalars(0, call_evaluators(evaluators, 0, state))
-        saved = first_step
-        for step in range(first_step + 1, experiment.total_steps + 1):
-            preemption.rearm_watchdog(watchdog_seconds)
-            try:
-                with stop.interruptible(in_loop=True):
-                    batch = next(feed)
-                state, metrics = train_step(state, batch)
-                log.step(step, metrics)
+def run_steps(
+    first_step: int,
+    state: TrainState,
+    train_step: Callable,
+    feed: Prefetcher,
+    *,
+    total_steps: int,
+    evaluators: list[Evaluator],
+    eval_every: int,
+    checkpoint_every: int,
+    checkpoints: Checkpoints,
+    log: "StepLog",
+    watchdog: Watchdog,
+    stop: preemption.Preemption,
+    anyone_asks: processes.StopConsensus,
+) -> TrainState:
+    """The loop: steps, metrics, checkpoints, evaluations, and signals between them."""
+    if first_step == 0:  # the untrained network, to compare with
+        with watchdog.phase("the first evaluation"), stop.interruptible():
+            log.scalars(0, call_evaluators(evaluators, 0, state))
+    saved = first_step
+    for step in range(first_step + 1, total_steps + 1):
+        watchdog.expect(f"step {step}")
+        try:
+            with stop.interruptible(in_loop=True):
+                batch = next(feed)
+            state, metrics = train_step(state, batch)
+            log.step(step, metrics)
 
-                last = step == experiment.total_steps
-                if step % checkpoint_every == 0 or last:
-                    log.flush()  # a state whose loss is not finite must not be saved
-                    checkpoints.save(step, state)
-                    saved = step
-                if last or (eval_every and step % eval_every == 0):
-                    log.flush()
-                    preemption.stop_watchdog()
-                    with stop.interruptible(in_loop=True):
-                        log.scalars(step, call_evaluators(evaluators, step, state))
-                if anyone_asks(stop.requested) and not last:
-                    raise preemption.Preempted
-            except preemption.Preempted:
+            last = step == total_steps
+            if step % checkpoint_every == 0 or last:
+                log.flush()  # says which step it was, if the state is not finite
+                checkpoints.save(step, state)
+                saved = step
+            if last or (eval_every and step % eval_every == 0):
                 log.flush()
-                save_before_leaving(checkpoints, state, saved, experiment.total_steps)
-                raise
-        return state
+                with watchdog.phase(f"the evaluation at step {step}"), stop.interruptible(in_loop=True):
+                    log.scalars(step, call_evaluators(evaluators, step, state))
+            if (signum := anyone_asks(stop.requested)) and not last:
+                raise preemption.Preempted(signum)
+        except preemption.Preempted as preempted:
+            with watchdog.phase("the save before leaving"):
+                log.flush()
+                save_before_leaving(checkpoints, state, saved, total_steps, str(preempted))
+            raise
+    return state
 
 
-def save_before_leaving(checkpoints: Checkpoints, state: TrainState, saved: int, total_steps: int) -> None:
-    """After SIGTERM: saves the state unless that of its step is there, and says how to go on."""
+def save_before_leaving(checkpoints: Checkpoints, state: TrainState, saved: int, total_steps: int, why: str) -> None:
+    """After a signal: saves the state unless that of its step is there, and says how to go on."""
     done = int(state.step)  # the loop's step, or the one before if that was waiting for its batch
     if done > saved:
         checkpoints.save(done, state)
-    _LOG.warning("SIGTERM: stopping at step %d of %d; the same command goes on from there", done, total_steps)
+    checkpoints.wait()
+    _LOG.warning("%s: saved, stopping at step %d of %d; the same command goes on from there", why, done, total_steps)
 
 
-def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, mesh: Mesh, seed: int) -> tuple[int, TrainState]:
+def go_back_or_stop(error: NotFinite, on_nan: str, checkpoints: Checkpoints, bad_steps: metrics_lib.BadSteps) -> None:
+    """Notes a step that is not finite; returns if the run is to go on from its newest checkpoint.
+
+    Raises:
+      NotFinite: it is to stop; the message says how to go on.
+    """
+    newest = checkpoints.newest()
+    back_to = newest or 0
+    tried = [line for line in bad_steps.lines if line.get("back_to") == back_to]
+    if on_nan == "roll_back" and len(tried) < MOST_ROLL_BACKS:
+        bad_steps.add(error.step, str(error), "roll_back", back_to=back_to)
+        _LOG.warning("%s; back to step %d, leaving out the batches up to this step's", error, back_to)
+        return
+    bad_steps.add(error.step, str(error), "stop")
+    raise NotFinite(
+        f"{error}; nothing of it is saved"
+        + (f", also after going back to step {back_to} {len(tried)} times. " if tried else ". ")
+        + (f"The newest checkpoint is that of step {newest}. " if newest is not None else "There is no checkpoint. ")
+        + f"Its examples are named in {bad_steps.path}. The same command comes to the same step again: let it leave it "
+        "out, by --config.run.on_nan=skip or roll_back, or go on with other values, such as (vivi_jax.main) "
+        "--may_change=schedule --config.schedule.base_lr=...",
+        error.step,
+    ) from error
+
+
+def restore_or_init(
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    mesh: Mesh,
+    seed: int,
+    initial: Callable[[], TrainState] | None = None,
+) -> tuple[int, TrainState]:
     """Returns (steps done, state): the newest good checkpoint, or step 0."""
 
     def init() -> TrainState:
@@ -129,7 +228,11 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, mesh: Mesh
     if restored:
         _LOG.info("going on from step %d of %s", restored[0], checkpoints.directory)
         return restored
-    state = in_thread(jax.jit(init, out_shardings=sharding.state_sharding(like, mesh)))
+    placed = sharding.state_sharding(like, mesh)
+    if initial:
+        state = jax.device_put(in_thread(initial), placed)
+    else:
+        state = in_thread(jax.jit(init, out_shardings=placed))
     _LOG.info(
         "parameters of the online network:\n%s",
         parameter_overview.get_parameter_overview(state.params, include_stats=False),
@@ -137,11 +240,11 @@ def restore_or_init(experiment: Experiment, checkpoints: Checkpoints, mesh: Mesh
     return 0, state
 
 
-def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh):
+def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh, *, skip_not_finite: bool = False):
     """The step as one program over the mesh: batch split, state (or its shapes) on every device and donated."""
     of_state = sharding.state_sharding(state, mesh)
     step = jax.jit(
-        experiment.train_step,
+        skipping_not_finite(experiment.train_step) if skip_not_finite else experiment.train_step,
         donate_argnums=0,
         in_shardings=(of_state, sharding.batch_sharding(mesh)),
         out_shardings=(of_state, sharding.replicated(mesh)),
@@ -156,6 +259,23 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh):
     return in_thread(compile_on_mesh)
 
 
+def skipping_not_finite(train_step: TrainStep) -> TrainStep:
+    """The step with one metric more, SKIPPED: 1 where loss, gradient or new state are not finite, else 0.
+
+    A skipped step counts, and leaves the rest of the state as it was.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        new, metrics = train_step(state, batch)
+        floats = [leaf for leaf in jax.tree.leaves(new) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        floats += [metrics["loss"], metrics["gradient_norm"]]
+        good = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+        kept = jax.tree.map(lambda was, now: jnp.where(good, now, was), state.replace(step=new.step), new)
+        return kept, metrics | {SKIPPED: 1.0 - good}
+
+    return step
+
+
 class StepLog:
     """The metrics of a run; each step's are read one step late, so that the accelerator never waits for us."""
 
@@ -166,18 +286,19 @@ class StepLog:
         first_step: int,
         log_every: int,
         feed: Prefetcher,
-        checkpoints: pathlib.Path,
+        bad_steps: metrics_lib.BadSteps,
     ):
         self._writer = metrics_lib.MetricWriter(workdir, first_step)
         batch_size = next(iter(experiment.batch_spec.values())).shape[0]
         self._progress = metrics_lib.Progress(first_step, experiment.total_steps, batch_size)
-        self._total_steps, self._log_every, self._feed, self._checkpoints = (
+        self._total_steps, self._log_every, self._feed, self._bad_steps = (
             experiment.total_steps,
             log_every,
             feed,
-            checkpoints,
+            bad_steps,
         )
         self._pending: tuple[int, Metrics] | None = None
+        self._skipped_in_a_row = 0
 
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         if scalars:
@@ -189,22 +310,37 @@ class StepLog:
         self._pending = step, metrics
 
     def flush(self) -> None:
-        """Waits for the newest step; raises NotFinite if its loss is not finite."""
+        """Waits for the newest step; raises NotFinite if its loss or gradient is not, unless the step was skipped."""
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise NotFinite(
-                f"the loss is {loss} at step {step}; the run stops and saves nothing of it. The last good "
-                f"checkpoint is in {self._checkpoints}. Try a lower learning rate or a longer warm-up "
-                "(config.schedule), or float32 (config.encoder.dtype)"
-            )
-        if step % self._log_every == 0 or step == self._total_steps:
-            scalars = {name: float(value) for name, value in metrics.items()}
+        log = step % self._log_every == 0 or step == self._total_steps
+        names = metrics if log else metrics.keys() & {"loss", "gradient_norm", SKIPPED}
+        scalars = {name: float(metrics[name]) for name in names}
+        bad = [
+            f"the {name.replace('_', ' ')} is {scalars[name]}"
+            for name in ("loss", "gradient_norm")
+            if not math.isfinite(scalars[name])
+        ]
+        found = f"{' and '.join(bad) or 'the state is not finite'} at step {step}"
+        if SKIPPED in scalars:
+            self._count_skipped(step, found, skipped=scalars.pop(SKIPPED) > 0)
+            scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
+            scalars["skipped_steps"] = float(self._bad_steps.count("skip"))
+        elif bad:
+            raise NotFinite(found, step)
+        if log:
             scalars |= self._progress.rates(step, self._feed.wait_seconds)
             self.scalars(step, scalars)
             self._progress.show(step, scalars)
+
+    def _count_skipped(self, step: int, found: str, *, skipped: bool) -> None:
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise NotFinite(f"{found}, as {MOST_SKIPPED_IN_A_ROW} steps before it, which were skipped", step)
+        if skipped:
+            self._bad_steps.add(step, found, "skip")
+            _LOG.warning("%s; skipped", found)
 
     def close(self) -> None:
         self._writer.close()

@@ -1,43 +1,67 @@
-"""SIGTERM: save and leave. Also the watchdog that ends a run which no longer moves."""
+"""SIGTERM, Ctrl-C and SIGHUP: save and leave."""
 
 import contextlib
-import faulthandler
+import os
 import signal
 from collections.abc import Iterator
 
-EXIT_CODE = 143  # 128 + SIGTERM: tells a launcher that the run was stopped, not finished
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+EXIT_CODE = 128 + signal.SIGTERM  # 143 tells a launcher that the run was stopped, not finished
 
 
 class Preempted(BaseException):
-    """Raised inside `Preemption.interruptible` sections; not an Exception, so that nothing swallows it on the way."""
+    """Raised inside `Preemption.interruptible` sections; not an Exception, so that nothing swallows it on the way.
+
+    Attributes:
+      exit_code: 143 after SIGTERM, 130 after Ctrl-C, 129 after SIGHUP.
+    """
+
+    def __init__(self, signum: int = signal.SIGTERM):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
 
 
 class Preemption:
-    """Turns SIGTERM into a flag that the loop reads between steps.
+    """Turns the first of SIGNALS into a flag that the loop reads between steps.
 
     The loop marks as interruptible what may take long and does not change the state (waiting for data, compiling,
     evaluating): there the signal raises at once. Without a handler the process would end and save nothing.
 
+    Signals that come later change nothing, as launchers may send several; but Ctrl-C then ends the process at once. A
+    signal that the process was started to ignore (SIGHUP by nohup) stays ignored.
+
     Args:
       alone: no other process takes part in the run. Otherwise the loop's steps are never interrupted, as the others
         would wait for this process in the next step; all stop at the step they agree on (processes.StopConsensus).
+
+    Attributes:
+      requested: number of the signal that came, or 0.
     """
 
     def __init__(self, *, alone: bool = True):
-        self.requested = False
+        self.requested = 0
         self._alone = alone
         self._interruptible = False
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = {
+            number: signal.signal(number, self._on_signal)
+            for number in SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
 
-    def _on_signal(self, signum, frame) -> None:
-        self.requested = True
+    def _on_signal(self, signum: int, frame) -> None:
+        if self.requested:
+            if signum == signal.SIGINT:
+                os.write(2, b"\ninterrupted again: left without saving\n")  # safe in a handler
+                os._exit(128 + signum)
+            return
+        self.requested = signum
         if self._interruptible:
             self._interruptible = False
-            raise Preempted
+            raise Preempted(signum)
 
     @contextlib.contextmanager
     def interruptible(self, *, in_loop: bool = False) -> Iterator[None]:
-        """Within the block SIGTERM raises Preempted at once, also if it came before.
+        """Within the block a signal raises Preempted at once, also if it came before.
 
         Args:
           in_loop: the block is part of a training step; with several processes it is then not interruptible.
@@ -48,25 +72,12 @@ class Preemption:
         self._interruptible = True
         try:
             if self.requested:
-                raise Preempted
+                raise Preempted(self.requested)
             yield
         finally:
             self._interruptible = False
 
     def close(self) -> None:
-        """Restores the handler of SIGTERM that was there before."""
-        signal.signal(signal.SIGTERM, self._previous)
-
-
-def rearm_watchdog(seconds: float) -> None:
-    """Ends the process with all threads' stacks on stderr unless called again within `seconds` (0: never).
-
-    A process that is alive but stuck would keep all others in a collective for ever, unnoticed by JAX and scheduler.
-    """
-    if seconds:
-        faulthandler.dump_traceback_later(seconds, exit=True)
-
-
-def stop_watchdog() -> None:
-    """Disarms the watchdog."""
-    faulthandler.cancel_dump_traceback_later()
+        """Restores the handlers that were there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

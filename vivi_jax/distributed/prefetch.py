@@ -49,6 +49,10 @@ class Prefetcher:
         self._ahead.append(self._thread.submit(self._load))
         return batch
 
+    def wait_for_first(self) -> None:
+        """Returns once the next batch is there; raises what is wrong with it."""
+        self._ahead[0].result()
+
     def close(self) -> None:
         """Stops loading; batches under way are dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -5,12 +5,14 @@ devices, and meets the others in the collectives of the step. If one process alo
 or to resume from another checkpoint, the others would wait for ever: such decisions are exchanged here.
 """
 
+import contextlib
+import faulthandler
 import json
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from vivi_jax import files
+from vivi_jax import files, lock
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 
@@ -54,6 +56,7 @@ def start(*, start_timeout_seconds: float, heartbeat_seconds: int) -> None:
         return
     if address and count is None:
         raise ConfigError("JAX_COORDINATOR_ADDRESS is set, but not JAX_NUM_PROCESSES and JAX_PROCESS_ID")
+    faulthandler.enable()  # where a peer is dead, JAX aborts this process: then with the stacks of all threads
     who = "this process" if rank is None else f"process {rank} of {count}"
     timer = threading.Timer(start_timeout_seconds, _give_up, (who, address or "the coordinator", start_timeout_seconds))
     timer.daemon = True
@@ -165,8 +168,20 @@ def broadcast_from_process0(decide: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock of a run's directory (lock.py): one for all processes, held by the first.
+
+    Raises:
+      ConfigError: another command holds it; on every process.
+    """
+    with contextlib.ExitStack() as held:
+        broadcast_from_process0(lambda: held.enter_context(lock.hold(directory)))
+        yield
+
+
 class StopConsensus:
-    """Whether any process was asked to stop: the same answer on every process at the same step.
+    """Whether any process was asked to stop, and by which signal: the same answer on every process at the same step.
 
     With several processes a call returns the answer to the question of the call before, so that no process waits.
     """
@@ -178,13 +193,13 @@ class StopConsensus:
         self._any = jax.jit(lambda flags: flags.max(), out_shardings=sharding.replicated(mesh))
         self._answer = None
 
-    def __call__(self, asked: bool) -> bool:
-        """Takes this process's wish, returns the consensus."""
+    def __call__(self, asked: int) -> int:
+        """Takes the signal that this process was sent, or 0; returns one that any was sent, or 0."""
         if not self._several:
             return asked
         flags = jax.make_array_from_process_local_data(self._split, np.full(self._devices_here, asked, np.int32))
         answer, self._answer = self._answer, self._any(flags)
-        return answer is not None and bool(answer)
+        return 0 if answer is None else int(answer)
 
 
 def leave(code: int) -> None:

@@ -16,7 +16,7 @@ from evaluation.protocols.vtab import finetune
 from evaluation.protocols.vtab import report as vtab_report
 from evaluation.protocols.vtab.data import Examples
 from evaluation.protocols.vtab.tasks import Task
-from vivi_jax import checkpoint, files
+from vivi_jax import checkpoint, files, lock
 from vivi_jax.errors import DataError, lookup
 from vivi_jax.models.base import Encoder
 
@@ -91,6 +91,17 @@ class Runs:
         missing = [run for run in runs if self.result(task, stage, *run) is None]
         if not missing:
             return
+        with lock.hold(self.workdir / "runs" / task.name):  # other shards, of other tasks, are at work beside this one
+            self._do(task, load, stage, splits, missing)
+
+    def _do(
+        self,
+        task: Task,
+        load: Callable[[str], Examples],
+        stage: str,
+        splits: tuple[str, str],
+        missing: list[tuple[Setting, int]],
+    ) -> None:
         config, train, test = self.config, load(splits[0]), load(splits[1])
         size = dict(batch_size=config.batch_size, image_size=config.image_size)
         held = vtab_data.load_all(train, **size) if splits[0] not in ("train", "trainval") else None
@@ -128,7 +139,6 @@ class Runs:
             }
             compiled = 0
             path = self.path(task, stage, setting, repeat)
-            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, result)
             _LOG.info(
                 "%s %s %s repeat %d: %.1f %% of %s, %.0f s",
@@ -183,6 +193,7 @@ def evaluate(
         "protocol": protocol,
         "encoder_sha256": checkpoint.state_sha256(variables),
     }
+    lock.check_is_path(workdir, option="--workdir")
     root = pathlib.Path(workdir)
     files.claim(root / "evaluation.json", identity)
     runs = Runs(config, encoder, variables, root)

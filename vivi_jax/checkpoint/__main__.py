@@ -1,0 +1,49 @@
+"""Says of every checkpoint of a run whether it is good; exits with code 1 if one is not.
+
+    python -m vivi_jax.checkpoint verify RUN
+
+Good: every file is as the manifest says, and all values are finite. Nothing is changed.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+
+from vivi_jax import checkpoint, command_line
+from vivi_jax.checkpoint import manifest
+from vivi_jax.errors import CheckpointError
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = command_line.Parser("vivi_jax.checkpoint", __doc__)
+    parser.add_argument("action", choices=("verify",))
+    parser.add_argument("run", help="run directory")
+    command_line.run_parser(verify, parser, argv)
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Prints a line per checkpoint."""
+    directory = pathlib.Path(options.run) / "checkpoints"
+    steps = manifest.steps(directory)
+    if not steps:
+        raise CheckpointError(f"no checkpoint in {directory}: is {options.run} a run directory?")
+    problems = {step: problem_of(options.run, directory, step) for step in steps}
+    for step, problem in problems.items():
+        print(f"{directory / str(step)}: {problem or 'good'}")
+    if any(problems.values()):
+        sys.exit(1)
+
+
+def problem_of(run: str, directory: pathlib.Path, step: int) -> str | None:
+    problem = manifest.verify(directory / str(step))
+    if problem is None:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            if not checkpoint.all_finite(checkpoint.load_state(run, step)):
+                return "it holds values that are not finite"
+    return problem
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Saves, verifies and restores the training state: Orbax, plus a manifest of hashes in every checkpoint (manifest.py).
+
+A run goes on from its newest good checkpoint: one that verifies, and whose values are finite.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from vivi_jax.checkpoint import manifest
+from vivi_jax.checkpoint.manifest import newest_good_step, verify
+from vivi_jax.distributed import processes, sharding
+from vivi_jax.errors import CheckpointError, ConfigError, NotFinite
+from vivi_jax.methods.base import classified_encoder
+
+
+class Checkpoints:
+    """The checkpoints of one run, in WORKDIR/checkpoints/<step>/; the folder is made by the first save.
+
+    `save` returns as soon as the state is copied off the accelerator; a thread writes it and then its manifest. An
+    error in that thread is raised by the next `save` or by `close`.
+
+    Args:
+      keep: good checkpoints that are left once a newer one is written; one more while it is being written.
+    """
+
+    def __init__(self, workdir: str, *, keep: int):
+        if keep < 1:
+            raise ConfigError(f"config.run.keep_checkpoints={keep}: must be 1 or more")
+        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._finisher: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._failed = False
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(self.directory, item_handlers=ocp.StandardCheckpointHandler())
+        return self._manager
+
+    def save(self, step: int, state) -> None:
+        """Begins saving; waits for the save before, if that is still under way.
+
+        Raises:
+          NotFinite: a value of the state is NaN or infinite; nothing is written.
+          CheckpointError: it cannot be written, or the one before could not.
+        """
+        self.wait()
+        if not all_finite(state):
+            raise NotFinite(f"the state after step {step} is not finite", step)
+        try:
+            manager = self._open()
+            if jax.process_index() == 0:
+                manifest.begin(self.directory, step)
+            manager.save(step, args=ocp.args.StandardSave(state))
+        except (OSError, ValueError) as error:
+            raise self._cannot_write(error) from error
+        self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint")
+        self._finisher.start()
+
+    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+        try:
+            manager.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.commit(self.directory, step, keep=self._keep)
+        except BaseException as error:  # raised again by wait(), in the thread that can act on it
+            self._error = error
+
+    def wait(self) -> None:
+        """Returns once everything saved is on disk with its manifest; raises what went wrong on the way."""
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise self._cannot_write(error) from error
+
+    def _cannot_write(self, error: BaseException) -> CheckpointError:
+        self._failed = True
+        good = [str(s) for s in manifest.steps(self.directory) if verify(self.directory / str(s)) is None]
+        text = " ".join(str(error).split())
+        full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
+        return CheckpointError(
+            f"could not write a checkpoint to {self.directory}: "
+            f"{'the disk is full' if full else text[:300]}; good there are the steps {', '.join(good) or '(none)'}. "
+            f"{'Make room, and start' if full else 'Start'} the same command again"
+        )
+
+    def restore(self, state_like, mesh: Mesh):
+        """Returns (step, state) of the newest good checkpoint, or None where there is none yet.
+
+        Newer ones, which are not good, are moved to WORKDIR/checkpoints_rejected.
+
+        Args:
+          state_like: tree of arrays or ShapeDtypeStructs; the restored state has its structure, placed on `mesh` as
+            sharding.state_sharding says (which may differ from the mesh it was saved on).
+
+        Raises:
+          CheckpointError: there are checkpoints and none is good; or a leaf is missing, or of another shape or dtype.
+        """
+        self.wait()
+        unfit: list[int] = []
+        target = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            state_like,
+            sharding.state_sharding(state_like, mesh),
+        )
+        while (step := self._newest_good(unfit)) is not None:
+            manager = self._open()
+            manager.reload()
+            _check_fits(manager.item_metadata(step).tree, target, self.directory / str(step))
+            state = manager.restore(step, args=ocp.args.StandardRestore(target))
+            if all_finite(state):
+                break
+            unfit.append(step)
+        processes.broadcast_from_process0(lambda: manifest.set_aside(self.directory, step))
+        if step is None:
+            return None
+        manager.reload()
+        return step, state
+
+    def _newest_good(self, unfit: list[int]) -> int | None:
+        return processes.broadcast_from_process0(functools.partial(newest_good_step, self.directory, unfit=unfit))
+
+    def newest(self) -> int | None:
+        """The newest checkpoint that was written to its end, as far as its manifest tells."""
+        found = [s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()]
+        return max(found, default=None)
+
+    def close(self) -> None:
+        """Waits for what is being written; raises what went wrong, unless that was raised before."""
+        failed = self._failed
+        try:
+            self.wait()
+            if self._manager is not None:
+                self._manager.close()
+        except (CheckpointError, OSError, ValueError) as error:  # Orbax says once more that it could not write
+            if not failed:
+                raise error if isinstance(error, CheckpointError) else self._cannot_write(error) from error
+
+
+@jax.jit
+def _finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def all_finite(state) -> bool:
+    """Whether no value of a tree of arrays is NaN or infinite. Reads each once, on the devices that hold it."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return not leaves or bool(_finite(leaves))
+
+
+def _check_fits(there, here, directory: pathlib.Path) -> None:
+    """Orbax would cast dtypes without a word, and names what else differs over many lines."""
+
+    def leaves(tree) -> dict[str, str]:
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="."): f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    was, now = leaves(there), leaves(here)
+    different = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+    if different:
+        name = different[0]
+        more = f", and {len(different) - 1} more arrays differ" if len(different) > 1 else ""
+        raise CheckpointError(
+            f"checkpoint {directory} does not fit: {name} is {was.get(name, 'absent')} there, "
+            f"{now.get(name, 'absent')} here{more}{manifest.written_by(directory)}. Use the config and the version it "
+            "was written with, or another --workdir"
+        )
+
+
+def state_sha256(state) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all leaves: equal if and only if two states are, bit for bit.
+
+    With several processes all must call it: of a sharded array each has a part only.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def load_state(workdir: str, step: int | None = None) -> dict:
+    """The state of a run as a plain tree of arrays on the first local device, without the run's code.
+
+    Args:
+      workdir: run directory.
+      step: which checkpoint; the newest good one by default.
+
+    Raises:
+      CheckpointError: no such run, no checkpoint, or one that does not verify.
+    """
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if step is None:
+        step = newest_good_step(directory)
+        if step is None:
+            raise CheckpointError(
+                f"no checkpoint in {directory}: is {workdir} a run directory (made by "
+                "python -m vivi_jax.main --workdir=...)?"
+            )
+    elif problem := verify(directory / str(step)):
+        raise CheckpointError(f"checkpoint {directory / str(step)} does not verify: {problem}")
+    with ocp.CheckpointManager(directory, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+        placement = SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), manager.item_metadata(step).tree
+        )
+        return manager.restore(step, args=ocp.args.StandardRestore(target))
+
+
+def load_config(workdir: str) -> dict:
+    """The resolved config of a run, from its config.json; one of an earlier version in today's words.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    try:
+        return upgrade(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no {path}: is {workdir} a run directory (made by python -m vivi_jax.main --workdir=...)?"
+        ) from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def upgrade(config: dict) -> dict:
+    """The sections that readers of checkpoints use, from any version's config, in today's words."""
+    if "ema_base" in config.get("method", {}):  # up to 0.1.0
+        config["ema"] = {"name": "cosine", "base": config["method"].pop("ema_base")}
+    return config
+
+
+def load_encoder(workdir: str) -> tuple[dict, dict]:
+    """Returns (keyword arguments of models.build_encoder, its variables) from a run's newest good checkpoint.
+
+    With the classifier that supervised training or co-training learnt.
+    """
+    config = load_config(workdir)
+    state = load_state(workdir)
+    return classified_encoder(config["encoder"], state["params"], state["model_state"])
