@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs on every host of a TPU VM, called by tpu_vm.sh: bash on_tpu_vm.sh start BUCKET FLAGS... | status | stop
+# Runs on every host of a TPU VM, called by tpu_vm.sh: bash on_tpu_vm.sh start BUCKET FLAGS... | status | stop | kill
 #
 # start: environment, bucket ('' for none) at /mnt/BUCKET, then training that outlives the ssh connection; its output is
 # in ~/vivi_jax.log, its exit code in ~/vivi_jax.exit. status: "running", "exit CODE", or "none".
@@ -74,4 +74,5 @@ case "$1" in
     fi
     ;;
   stop) ! running || kill -TERM "$(cat ~/vivi_jax.pid)" ;;
+  kill) ! running || kill -KILL -- "-$(cat ~/vivi_jax.pid)" ;; # the whole group
 esac

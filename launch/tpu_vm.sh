@@ -104,13 +104,19 @@ state_now() {
   esac
 }
 
+give_up() {
+  echo "error: the run ended with code ${1#exit }; its last lines:" >&2
+  on_hosts 0 "tail -n 20 vivi_jax.log" >&2 || true
+  exit "${1#exit }"
+}
+
 watch() {
   [ -z "$dry_run" ] || {
     tpus tpu-vm describe "$name" "--format=value(state)"
     echo "# every $poll s, until the run has ended; if preempted: delete, create, push, run, and it goes on"
     return
   }
-  local state again=""
+  local state again="" restarts=10 # after crashes; preemptions do not count
   while :; do
     state="$(state_now | tail -n 1)"
     echo "$(date -u +%H:%M:%S) $name: $state"
@@ -125,11 +131,13 @@ watch() {
         ;;
       "exit 0") return ;;
       "exit 143" | none) train || true ;; # told to leave, and has saved; or the host has started anew
-      exit\ *)
-        echo "error: the run ended with code ${state#exit }; its last lines:" >&2
-        on_hosts 0 "tail -n 20 vivi_jax.log" >&2 || true
-        exit "${state#exit }"
+      "exit 75" | "exit 134") # ended by the watchdog; or a process has died, and JAX has ended this one
+        [ "$restarts" -gt 0 ] || give_up "$state"
+        restarts=$((restarts - 1))
+        on_hosts all "bash vivi_jax/launch/on_tpu_vm.sh kill" || true # what still hangs
+        train || true
         ;;
+      exit\ *) give_up "$state" ;;
     esac
     sleep "$poll"
   done

@@ -20,7 +20,7 @@ jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not install
 import yaml  # noqa: E402
 
 from helpers import launch_schemas  # noqa: E402
-from vivi_jax.distributed import preemption  # noqa: E402
+from vivi_jax.distributed import preemption, watchdog  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -142,7 +142,7 @@ def test_the_jobset_is_valid_and_carries_the_flags(cloud, options):
 def test_the_skypilot_file_is_valid_and_passes_the_flags_on(cloud, tmp_path):
     task = yaml.safe_load((ROOT / "launch/sky.yaml").read_text())
     jsonschema.validate(task, launch_schemas.SKYPILOT)
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [preemption.EXIT_CODE]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [preemption.EXIT_CODE, watchdog.EXIT_CODE]
     assert launch("sky.sh", "vito", "--nodes=2", "--spot", "--bucket=gs://b", "--", *FLAGS).returncode == 0
     call = calls(cloud)[0]
     assert call[:3] == ["sky", "jobs", "launch"] and "--use-spot" in call and call[call.index("--num-nodes") + 1] == "2"
@@ -392,7 +392,7 @@ def test_slurm_is_asked_for_a_process_per_gpu(cloud, tmp_path):
 @pytest.mark.slow
 def test_a_slurm_job_saves_is_queued_again_and_ends(cloud, tmp_path):
     project = copy_of_the_project(tmp_path / "project")
-    write_command(cloud / "srun", RECORD + 'shift; echo $$ >"$CLOUD/srun.pid"; exec "$@"\n')
+    write_command(cloud / "srun", RECORD + 'shift 2; echo $$ >"$CLOUD/srun.pid"; exec "$@"\n')
     write_command(cloud / "scancel", RECORD + 'kill -TERM "$(cat "$CLOUD/srun.pid")"\n')
     environment = os.environ | {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": "7"}
     script = shutil.copy(ROOT / "launch/slurm_job.sh", tmp_path / "spooled")  # Slurm runs a copy
@@ -408,15 +408,31 @@ def test_a_slurm_job_saves_is_queued_again_and_ends(cloud, tmp_path):
     assert (cloud / "flags").read_text().splitlines() == ["-m", "vivi_jax.main", *FLAGS] * 2
 
 
-@pytest.mark.slow
-def test_a_failed_slurm_job_is_not_queued_again(cloud, tmp_path):
-    project = copy_of_the_project(tmp_path / "project")
-    write_command(cloud / "srun", RECORD + "exit 4\n")
+@pytest.mark.parametrize(
+    "code, restarts, again",
+    [(4, "0", False), (130, "0", False), (75, "0", True), (134, "9", True), (75, "10", False), (134, "10", False)],
+)
+def test_a_slurm_job_that_hung_or_lost_a_process_is_queued_again_some_times_and_one_that_failed_is_not(
+    cloud, tmp_path, code, restarts, again
+):
+    write_command(cloud / "srun", RECORD + f"exit {code}\n")
     job = subprocess.run(
         ["bash", str(ROOT / "launch/slurm_job.sh"), *FLAGS],
-        env=os.environ | {"SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_ID": "7"},
+        env=os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts},
     )
-    assert job.returncode == 4 and [call[0] for call in calls(cloud)] == ["srun"]
+    assert job.returncode == code and [call[0] for call in calls(cloud)] == ["srun", *["scontrol"] * again]
+
+
+@pytest.mark.slow
+def test_a_tpu_vm_that_hung_is_started_again_on_all_hosts_and_not_for_ever(cloud):
+    copy_of_the_project(cloud / "host/vivi_jax")
+    for code, starts, end in ((watchdog.EXIT_CODE, 3, 0), (134, 3, 0), (75, 20, 75)):
+        trainer = f'#!/usr/bin/env bash\necho start >>"$CLOUD/starts"\n[ "$(wc -l <"$CLOUD/starts")" -lt {starts} ] || exit 0\nexit {code}\n'
+        write_command(cloud / "host/vivi_jax/.venv/bin/python", trainer)
+        done = launch("tpu_vm.sh", "up", "n", "--zone=z", "--poll=0.1", "--", *FLAGS)
+        assert done.returncode == end, done.stdout + done.stderr
+        assert (cloud / "starts").read_text() == "start\n" * min(starts, 11)
+        (cloud / "starts").unlink()
 
 
 @pytest.mark.slow

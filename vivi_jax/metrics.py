@@ -1,7 +1,6 @@
 """The scalars of a run: to metrics.jsonl, TensorBoard and the console."""
 
 import json
-import math
 import pathlib
 import sys
 import time
@@ -24,6 +23,7 @@ class MetricWriter:
         if not self._writer:
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
         _truncate(path, first_step)
         self._jsonl = open(path, "a", buffering=1)
         # Imported here: clu's writers need TensorFlow, which the core must not load.
@@ -122,7 +122,7 @@ class Progress:
         left = (self._total_steps - step) * self._batch_size / max(scalars["examples_per_second"], 1e-9)
         done = step / self._total_steps
         text = (
-            f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars.get('loss', math.nan):.3f}  "
+            f"[{'#' * int(20 * done):20}] step {step}/{self._total_steps}  loss {scalars['loss']:.3f}  "
             f"lr {scalars['learning_rate']:.3g}  {scalars['examples_per_second']:.1f} examples/s  "
             f"data wait {scalars['data_wait_share']:.0%}  ETA {duration(left)}"
         )

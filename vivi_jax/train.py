@@ -325,13 +325,12 @@ class StepLog:
         found = f"{' and '.join(bad) or 'the state is not finite'} at step {step}"
         if SKIPPED in scalars:
             self._count_skipped(step, found, skipped=scalars.pop(SKIPPED) > 0)
-            scalars = {name: value for name, value in scalars.items() if math.isfinite(value)}
             scalars["skipped_steps"] = float(self._bad_steps.count("skip"))
         elif bad:
             raise NotFinite(found, step)
         if log:
             scalars |= self._progress.rates(step, self._feed.wait_seconds)
-            self.scalars(step, scalars)
+            self.scalars(step, {name: value for name, value in scalars.items() if math.isfinite(value)})
             self._progress.show(step, scalars)
 
     def _count_skipped(self, step: int, found: str, *, skipped: bool) -> None:

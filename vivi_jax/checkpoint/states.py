@@ -6,6 +6,7 @@ A run goes on from its newest good checkpoint: one that verifies, and whose valu
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import threading
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -42,6 +44,7 @@ class Checkpoints:
         self._finisher: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failed = False
+        absl_logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -147,6 +150,11 @@ class Checkpoints:
         except (CheckpointError, OSError, ValueError) as error:  # Orbax says once more that it could not write
             if not failed:
                 raise error if isinstance(error, CheckpointError) else self._cannot_write(error) from error
+
+
+def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of what it raises, in each of its threads; what it raises is said by _cannot_write."""
+    return not (record.exc_info and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 @jax.jit

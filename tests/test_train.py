@@ -1,0 +1,321 @@
+"""The loop: what it does with steps that are not finite, with signals, and before it may write."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from helpers.commands import ROOT, one_device
+from vivi_jax import checkpoint
+from vivi_jax.build import Experiment
+from vivi_jax.distributed import preemption, watchdog
+from vivi_jax.errors import ConfigError, DataError, NotFinite
+from vivi_jax.methods.base import MethodState
+from vivi_jax.train import MOST_ROLL_BACKS, MOST_SKIPPED_IN_A_ROW, train
+from vivi_jax.train_step import make_train_step
+
+BATCH, TOTAL = 16, 12
+
+
+class Linear:
+    """The mean square of x w, whose batches may hold NaN: the loop's view of a method, compiled at once."""
+
+    def init(self, key, batch):
+        return MethodState({"w": jnp.ones((4, 3)), "encoder": {"b": jnp.zeros(3)}}, {})
+
+    def embed(self, params, model_state, target, batch, keys):
+        return batch["x"] @ params["w"] + params["encoder"]["b"][None], model_state, target
+
+    def loss(self, embeddings, batch, loss_state, step):
+        return jnp.mean((embeddings - 1) ** 2), loss_state, {}
+
+
+def experiment(total: int = TOTAL, nan_rate_at: int | None = None) -> Experiment:
+    """Plain gradient descent; the rate of one step (from 0) may be NaN: a finite loss whose update is not."""
+
+    def rate(step):
+        return 0.1 if nan_rate_at is None else jnp.where(step == nan_rate_at, jnp.nan, 0.1)
+
+    method, optimizer = Linear(), optax.sgd(rate)
+    step = make_train_step(method, optimizer, rate, None, seed=0, micro_batches=1)
+    return Experiment(method, optimizer, step, {"x": jax.ShapeDtypeStruct((BATCH, 4), jnp.float32)}, total)
+
+
+def batch(i: int) -> np.ndarray:
+    return np.random.default_rng(i).normal(size=(BATCH, 4)).astype(np.float32)
+
+
+def batches(poisoned=(), at=lambda i: None):
+    """Batches by their number; `at` is called with it."""
+
+    def from_(first: int):
+        i = first
+        while True:
+            at(i)
+            x = batch(i)
+            if i in poisoned:
+                x[3, 1] = np.nan
+            yield {"x": x}
+            i += 1
+
+    return from_
+
+
+def run(workdir, made=None, data=None, **changes):
+    options = dict(
+        seed=0,
+        micro_batches=1,
+        evaluators=[],
+        eval_every=0,
+        log_every=1,
+        checkpoint_every=5,
+        keep_checkpoints=3,
+        watchdog_seconds=0,
+        on_nan="stop",
+        fsdp=1,
+    )
+    return train(made or experiment(), data or batches(), str(workdir), **options | changes)
+
+
+def after(numbers) -> np.ndarray:
+    """w after a step on each of these batches, by NumPy."""
+    w, b = np.ones((4, 3)), np.zeros(3)
+    for i in numbers:
+        x = batch(i).astype(np.float64)
+        slope = 2 * (x @ w + b - 1) / (BATCH * 3)
+        w, b = w - 0.1 * x.T @ slope, b - 0.1 * slope.sum(0)
+    return w
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- steps that are not finite ----------------------------------------------------------------------------------------
+
+
+def test_a_run_stops_says_where_and_goes_on_once_the_cause_is_gone(tmp_path):
+    for start in (1, 2):
+        with pytest.raises(NotFinite, match="loss is nan and the gradient norm is nan at step 8; ") as raised:
+            run(tmp_path / "a", data=batches({7}))
+        assert "The newest checkpoint is that of step 5. " in str(raised.value)
+        assert "--may_change=schedule" in str(raised.value) and "lower learning rate" not in str(raised.value)
+        assert checkpoint.newest_good_step(tmp_path / "a" / "checkpoints") == 5
+        found = lines(tmp_path / "a" / "bad_steps.jsonl")
+        assert len(found) == start and found[-1] == {
+            "step": 8,
+            "found": "the loss is nan and the gradient norm is nan at step 8",
+            "action": "stop",
+            "batch": 7,
+            "examples": [7 * BATCH, 8 * BATCH],
+        }
+    state, straight = run(tmp_path / "a"), run(tmp_path / "b")
+    assert checkpoint.state_sha256(state) == checkpoint.state_sha256(straight)
+    assert [line["step"] for line in lines(tmp_path / "a" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
+
+
+@pytest.mark.parametrize("total", [TOTAL, 10], ids=["inside", "the last step"])
+def test_an_update_that_is_not_finite_is_not_saved_although_its_loss_is(tmp_path, total):
+    with pytest.raises(NotFinite, match="the state after step 10 is not finite; nothing of it is saved"):
+        run(tmp_path, experiment(total, nan_rate_at=9))
+    assert checkpoint.steps(tmp_path / "checkpoints") == [5]
+    state = run(tmp_path, experiment(total))
+    np.testing.assert_allclose(state.params["w"], after(range(total)), rtol=1e-5)
+
+
+def test_a_bad_step_is_skipped_counted_and_named(tmp_path):
+    state = run(tmp_path, experiment(nan_rate_at=9), batches({2, 7}), on_nan="skip")
+    np.testing.assert_allclose(state.params["w"], after(set(range(TOTAL)) - {2, 7, 9}), rtol=1e-5)
+    assert state.step == TOTAL
+    assert [(line["step"], line["action"], line["batch"]) for line in lines(tmp_path / "bad_steps.jsonl")] == [
+        (3, "skip", 2),
+        (8, "skip", 7),
+        (10, "skip", 9),
+    ]
+    metrics = {line["step"]: line for line in lines(tmp_path / "metrics.jsonl")}
+    assert "loss" not in metrics[8] and [metrics[i]["skipped_steps"] for i in (2, 3, 7, 8, 12)] == [0, 1, 1, 2, 3]
+
+
+def test_skipping_without_end_is_an_end(tmp_path):
+    with pytest.raises(NotFinite, match=f"at step 14, as {MOST_SKIPPED_IN_A_ROW} steps before it, which were skipped"):
+        run(tmp_path, experiment(40), batches(range(3, 40)), on_nan="skip")
+    np.testing.assert_allclose(checkpoint.load_state(tmp_path)["params"]["w"], after(range(3)), rtol=1e-5)
+
+
+def test_without_a_bad_step_skipping_changes_no_bit(tmp_path):
+    states = [run(tmp_path / on_nan, on_nan=on_nan) for on_nan in ("stop", "skip", "roll_back")]
+    assert len({checkpoint.state_sha256(state) for state in states}) == 1
+
+
+def test_a_run_rolls_back_and_leaves_the_batches_out(tmp_path):
+    state = run(tmp_path / "a", data=batches({7, 16}), on_nan="roll_back")
+    # 5 steps, back from the 8th to 5; 3 batches are out, so batch 16 is the 14th step, beyond the end.
+    np.testing.assert_allclose(state.params["w"], after([*range(5), *range(8, 15)]), rtol=1e-5)
+    assert [line["step"] for line in lines(tmp_path / "a" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
+
+    def stop_at(i: int) -> None:
+        if i == 13 and not stopped:
+            stopped.append(i)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = []
+    with pytest.raises(preemption.Preempted):
+        run(tmp_path / "b", data=batches({7, 16}, stop_at), on_nan="roll_back")
+    again = run(tmp_path / "b", data=batches({7, 16}, stop_at), on_nan="roll_back")
+    assert stopped and checkpoint.state_sha256(again) == checkpoint.state_sha256(state)
+
+
+def test_rolling_back_without_end_is_an_end(tmp_path):
+    with pytest.raises(NotFinite, match=f"also after going back to step 5 {MOST_ROLL_BACKS} times"):
+        run(tmp_path, experiment(nan_rate_at=7), on_nan="roll_back")
+    assert checkpoint.newest_good_step(tmp_path / "checkpoints") == 5
+
+
+def test_an_unknown_policy_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.run.on_nan='rollback' is unknown; did you mean 'roll_back'"):
+        run(tmp_path / "run", on_nan="rollback")
+    assert not (tmp_path / "run").exists()
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_a_signal_saves_its_step_and_the_run_goes_on_bit_for_bit(tmp_path, number):
+    def stop_at(i: int) -> None:
+        if i == 8:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(preemption.Preempted, match=number.name) as raised:
+        run(tmp_path / "a", experiment(60), batches(at=stop_at), checkpoint_every=50)
+    assert raised.value.exit_code == 128 + number
+    saved = checkpoint.newest_good_step(tmp_path / "a" / "checkpoints")
+    assert saved == lines(tmp_path / "a" / "metrics.jsonl")[-1]["step"] < 60
+    state, straight = run(tmp_path / "a", experiment(60)), run(tmp_path / "b", experiment(60))
+    assert checkpoint.state_sha256(state) == checkpoint.state_sha256(straight)
+
+
+def child(code: str, *arguments: str, timeout: float = 100) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        cwd=ROOT,
+        env=one_device(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_ctrl_c_twice_ends_at_once_and_a_second_sigterm_does_not():
+    code = """
+        import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        from vivi_jax.distributed.preemption import Preemption
+        stop = Preemption()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.requested  # nohup
+        for name in sys.argv[1:]:
+            os.kill(os.getpid(), getattr(signal, name))
+        print("saving", stop.requested)
+    """
+    done = child(code, "SIGTERM", "SIGTERM")
+    assert (done.returncode, done.stdout) == (0, "saving 15\n"), done.stderr
+    done = child(code, "SIGINT")
+    assert (done.returncode, done.stdout) == (0, "saving 2\n"), done.stderr
+    for first in ("SIGINT", "SIGTERM"):
+        done = child(code, first, "SIGINT")
+        assert done.returncode == 130 and not done.stdout and "left without saving" in done.stderr, done.stderr
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_is_refused_leaves_nothing(tmp_path):
+    def refuse():
+        raise ConfigError("no")
+
+    def no_data(first: int):
+        raise DataError("shard 0 is damaged")
+        yield
+
+    workdir = tmp_path / "runs" / "run"
+    with pytest.raises(ConfigError, match="no"):
+        run(workdir, claim=refuse)
+    claimed = []
+    with pytest.raises(DataError, match="shard 0 is damaged"):
+        run(workdir, data=no_data, claim=lambda: claimed.append(1))
+    with pytest.raises(ValueError, match="no weights"):
+        run(workdir, initial=lambda: (_ for _ in ()).throw(ValueError("no weights")))
+    assert not claimed and not list(tmp_path.iterdir())
+
+
+def test_the_directory_is_claimed_once_when_all_is_ready(tmp_path):
+    seen = []
+
+    def claim():
+        seen.append(tmp_path.exists() and list(tmp_path.iterdir()))
+
+    run(tmp_path / "run", claim=claim, data=batches({7}), on_nan="roll_back")
+    assert seen == [[]]
+
+
+def test_a_run_may_start_from_weights_of_its_own(tmp_path):
+    made = experiment(3)
+    fresh = run(tmp_path / "a", made)
+    assert not np.allclose(fresh.params["w"], 0)
+
+    def initial():
+        state = checkpoint.load_state(tmp_path / "a")
+        return fresh.replace(step=jnp.int32(0), params=jax.tree.map(jnp.asarray, state["params"]))
+
+    state = run(tmp_path / "b", made, initial=initial)
+    np.testing.assert_allclose(state.params["w"], after([0, 1, 2, 0, 1, 2]), rtol=1e-5)
+
+
+# --- the watchdog -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expected", ["dog.expect('step 7');", "with dog.phase('compiling'):"])
+def test_what_hangs_ends_with_all_stacks_and_a_code_that_launchers_restart(expected):
+    code = f"""
+        import threading, time
+        from vivi_jax.distributed.watchdog import Watchdog
+        def stuck_in_a_thread():
+            time.sleep(60)
+        threading.Thread(target=stuck_in_a_thread, daemon=True).start()
+        dog = Watchdog(0.3)
+        with dog.phase("something short"):
+            pass
+        time.sleep(1.5)  # nothing is expected
+        print("alive", flush=True)
+        {expected} time.sleep(60)
+    """
+    done = child(code, timeout=50)
+    assert done.returncode == watchdog.EXIT_CODE == 75 and done.stdout == "alive\n", done.stderr
+    what = "step 7" if "step" in expected else "compiling"
+    assert f"no end of {what} within its limit (config.run.watchdog_seconds=0.3)" in done.stderr
+    assert "stuck_in_a_thread" in done.stderr and "Watchdog" not in done.stdout
+
+
+def test_a_closed_watchdog_lets_everything_last():
+    done = child(
+        """
+        import time
+        from vivi_jax.distributed.watchdog import Watchdog
+        dog = Watchdog(0.3)
+        dog.expect("step 1")
+        dog.close()
+        Watchdog(0).expect("step 1")
+        time.sleep(1)
+        """
+    )
+    assert done.returncode == 0, done.stderr
