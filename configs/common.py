@@ -98,7 +98,7 @@ def run_section(**changes) -> ml_collections.ConfigDict:
             keep_checkpoints=3,
             eval_every=0,  # steps between online evaluations; 0: only at the end
             watchdog_seconds=1800.0,  # a step that takes longer ends the process; 0: never
-            on_nan="stop",  # where a step is not finite; "skip" it, or "roll_back" to a checkpoint: docs/reliability.md
+            on_nan="stop",  # where a step is not finite; "skip" it, or "roll_back" to a checkpoint: docs/running.md
             fsdp=1,  # devices that hold one copy of parameters, optimizer and target; 1: all on every device
         )
         | changes

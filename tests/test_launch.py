@@ -427,8 +427,8 @@ def test_a_slurm_job_that_hung_or_lost_a_process_is_queued_again_some_times_and_
 def test_a_tpu_vm_that_hung_is_started_again_on_all_hosts_and_not_for_ever(cloud):
     copy_of_the_project(cloud / "host/vivi_jax")
     for code, starts, end in ((watchdog.EXIT_CODE, 3, 0), (134, 3, 0), (75, 20, 75)):
-        trainer = f'#!/usr/bin/env bash\necho start >>"$CLOUD/starts"\n[ "$(wc -l <"$CLOUD/starts")" -lt {starts} ] || exit 0\nexit {code}\n'
-        write_command(cloud / "host/vivi_jax/.venv/bin/python", trainer)
+        trainer = f'echo start >>"$CLOUD/starts"\n[ "$(wc -l <"$CLOUD/starts")" -lt {starts} ] || exit 0\nexit {code}\n'
+        write_command(cloud / "host/vivi_jax/.venv/bin/python", f"#!/usr/bin/env bash\n{trainer}")
         done = launch("tpu_vm.sh", "up", "n", "--zone=z", "--poll=0.1", "--", *FLAGS)
         assert done.returncode == end, done.stdout + done.stderr
         assert (cloud / "starts").read_text() == "start\n" * min(starts, 11)

@@ -186,6 +186,28 @@ def test_sigterm_to_one_of_two_stops_both_at_the_same_step_and_the_run_goes_on(s
 
 
 @pytest.mark.slow
+def test_a_host_that_is_stopped_ends_the_others_with_all_stacks_and_the_run_goes_on(store, tmp_path):
+    workdir = tmp_path / "run"
+    command = [*vito(store, workdir), "--config.hosts.heartbeat_seconds=10"]
+    hosts = start(2, 1, tmp_path / "a", command)
+    deadline = time.monotonic() + 900
+    while len(logged_steps(workdir)) < 8:  # with a checkpoint
+        assert time.monotonic() < deadline and hosts[0].poll() is None, output(tmp_path / "a", 0)
+        time.sleep(0.05)
+    hosts[1].send_signal(signal.SIGSTOP)
+    try:
+        assert hosts[0].wait(timeout=60) == -signal.SIGABRT, output(tmp_path / "a", 0)
+    finally:
+        hosts[1].kill()
+        hosts[1].wait()
+    assert "Thread 0x" in output(tmp_path / "a", 0) and "vivi_jax/train.py" in output(tmp_path / "a", 0)
+    for rank, host in enumerate(start(2, 1, tmp_path / "b", command)):
+        assert host.wait(timeout=900) == 0, output(tmp_path / "b", rank)
+    assert "which held it, is gone" in output(tmp_path / "b", 0) and "going on from step" in output(tmp_path / "b", 0)
+    assert sorted(set(logged_steps(workdir))) == list(range(1, 121))
+
+
+@pytest.mark.slow
 def test_hosts_that_differ_are_refused_with_the_difference(store, tmp_path):
     workdir = tmp_path / "run"
     hosts = start(2, 1, workdir, vito(store, workdir), of_rank=lambda rank: [f"--config.seed={rank}"])
@@ -193,7 +215,7 @@ def test_hosts_that_differ_are_refused_with_the_difference(store, tmp_path):
         assert host.wait(timeout=200) == 1
         errors = [line for line in output(workdir, rank).splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and "process 1" in errors[0] and "config.seed: 0 there, 1 here" in errors[0]
-    assert not (workdir / "metrics.jsonl").exists()
+    assert not workdir.exists()  # a refused start leaves nothing
 
 
 @pytest.mark.slow

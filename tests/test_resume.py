@@ -16,6 +16,7 @@ from helpers.video_files import write_video
 from input_pipeline.preparation.local import prepare
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
+from vivi_jax.lock import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +84,34 @@ def test_sigterm_saves_leaves_and_goes_on_bit_for_bit(straight, store, tmp_path)
 def test_sigterm_while_starting_ends_at_once(store, tmp_path):
     workdir = tmp_path / "run"
     process = start(workdir, store)
-    while not (workdir / "config.json").exists():
+    while not (workdir / LOCK).exists():
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(2)  # initialising or compiling
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) in (128 + signal.SIGTERM, -signal.SIGTERM)  # the latter before the handler is set
+    assert not workdir.exists() or (workdir / "metrics.jsonl").exists() or process.returncode < 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_meanwhile_no_second_run_is_let_in(straight, store, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(workdir, store)
+    wait_for_a_new_step(process, workdir)
+    with open(f"{workdir}.second.log", "w") as log:
+        second = start_module("vivi_jax.main", *small_vito(store, workdir), stdout=log, stderr=log)
+    assert second.wait(timeout=200) == 1
+    errors = pathlib.Path(f"{workdir}.second.log").read_text().splitlines()
+    assert (
+        errors[-1].startswith(f"error: {workdir} is in use by process {process.pid} on ") and "Traceback" not in errors
+    )
+    assert process.poll() is None, "the first run ended before the second was refused: make it longer"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 128 + signal.SIGINT
+    log = pathlib.Path(f"{workdir}.log").read_text()
+    assert "SIGINT: saved, stopping at step" in log and "Traceback" not in log and not (workdir / LOCK).exists()
+    assert checkpoint.newest_good_step(workdir / "checkpoints") == logged_steps(workdir)[-1] < STEPS
+    assert_equal_to(straight, workdir, finish(workdir, store))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The loop: what it does with steps that are not finite, with signals, and before it may write."""
 
+import errno
 import json
 import os
 import signal
@@ -13,11 +14,12 @@ import numpy as np
 import optax
 import pytest
 
+from configs import vito
 from helpers.commands import ROOT, one_device
-from vivi_jax import checkpoint
+from vivi_jax import checkpoint, main
 from vivi_jax.build import Experiment
 from vivi_jax.distributed import preemption, watchdog
-from vivi_jax.errors import ConfigError, DataError, NotFinite
+from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 from vivi_jax.methods.base import MethodState
 from vivi_jax.train import MOST_ROLL_BACKS, MOST_SKIPPED_IN_A_ROW, train
 from vivi_jax.train_step import make_train_step
@@ -268,6 +270,26 @@ def test_the_directory_is_claimed_once_when_all_is_ready(tmp_path):
     assert seen == [[]]
 
 
+def test_a_run_goes_on_with_other_values_only_where_it_is_told_to(tmp_path):
+    config, directory = vito.get_config("demo"), tmp_path / "run"
+    main.claim_workdir(str(directory), config, write=False)
+    assert not directory.exists()
+    main.claim_workdir(str(directory), config)
+    config.schedule.base_lr, config.run.log_every = 0.001, 7
+    with pytest.raises(
+        ConfigError, match=r"\(schedule.base_lr: 0.032 there, 0.001 here\); .* or go on .*--may_change=KEYS"
+    ):
+        main.claim_workdir(str(directory), config)
+    main.claim_workdir(str(directory), config, ("schedule",))
+    assert json.loads((directory / "config.json").read_text())["schedule"]["base_lr"] == 0.001
+    change = {"schedule.base_lr": {"was": 0.032, "now": 0.001}}
+    assert lines(directory / "config_changes.jsonl") == [{"step": 0, "changes": change}]
+    main.claim_workdir(str(directory), config)  # these are the run's values now
+    config.schedule.base_lr, config.encoder.width = 0.002, 2.0
+    with pytest.raises(ConfigError, match=r"\(encoder.width: 0.25 there, 2.0 here\)"):
+        main.claim_workdir(str(directory), config, ("schedule",))
+
+
 def test_a_run_may_start_from_weights_of_its_own(tmp_path):
     made = experiment(3)
     fresh = run(tmp_path / "a", made)
@@ -304,6 +326,31 @@ def test_what_hangs_ends_with_all_stacks_and_a_code_that_launchers_restart(expec
     what = "step 7" if "step" in expected else "compiling"
     assert f"no end of {what} within its limit (config.run.watchdog_seconds=0.3)" in done.stderr
     assert "stuck_in_a_thread" in done.stderr and "Watchdog" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "hang, what",
+    [
+        ("evaluators=[lambda step, state: time.sleep(300 * step) or {}], eval_every=5", "the evaluation at step 5"),
+        ("data=test_train.batches(at=lambda i: time.sleep(300 * (i == 7)))", "step 8"),
+    ],
+)
+def test_a_run_that_hangs_ends_and_its_checkpoint_is_good(tmp_path, hang, what):
+    code = "import sys, time; sys.path.insert(0, 'tests'); import test_train; "
+    done = child(f"{code}test_train.run(sys.argv[1], watchdog_seconds=4, {hang})", str(tmp_path), timeout=200)
+    assert done.returncode == 75 and f"no end of {what} within" in done.stderr, done.stderr
+    assert checkpoint.newest_good_step(tmp_path / "checkpoints") == 5
+
+
+def test_a_disk_that_is_full_is_one_line(tmp_path):
+    def fill(i: int) -> None:  # as a write to one that is
+        if i == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="cannot write to .*: No space left on device; mend that"):
+        run(tmp_path, data=batches(at=fill))
+    assert run(tmp_path).step == TOTAL
 
 
 def test_a_closed_watchdog_lets_everything_last():

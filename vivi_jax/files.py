@@ -5,6 +5,7 @@ Imports neither JAX nor TensorFlow.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError
 
 Path = str | os.PathLike[str]
 
@@ -58,6 +59,20 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def said_where_there_is_no_room(directory: Path) -> Iterator[None]:
+    """A block that writes into a directory: a full or read-only disk is a CheckpointError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        raise CheckpointError(
+            f"cannot write to {directory}: {error.strerror}; mend that, and start the same command again: it goes on "
+            "from the newest checkpoint"
+        ) from error
 
 
 def config_diff(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:

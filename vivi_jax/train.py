@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from clu import parameter_overview
 from jax.sharding import Mesh
 
+from vivi_jax import files
 from vivi_jax import metrics as metrics_lib
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
@@ -50,7 +51,7 @@ def train(
     """Trains to experiment.total_steps, from the newest good checkpoint in `workdir` if there is one.
 
     With several processes all call it alike, with a `workdir` they share. What is kept of a run, and when, is in
-    docs/reliability.md.
+    docs/running.md.
 
     Args:
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
@@ -78,7 +79,7 @@ def train(
     lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
-    with contextlib.ExitStack() as cleanup:
+    with files.said_where_there_is_no_room(workdir), contextlib.ExitStack() as cleanup:
         watchdog = cleanup.enter_context(contextlib.closing(Watchdog(watchdog_seconds)))
         stop = cleanup.enter_context(contextlib.closing(preemption.Preemption(alone=jax.process_count() == 1)))
         anyone_asks = processes.StopConsensus(mesh)
