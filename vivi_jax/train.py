@@ -263,16 +263,19 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh, *, skip_
 def skipping_not_finite(train_step: TrainStep) -> TrainStep:
     """The step with one metric more, SKIPPED: 1 where loss, gradient or new state are not finite, else 0.
 
-    A skipped step counts, and leaves the rest of the state as it was.
+    A skipped step counts, also in the optimizer, which counts for its schedule; all else stays as it was.
     """
+
+    def is_float(leaf: jax.Array) -> bool:
+        return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         new, metrics = train_step(state, batch)
-        floats = [leaf for leaf in jax.tree.leaves(new) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-        floats += [metrics["loss"], metrics["gradient_norm"]]
+        floats = [*filter(is_float, jax.tree.leaves(new)), metrics["loss"], metrics["gradient_norm"]]
         good = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
-        kept = jax.tree.map(lambda was, now: jnp.where(good, now, was), state.replace(step=new.step), new)
-        return kept, metrics | {SKIPPED: 1.0 - good}
+        opt_state = jax.tree.map(lambda was, now: was if is_float(now) else now, state.opt_state, new.opt_state)
+        kept = state.replace(step=new.step, opt_state=opt_state)
+        return jax.tree.map(lambda was, now: jnp.where(good, now, was), kept, new), metrics | {SKIPPED: 1.0 - good}
 
     return step
 
