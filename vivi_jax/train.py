@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -274,7 +275,7 @@ def skipping_not_finite(train_step: TrainStep) -> TrainStep:
         floats = [*filter(is_float, jax.tree.leaves(new)), metrics["loss"], metrics["gradient_norm"]]
         good = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
         opt_state = jax.tree.map(lambda was, now: was if is_float(now) else now, state.opt_state, new.opt_state)
-        kept = state.replace(step=new.step, opt_state=opt_state)
+        kept = dataclasses.replace(state, step=new.step, opt_state=opt_state)
         return jax.tree.map(lambda was, now: jnp.where(good, now, was), kept, new), metrics | {SKIPPED: 1.0 - good}
 
     return step
