@@ -321,7 +321,7 @@ class StepLog:
         (step, metrics), self._pending = self._pending, None
         log = step % self._log_every == 0 or step == self._total_steps
         names = metrics if log else metrics.keys() & {"loss", "gradient_norm", SKIPPED}
-        scalars = {name: float(metrics[name]) for name in names}
+        scalars = {name: float(value) for name, value in jax.device_get({n: metrics[n] for n in names}).items()}
         bad = [
             f"the {name.replace('_', ' ')} is {scalars[name]}"
             for name in ("loss", "gradient_norm")
