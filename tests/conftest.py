@@ -8,8 +8,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Their programs are tiny and most of their time is compiling: without LLVM's optimisation it halves.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Many tests and their child processes compile the same programs; all workers of a test run share one cache of them.
