@@ -45,17 +45,17 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from benchmarks import results
+from benchmarks import results, same_work
+from benchmarks.same_work import NOT_TIMED, OurStep, our_method_step
 
 SEED = 0
 REPETITIONS, REPETITION_SECONDS = 5, 0.5
 BUDGET_SECONDS = 460.0  # of the whole run; --quick has an hour for all, as CI's machines are slow
 CHILD_SECONDS = {"ours": 260.0, "peer": 200.0, "peer_max": 200.0, "parity": 200.0, "spec": 300.0}  # of their turn
 IN_LANE = {"spec": 1, "ours": 2, "parity": 1, "peer": 2}  # processes at a time: one compiles, the next gets ready
-FLOPS_TOLERANCE, QUICK_FLOPS_TOLERANCE = 0.1, 0.6  # PyTorch counts products with padding, the more the smaller the maps
 MATRIX = 8192
 SCRATCH = "BENCHMARKS_GPU_SCRATCH"  # environment variable: a folder of one run
-NO_GPU, NOT_TIMED = "a framework sees no GPU", "not the same work, so not timed: "
+NO_GPU = "a framework sees no GPU"
 
 
 # ---- What is measured -----------------------------------------------------------------------------------------------
@@ -191,38 +191,9 @@ def compiling(framework: str) -> Iterator[None]:
 
 
 # ---- Ours -----------------------------------------------------------------------------------------------------------
-class OurStep(NamedTuple):
-    """A step and the shapes (jax.ShapeDtypeStruct) that it takes."""
-
-    step: Callable  # (state, batch) -> (state, metrics with "loss")
-    state: Any
-    batch: dict
-    params: Any  # those that are trained, out of `state`
-    outputs: dict  # name -> shape, what the loss sees
-
-
 def our_step(row: str, quick: bool) -> OurStep:
     config = ROWS[row].config(quick)
     return our_vtab_step(config) if row == "vtab" else our_method_step(config)[0]
-
-
-def our_method_step(config: ml_collections.ConfigDict) -> tuple[OurStep, Any]:
-    """The step, and the method."""
-    import jax
-
-    from vivi_jax.build import build
-    from vivi_jax.train_step import create, example_keys
-
-    experiment = build(config)
-    method, batch = experiment.method, dict(experiment.batch_spec)
-    state = jax.eval_shape(lambda: create(method, experiment.optimizer, batch, SEED))
-
-    def embed(state, batch):
-        keys = example_keys(SEED, state.step, batch)
-        return method.embed(state.params, state.model_state, state.target, batch, keys)[0]
-
-    outputs = shapes_of(jax.tree_util.tree_leaves_with_path(jax.eval_shape(embed, state, batch)))
-    return OurStep(experiment.train_step, state, batch, state.params, outputs), method
 
 
 def our_vtab_step(config: ml_collections.ConfigDict) -> OurStep:
@@ -251,10 +222,6 @@ def our_vtab_step(config: ml_collections.ConfigDict) -> OurStep:
 
     outputs = {"class_logits": (config.batch_size, config.num_classes)}
     return OurStep(step, state, batch, state["params"], outputs)
-
-
-def shapes_of(leaves_with_path) -> dict[str, tuple[int, ...]]:
-    return {".".join(str(entry.key) for entry in path): leaf.shape for path, leaf in leaves_with_path}
 
 
 def weights_like(shapes: Any) -> Any:
@@ -334,16 +301,11 @@ def spec(rows: list[str], quick: bool) -> None:
 
 
 def describe(row: str, quick: bool) -> dict:
-    import jax
-
     ours = our_step(row, quick)
-    lowered = jax.jit(ours.step).lower(ours.state, ours.batch)
     return {
         "batch": {name: list(s.shape) for name, s in ours.batch.items()},
         "images_per_step": sum(math.prod(s.shape[:-3]) for s in ours.batch.values() if s.dtype == np.uint8),
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(ours.params)),
-        "outputs": {name: list(shape) for name, shape in ours.outputs.items()},
-        "flops_per_step": lowered.cost_analysis()["flops"],
+        **same_work.of_ours(ours),
     }
 
 
@@ -564,7 +526,6 @@ def start_torch(quick: bool) -> str:
 def peer(row: str, quick: bool, max_autotune: bool) -> None:
     """Eager, then compiled; or compiled with max-autotune alone."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     device = start_torch(quick)
     config = ROWS[row].config(quick)
@@ -592,13 +553,9 @@ def peer(row: str, quick: bool, max_autotune: bool) -> None:
             torch.cuda.empty_cache()
 
     with alone() as ours:
-        with torch.no_grad():
-            outputs = {name: list(z.shape) for name, z in flat(step.embed(*prepare(batch))).items()}
-        with FlopCounterMode(display=False) as counter:
-            run()
-        say(parameters=step.parameters(), flops_per_step=counter.get_total_flops())
-        tolerance = QUICK_FLOPS_TOLERANCE if quick else FLOPS_TOLERANCE
-        check_same_work(ours, step.parameters(), outputs, counter.get_total_flops(), tolerance)
+        theirs = same_work.of_peer(step, prepare(batch))
+        say(**{name: theirs[name] for name in ("parameters", "flops_per_step")})
+        same_work.check(ours, theirs, quick)
         if not max_autotune:
             measure("eager", repetitions=3)
     # On a CPU only that it runs is of interest, and Inductor's code for CPUs takes long to build.
@@ -628,24 +585,6 @@ def batch_spec(row: str, config) -> dict:
     from vivi_jax.build import build_method
 
     return build_method(config).batch_spec(config.batch_size, config.data)
-
-
-def flat(outputs: dict, prefix: str = "") -> dict:
-    """{"view1": {"global": z}} -> {"view1.global": z}."""
-    found = {}
-    for name, value in outputs.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
-def check_same_work(ours: dict, parameters: int, outputs: dict, flops: float, tolerance: float) -> None:
-    """Ends the process unless the peer has our parameters, outputs and, within the tolerance, FLOPs."""
-    if parameters != ours["parameters"]:
-        sys.exit(f"{NOT_TIMED}{parameters} parameters, ours has {ours['parameters']}")
-    if outputs != ours["outputs"]:
-        sys.exit(f"{NOT_TIMED}outputs {outputs}, ours are {ours['outputs']}")
-    if abs(flops / ours["flops_per_step"] - 1) > tolerance:
-        sys.exit(f"{NOT_TIMED}{flops:.3g} FLOPs a step, ours has {ours['flops_per_step']:.3g}")
 
 
 def peer_matrix(quick: bool) -> None:

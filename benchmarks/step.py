@@ -1,11 +1,12 @@
 """Measures one VITO training step, ours against the same step in PyTorch, and what it takes to get there.
 
-    python -m benchmarks.step
+    python -m benchmarks.step [--quick]
 
 The paper's model (ResNet-50, two-scale attention, three views, online and target, LARS, moving average) in float32 at
 112 px on the CPU. Each framework runs in its own process, one at a time, in turns (A B A B ...), so that whatever else
 the machine does meets both; the figure is the median over rounds of the ratio within a round. Our step includes the
-colour augmentation, PyTorch's does not; its share is measured beside it.
+colour augmentation, PyTorch's does not; its share is measured beside it. Before anything is timed, the two are checked
+to be the same work (same_work.py). --quick runs a small network and writes nothing: does it run?
 """
 
 import argparse
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import time
 
+from benchmarks import same_work
+
 CORE_IMPORT = "import vivi_jax.train"
 BASELINE_IMPORT = "import jax, jax.numpy, flax.linen, optax"
 VIEWS = 3
@@ -25,16 +28,9 @@ VIEWS = 3
 class Worker:
     """A child process that holds one framework's step and runs it on request."""
 
-    def __init__(self, framework: str, batch: int, size: int):
+    def __init__(self, framework: str, batch: int, size: int, quick: bool):
         start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.step",
-            f"--worker={framework}",
-            f"--batch={batch}",
-            f"--size={size}",
-        ]
+        command = worker_command(framework, batch, size, quick)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.setup = self._read()  # after the first step
         self.first_step_seconds = time.perf_counter() - start
@@ -59,6 +55,11 @@ class Worker:
         return peak
 
 
+def worker_command(name: str, batch: int, size: int, quick: bool) -> list[str]:
+    options = [f"--worker={name}", f"--batch={batch}", f"--size={size}", *["--quick"] * quick]
+    return [sys.executable, "-m", "benchmarks.step", *options]
+
+
 def serve(step, setup: dict) -> None:
     """The worker's side: one line out when ready, one per step, and the peak memory at the end."""
     print(json.dumps(setup), flush=True)
@@ -69,19 +70,27 @@ def serve(step, setup: dict) -> None:
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), flush=True)
 
 
-def jax_worker(batch: int, size: int) -> None:
-    import jax
-    import numpy as np
-
+def config_of(batch: int, size: int, quick: bool):
     from configs import vito
-    from vivi_jax import train_step
-    from vivi_jax.augment import byol
-    from vivi_jax.build import build
 
     config = vito.get_config()
     config.batch_size = batch
     config.encoder.dtype = "float32"
     config.data.image_size = size
+    if quick:
+        config.encoder.update(dict(depth=18, width=0.125))
+    return config
+
+
+def jax_worker(batch: int, size: int, quick: bool) -> None:
+    import jax
+    import numpy as np
+
+    from vivi_jax import train_step
+    from vivi_jax.augment import byol
+    from vivi_jax.build import build
+
+    config = config_of(batch, size, quick)
     experiment = build(config)
     views = np.random.default_rng(0).integers(256, size=(batch, VIEWS, size, size, 3), dtype=np.uint8)
 
@@ -102,7 +111,7 @@ def jax_worker(batch: int, size: int) -> None:
 
     step()
     keys = train_step.example_keys(0, 0, {"views": views})
-    byol_views = jax.jit(byol.byol_views)
+    byol_views = jax.jit(lambda views, keys: byol.byol_views(views, keys["views"]))
     augmentation = []
     for _ in range(4):
         start = time.perf_counter()
@@ -118,21 +127,34 @@ def jax_worker(batch: int, size: int) -> None:
     )
 
 
-def torch_worker(batch: int, size: int) -> None:
+def torch_step(batch: int, size: int, quick: bool) -> tuple:
+    """The peer's step and what it takes."""
     import torch
 
     from benchmarks.torch_vito import VitoStep
 
     torch.manual_seed(0)
-    views, step = torch.rand(VIEWS, batch, 3, size, size), VitoStep()
-    step(views)
-    serve(lambda: step(views), {})
+    encoder = config_of(batch, size, quick).encoder
+    return VitoStep(encoder.depth, encoder.width), (torch.rand(VIEWS, batch, 3, size, size),)
 
 
-WORKERS = {"jax": jax_worker, "torch": torch_worker}
+def torch_worker(batch: int, size: int, quick: bool) -> None:
+    step, inputs = torch_step(batch, size, quick)
+    step(*inputs)
+    serve(lambda: step(*inputs), {})
 
 
-def import_seconds(statement: str, repeats: int = 5) -> float:
+def check_worker(batch: int, size: int, quick: bool) -> None:
+    """Ends with one line if the peer does other work."""
+    ours, _ = same_work.our_method_step(config_of(batch, size, quick))
+    theirs = same_work.of_peer(*torch_step(batch, size, quick))
+    same_work.check(same_work.of_ours(ours), theirs, quick)
+
+
+WORKERS = {"jax": jax_worker, "torch": torch_worker, "check": check_worker}
+
+
+def import_seconds(statement: str, repeats: int) -> float:
     """Median wall time of a Python process that only imports, less that of one that does nothing."""
 
     def run(code: str) -> float:
@@ -144,18 +166,22 @@ def import_seconds(statement: str, repeats: int = 5) -> float:
     return statistics.median(run(statement) - run("pass") for _ in range(repeats))
 
 
-def measure(batch: int, size: int, rounds: int) -> dict:
+def measure(batch: int, size: int, rounds: int, quick: bool) -> dict:
     """All values of the result; without torch, ours alone."""
+    peer = importlib.util.find_spec("torch")
+    if peer and subprocess.run(worker_command("check", batch, size, quick)).returncode:
+        sys.exit("error: the peer does not do the same work as ours, so nothing was timed")
+    repeats = 1 if quick else 5
     values = {
         "batch": batch,
         "image_size": size,
         "views": VIEWS,
         "rounds": rounds,
-        "core_import_seconds": import_seconds(CORE_IMPORT),
-        "jax_flax_optax_import_seconds": import_seconds(BASELINE_IMPORT),
+        "core_import_seconds": import_seconds(CORE_IMPORT, repeats),
+        "jax_flax_optax_import_seconds": import_seconds(BASELINE_IMPORT, repeats),
     }
-    ours = Worker("jax", batch, size)
-    theirs = Worker("torch", batch, size) if importlib.util.find_spec("torch") else None
+    ours = Worker("jax", batch, size, quick)
+    theirs = Worker("torch", batch, size, quick) if peer else None
     times = [(ours.step(), theirs.step() if theirs else None) for _ in range(rounds)]
     values |= {f"jax_{name}": seconds for name, seconds in ours.setup.items()}
     values |= {
@@ -178,15 +204,18 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips per step, three views each")
     parser.add_argument("--size", type=int, default=112, help="pixels")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="a small network; writes nothing")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return WORKERS[args.worker](args.batch, args.size)
+        return WORKERS[args.worker](args.batch, args.size, args.quick)
     from benchmarks.results import record
 
-    values = measure(args.batch, args.size, args.rounds)
+    values = measure(args.batch, args.size, args.rounds, args.quick)
     for name, value in values.items():
         print(f"{name:32s} {value}")
+    if args.quick:
+        return
     command = f"python -m benchmarks.step --batch={args.batch} --size={args.size} --rounds={args.rounds}"
     print(f"written: {record('step', values, command=command, seeds=[0])}")
 

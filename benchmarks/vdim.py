@@ -1,13 +1,14 @@
 """What VDIM's input and step cost, as ratios measured in one run.
 
-    python -m benchmarks.vdim [--table=paper|small] [--batch=2] [--rounds=3] [--videos=DIR]
+    python -m benchmarks.vdim [--table=paper|small] [--batch=2] [--rounds=3] [--videos=DIR] [--quick]
 
     clips   pairs of views (32 + 2 x 32 frames, 128 pixels: the paper's best setting) per second of a core's time, each
             in its own process: this pipeline, and a reader that decodes the window with PyAV and cuts the same crops
     step    seconds of a training step without temporal difference, ours against the same in PyTorch if it is installed;
-            in float32 and without colours
+            in float32 and without colours; checked first to be the same work (same_work.py)
 
 Without --videos it makes eight of 640x360 pixels (benchmarks/input.py). Writes docs/results/vdim.json.
+--quick measures one step alone and writes nothing: does it run?
 """
 
 import argparse
@@ -25,7 +26,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks import results, tables
+from benchmarks import results, same_work, tables
 from configs import vdim
 
 SEED, BATCH, MEASURED_SECONDS = 0, 8, 4.0
@@ -104,29 +105,60 @@ def config_of(table: str, batch: int):
     return config
 
 
+def make_views(config) -> list[np.ndarray]:
+    data = config.data
+    shape = (config.batch_size, data.frames, data.image_size, data.image_size, 3)
+    return [np.random.default_rng(v).integers(256, size=shape, dtype=np.uint8) for v in range(2)]
+
+
+def torch_step(config, views: list[np.ndarray]) -> tuple:
+    """The peer's step and what it takes."""
+    import torch
+
+    from benchmarks.torch_vdim import VdimStep
+
+    tensors = tuple(torch.from_numpy(view.astype(np.float32) / 255).permute(0, 4, 1, 2, 3) for view in views)
+    return VdimStep(config.encoder.table, config.method.embed_dim), tensors
+
+
+def check_step(table: str, batch: int) -> dict:
+    """Runs in a child process, which ends with one line if the peer does other work."""
+    config = config_of(table, batch)
+    ours, theirs = (
+        same_work.of_ours(same_work.our_method_step(config)[0]),
+        same_work.of_peer(*torch_step(config, make_views(config))),
+    )
+    same_work.check(ours, theirs, quick=table == "small")
+    return {"ours": ours, "theirs": theirs}
+
+
 def measure_step(framework: str, table: str, batch: int, steps: int = 3) -> dict:
     """Runs in a child process: the fastest of a few steps, after one that compiles."""
     config = config_of(table, batch)
-    shape = (batch, config.data.frames, config.data.image_size, config.data.image_size, 3)
-    views = [np.random.default_rng(v).integers(256, size=shape, dtype=np.uint8) for v in range(2)]
+    views = make_views(config)
     if framework == "torch":
         import torch
 
-        from benchmarks.torch_vdim import VdimStep
-
-        trainer = VdimStep(table, config.method.embed_dim)
-        tensors = [torch.from_numpy(view.astype(np.float32) / 255).permute(0, 4, 1, 2, 3) for view in views]
+        trainer, tensors = torch_step(config, views)
         step = lambda: trainer(*tensors)  # noqa: E731
     else:
         step = jax_step(config, dict(view1=views[0], view2=views[1]))
-    seconds = []
-    for _ in range(1 + steps):
+
+    def timed() -> float:
         start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    first = timed()
+    times = [timed() for _ in range(steps)]
+    if framework == "torch":
+        # PyTorch's threads wait for each other at every small operation, for longer than one thread alone takes where
+        # the network is small or other work is on the machine: the faster of all threads and one is measured.
+        torch.set_num_threads(1)
+        times += [timed() for _ in range(steps)]
     return {
-        "first_step_seconds": seconds[0],
-        "step_seconds": min(seconds[1:]),
+        "first_step_seconds": first,
+        "step_seconds": min(times),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -185,16 +217,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2, help="clips per step, two views each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--videos", default="", help="folder of videos; by default it makes some")
-    parser.add_argument("--measure", choices=(*READERS, "jax", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="one step of each framework alone; writes nothing")
+    parser.add_argument("--measure", choices=(*READERS, "jax", "torch", "check"), help=argparse.SUPPRESS)
     parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        values = (
-            measure_clips(options.measure, options.store, options.videos)
-            if options.measure in READERS
-            else measure_step(options.measure, options.table, options.batch)
-        )
+        if options.measure in READERS:
+            values = measure_clips(options.measure, options.store, options.videos)
+        elif options.measure == "check":
+            values = check_step(options.table, options.batch)
+        else:
+            values = measure_step(options.measure, options.table, options.batch)
         return print(json.dumps(values))
+
+    frameworks = ["jax", *(["torch"] if importlib.util.find_spec("torch") else [])]
+    if "torch" in frameworks:
+        child(measure="check", table=options.table, batch=options.batch)
+    if options.quick:
+        for name in frameworks:
+            child(measure=name, table=options.table, batch=options.batch)
+        return None
 
     with tempfile.TemporaryDirectory() as scratch:
         videos, store = os.path.abspath(options.videos), os.path.join(scratch, "store")
@@ -213,7 +255,6 @@ def main() -> None:
             {reader: child(measure=reader, store=store, videos=videos) for reader in READERS}
             for _ in range(options.rounds)
         ]
-    frameworks = ["jax", *(["torch"] if importlib.util.find_spec("torch") else [])]
     steps = [
         {name: child(measure=name, table=options.table, batch=options.batch) for name in frameworks}
         for _ in range(options.rounds)

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -13,7 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from benchmarks import gpu, results, torch_color, torch_moco_v3, torch_vdim, torch_vito, torch_vivi  # noqa: E402
+from benchmarks import gpu, results, same_work, torch_color, torch_moco_v3, torch_vdim, torch_vito, torch_vivi  # noqa: E402
+from helpers.commands import one_device  # noqa: E402
 from vivi_jax import losses  # noqa: E402
 from vivi_jax.augment import color, vivi  # noqa: E402
 from vivi_jax.models import vit  # noqa: E402
@@ -102,16 +102,27 @@ def test_losses_equal_ours():
 
 def test_a_peer_that_does_other_work_is_refused():
     ours = {"parameters": 10, "outputs": {"z": [2, 3]}, "flops_per_step": 100.0}
-    gpu.check_same_work(ours, 10, {"z": [2, 3]}, 105.0, 0.1)
-    for parameters, outputs, flops in ((11, {"z": [2, 3]}, 100), (10, {"z": [2, 4]}, 100), (10, {"z": [2, 3]}, 120)):
+    same_work.check(ours, ours | {"flops_per_step": 105.0}, quick=False)
+    for other in ({"parameters": 11}, {"outputs": {"z": [2, 4]}}, {"flops_per_step": 120.0}):
         with pytest.raises(SystemExit, match="not the same work, so not timed"):
-            gpu.check_same_work(ours, parameters, outputs, flops, 0.1)
+            same_work.check(ours, ours | other, quick=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", gpu.ROWS)
+def test_every_peer_does_our_work(row):
+    """At the smallest sizes, without compiling ours."""
+    ours = gpu.describe(row, quick=True)
+    step, prepare = gpu.ROWS[row].peer(gpu.ROWS[row].config(True), "cpu")
+    shapes = {name: (s.shape, s.dtype) for name, s in gpu.batch_spec(row, gpu.ROWS[row].config(True)).items()}
+    batch = {name: torch.from_numpy(array) for name, array in gpu.synthetic(shapes).items()}
+    same_work.check(ours, same_work.of_peer(step, prepare(batch)), quick=True)
 
 
 @pytest.mark.slow
 def test_rows_run_at_their_smallest_size(tmp_path):
-    """Two of them, as each compiles for minutes in both frameworks; `python -m benchmarks.gpu --quick` runs all."""
-    rows = ["vito", "vdim"]
+    """One of them, as each compiles for minutes in both frameworks; `python -m benchmarks.gpu --quick` runs all."""
+    rows = ["vito"]
     done = run("--quick", f"--rows={','.join(rows)}", f"--out={tmp_path / 'gpu.json'}")
     assert done.returncode == 0, done.stderr[-3000:]
     values = json.loads((tmp_path / "gpu.json").read_text())["values"]
@@ -137,11 +148,10 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *arguments],
         capture_output=True,
         text=True,
         cwd=results.ROOT,
-        env=environment,
+        env=one_device(),
     )

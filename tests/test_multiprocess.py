@@ -22,6 +22,9 @@ from vivi_jax.errors import ConfigError
 
 LAYOUTS = {"1x4": (1, 4), "2x2": (2, 2), "4x1": (4, 1)}  # processes, devices of each
 SYSTEMS = ("vito", "vivi", "vdim")
+# Every host compiles every program, so that the most hosts run one system only: what they do differently from two is
+# the same in all.
+SYSTEMS_OF = {"1x4": SYSTEMS, "2x2": SYSTEMS, "4x1": ("vito",)}
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +87,21 @@ def vito(store, workdir) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(store, tmp_path_factory) -> dict[str, pathlib.Path]:
-    """Layout -> folder with the runs of the three systems, 20 steps on four devices each."""
+    """Layout -> folder with the runs of its systems, ten steps on four devices each."""
     root = tmp_path_factory.mktemp("runs")
     for name, (count, devices) in LAYOUTS.items():
         (root / name).mkdir()
-        hosts = start(count, devices, root / name, ["-m", "helpers.host", str(store), str(root / name)])
+        only = [] if "vivi" in SYSTEMS_OF[name] else list(SYSTEMS_OF[name])
+        hosts = start(count, devices, root / name, ["-m", "helpers.host", str(store), str(root / name), *only])
         for rank, host in enumerate(hosts):
             assert host.wait(timeout=1500) == 0, output(root / name, rank)
     return {name: root / name for name in LAYOUTS}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["2x2", "4x1"])
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize(
+    "layout, system", [(layout, system) for layout in ("2x2", "4x1") for system in SYSTEMS_OF[layout]]
+)
 def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(runs, system, layout):
     order = {}
     for name in ("1x4", layout):
@@ -109,7 +114,7 @@ def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(r
     for name in ("1x4", layout):
         lines = [json.loads(line) for line in (runs[name] / system / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss" in line]
-        assert [line["step"] for line in steps] == list(range(1, 21))  # by one process, and nothing twice
+        assert [line["step"] for line in steps] == list(range(1, 11))  # by one process, and nothing twice
         losses[name] = [line["loss"] for line in steps]
         accuracies[name] = [line["knn_top1"] for line in lines if "knn_top1" in line]
     # Not bit for bit: the order in which four devices add up differs inside a process and between processes, and what
@@ -123,13 +128,13 @@ def test_hosts_see_the_same_examples_in_the_same_order_and_get_the_same_losses(r
 @pytest.mark.slow
 def test_one_host_saves_what_all_hosts_have(runs):
     for name, (count, _) in LAYOUTS.items():
-        for system in SYSTEMS:
-            assert checkpoint.newest_good_step(runs[name] / system / "checkpoints") == 20
+        for system in SYSTEMS_OF[name]:
+            assert checkpoint.newest_good_step(runs[name] / system / "checkpoints") == 10
             assert json.loads((runs[name] / system / "summary.json").read_text())["processes"] == count
 
 
 @pytest.mark.slow
-def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_examples_and_losses(store, tmp_path):
+def test_a_run_saved_on_eight_devices_goes_on_on_one_with_the_same_examples_and_losses(store, tmp_path):
     def command(folder: str) -> list[str]:
         return ["-m", "helpers.host", str(store), str(tmp_path / folder), "vito", "150"]
 
@@ -141,11 +146,10 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_ex
     host.send_signal(signal.SIGTERM)
     assert host.wait(timeout=100) == 128 + signal.SIGTERM, output(tmp_path / "8", 0)
     saved = checkpoint.newest_good_step(tmp_path / "8" / "vito" / "checkpoints")
-    for folder in ("2", "1"):
-        shutil.copytree(tmp_path / "8", tmp_path / folder)
+    shutil.copytree(tmp_path / "8", tmp_path / "1")
 
     losses, orders = {}, {}
-    for devices in (8, 2, 1):
+    for devices in (8, 1):  # on two: test_sharding.py
         workdir = tmp_path / str(devices)
         (host,) = start(1, devices, workdir, command(str(devices)))
         assert host.wait(timeout=900) == 0, output(workdir, 0)
@@ -153,12 +157,11 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two_and_on_one_with_the_same_ex
         lines = map(json.loads, (workdir / "vito" / "metrics.jsonl").read_text().splitlines())
         losses[devices] = [line["loss"] for line in lines if "loss" in line][saved : saved + 20]
         orders[devices] = json.loads((workdir / "vito.order.0.json").read_text())
-    assert orders[8] == orders[2] == orders[1] and len(orders[8]) == 3 * 8
+    assert orders[8] == orders[1] and len(orders[8]) == 3 * 8
     assert len(losses[8]) == 20
-    for devices in (2, 1):
-        # Rounding that differs between layouts grows from step to step, so the first steps are held closest.
-        np.testing.assert_allclose(losses[devices][:3], losses[8][:3], rtol=1e-5)
-        np.testing.assert_allclose(losses[devices], losses[8], rtol=5e-4)
+    # Rounding that differs between layouts grows from step to step, so the first steps are held closest.
+    np.testing.assert_allclose(losses[1][:3], losses[8][:3], rtol=1e-5)
+    np.testing.assert_allclose(losses[1], losses[8], rtol=5e-4)
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------

@@ -5,14 +5,28 @@ import pathlib
 import re
 
 import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from configs import action as action_config
+from configs import detection as detection_config
 from configs import moco_v3, vdim, vito, vivi
-from evaluation import attention, davis, probe, report
+from configs import segmentation as segmentation_config
+from evaluation import attention, davis, encoders, probe, report, transfer
+from evaluation.protocols.action import evaluate as action
+from evaluation.protocols.detection import evaluate as detection
+from evaluation.protocols.segmentation import evaluate as segmentation
+from evaluation.protocols.vtab import finetune
 from helpers.runs import make_store, write_run
+from vivi_jax.build import build
+from vivi_jax.distributed import sharding
+from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import __main__ as export
+from vivi_jax.planning import chips, planner
+from vivi_jax.train_step import create
 
 RUNS = {  # name -> (config file, its argument)
     "vito": (vito, "demo"),
@@ -147,3 +161,84 @@ def test_davis(name, run_of, davis_folder, tmp_path):
         assert line == "" or "too small" in line
     else:
         assert line == "" and (tmp_path / "davis.json").is_file()
+
+
+# ---- What trains: a step's shapes alone, from the run's weights ------------------------------------------------------
+
+
+def abstract_step(experiment, pretrained) -> str:
+    """The run's weights are those that the network wants, and a step keeps the shapes of its state."""
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    transfer.with_pretrained(state.params, state.model_state, pretrained)  # or says what does not fit
+    new_state, metrics = jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
+    assert "loss" in metrics
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new_state) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    return ""
+
+
+def segmentation_step(run) -> str:
+    config = segmentation_config.get_config("voc,demo")
+    encoder, pretrained = transfer.load_pretrained(str(run), config)
+    method = segmentation.make_method(config, encoder, 3)
+    return abstract_step(transfer.make_experiment(config, method, 8, seed=0), pretrained)
+
+
+def detection_step(run) -> str:
+    config = detection_config.get_config("coco,demo")
+    encoder, pretrained = detection.load_pretrained(str(run), config)
+    method = detection.make_method(config, encoder, 3)
+    return abstract_step(transfer.make_experiment(config, method, 8, seed=0), pretrained)
+
+
+def action_step(run, argument) -> str:
+    config = action_config.get_config(argument)
+    config.batch_size = 8
+    encoder, phi_dim, pretrained = action.load_pretrained(str(run), config)
+    method = action.make_method(config, encoder, 3, phi_dim)
+    return abstract_step(action.make_experiment(config, method, 8, seed=0), pretrained)
+
+
+def vtab_step(run) -> str:
+    loaded = encoders.load_encoder(str(run))
+    module, variables = finetune.make_classifier(loaded.encoder, loaded.variables, num_classes=3, image_size=48)
+    state = variables["params"], variables["batch_stats"], variables["params"]
+    batch = {"image": jnp.zeros((4, 48, 48, 3), jnp.uint8), "label": jnp.zeros(4, jnp.int32)}
+    *new_state, _ = jax.eval_shape(
+        lambda state, batch: finetune.train_step(module, *state, batch, 0.1, momentum=0.9), state, batch
+    )
+    assert jax.tree.map(jnp.shape, tuple(new_state)) == jax.tree.map(jnp.shape, state)
+    return ""
+
+
+PROTOCOLS = {
+    "segmentation": segmentation_step,
+    "detection": detection_step,
+    "action-clips": functools.partial(action_step, argument="demo"),
+    "action-frames": functools.partial(action_step, argument="ucf101_vito"),
+    "vtab": vtab_step,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_fine_tuning(name, protocol, run_of):
+    try:
+        line = PROTOCOLS[protocol](run_of(name))
+    except (ConfigError, CheckpointError) as error:
+        line = str(error)
+    print(protocol, name, "->", line or "ok")
+    assert "\n" not in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAST)
+def test_plan(name, store):
+    """One of each kind, as each is compiled."""
+    config = tiny(name, store)
+    config.batch_size = 8
+    experiment = build(config)
+    state = jax.eval_shape(lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, 0))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    plan = planner.compile_for(chips.parse_topology("gpu:h100x1"), mesh, experiment, state)
+    assert plan["flops"] > 0 and plan["estimate"]["examples_per_second"] > 0

@@ -2,7 +2,6 @@
 how a batch is divided."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from flax import linen as nn
 
 from configs import vdim
+from helpers.commands import one_device
 from helpers.networks import PlainEncoder, count
 from helpers.video_files import write_video
 from input_pipeline.preparation.local import prepare
@@ -367,7 +367,7 @@ def test_a_run_from_video_files_resumes_bit_for_bit(tmp_path):
     ]
 
     def final_state() -> str:
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})
+        done = subprocess.run(command, capture_output=True, text=True, env=one_device())
         assert done.returncode == 0, done.stderr
         return json.loads((run / "summary.json").read_text())["state_sha256"]
 

@@ -1,6 +1,6 @@
 """One host of a run for test_multiprocess.py: trains tiny VITO, VIVI and VDIM, one after the other, as main does.
 
-python -m helpers.host STORE WORKDIR              20 steps of each
+python -m helpers.host STORE WORKDIR              ten steps of each
 python -m helpers.host STORE WORKDIR vito 100     so many steps of one
 """
 
@@ -12,37 +12,19 @@ import sys
 
 import jax
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import vdim, vito, vivi
-from helpers.networks import PlainEncoder
+from helpers.networks import TinyVideoEncoder
 from vivi_jax import command_line, main
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.models import ENCODERS
-from vivi_jax.models.resnet import Conv, make_norm
 
 BATCH, SIZE = 8, 32
 
 
-class Tiny(PlainEncoder):
-    """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        x, maps = images.reshape(-1, *images.shape[-3:]), {}
-        for i in (3, 4):
-            x = Conv(8, 3, stride=2, name=f"conv{i}")(x)
-            x = maps[f"stage{i}"] = nn.relu(make_norm(self.norm, name=f"norm{i}")(x, train))
-        pooled = x.mean((1, 2)).reshape(*images.shape[:-3], -1)
-        if images.ndim == 5:
-            pooled = pooled.mean(1)
-            maps = {"local2": x.reshape(len(images), -1, *x.shape[1:]), "global": pooled[:, None, None, None]}
-        return pooled, maps
-
-
-ENCODERS["tiny"] = Tiny
+ENCODERS["tiny"] = TinyVideoEncoder
 
 
 def systems(store: str, steps: int) -> dict[str, ConfigDict]:
@@ -85,7 +67,7 @@ def order(config) -> dict[str, str]:
     return hashes
 
 
-def run(store: str, workdir: pathlib.Path, only: str = "", steps: int = 20) -> None:
+def run(store: str, workdir: pathlib.Path, only: str = "", steps: int = 10) -> None:
     processes.start(start_timeout_seconds=600, heartbeat_seconds=600)
     for name, config in systems(store, steps).items():
         if only in ("", name):

@@ -37,6 +37,22 @@ class TinyEncoder(PlainEncoder):
         return x.mean((1, 2)), stages
 
 
+class TinyVideoEncoder(PlainEncoder):
+    """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x, maps = images.reshape(-1, *images.shape[-3:]), {}
+        for i in (3, 4):
+            x = Conv(8, 3, stride=2, name=f"conv{i}")(x)
+            x = maps[f"stage{i}"] = nn.relu(make_norm(self.norm, name=f"norm{i}")(x, train))
+        pooled = x.mean((1, 2)).reshape(*images.shape[:-3], -1)
+        if images.ndim == 5:
+            pooled = pooled.mean(1)
+            maps = {"local2": x.reshape(len(images), -1, *x.shape[1:]), "global": pooled[:, None, None, None]}
+        return pooled, maps
+
+
 def random_variables(encoder: ResNet) -> dict:
     """Parameters and BatchNorm statistics that keep activations around 1.
 
