@@ -23,8 +23,8 @@ from vivi_jax.errors import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 from helpers.fake_bucket import FakeBucket
-from input_pipeline import beam_runner
 from input_pipeline.preparation import beam as prepare_beam
+from input_pipeline.preparation import beam_runner
 
 run_prepare = functools.partial(run_module, "input_pipeline.prepare_beam")
 SMALL = Settings(videos_per_shard=3)

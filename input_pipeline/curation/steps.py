@@ -137,6 +137,8 @@ def read_manifest(path: str) -> list[Line]:
     for number, row in enumerate(lists.read_table(path, ("video", "title"))):
         if not row["video"]:
             raise DataError(f"{path}: line {number + 2} names no video")
+        if not storage.is_remote(row["video"]):
+            files.inside("the folder of the videos", row["video"])
         lines.append(Line(number, row["video"], row["title"], row.get("class", "").strip()))
     if not lines:
         raise DataError(f"{path} names no video")

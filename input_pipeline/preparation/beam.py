@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from input_pipeline import beam_runner, storage, store
-from input_pipeline.preparation import inputs, steps
+from input_pipeline import storage, store
+from input_pipeline.preparation import beam_runner, inputs, steps
 from input_pipeline.preparation.local import DEFAULT, cannot_write
 from input_pipeline.preparation.sandbox import Sandbox
 from input_pipeline.preparation.steps import Settings

@@ -15,6 +15,7 @@ from evaluation.protocols.masks import palette
 from evaluation.protocols.parallel import in_parallel
 from input_pipeline.folders import Finder, files_in
 from input_pipeline.lists import read_lines
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -107,6 +108,9 @@ def load(data: str, names: list[str] | None = None) -> list[Sequence]:
         if not lists:
             raise DataError(f"no {root / LISTS[0]}: the list of sequences; or give --sequences=NAME,NAME")
         names = read_lines(lists[0], "list of sequences")
+    for name in names:  # they become names of folders that are written and emptied
+        if files.inside(root, name).parent != root:
+            raise DataError(f"{name!r} is no name of a sequence: it must be that of one folder")
     found, problems = [], []
     for sequence, wrong in in_parallel(lambda name: _look(root, name), names):
         found.append(sequence)
