@@ -25,8 +25,8 @@ from helpers.commands import assert_one_line_error, children, run_module, start_
 from helpers.folders import LITTER, digests
 from helpers.video_files import loop_video, numbered, scenes, write_video
 from input_pipeline import store
-from input_pipeline.preparation import again, inputs, steps
-from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation.local import prepare, reopen
 from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
@@ -367,7 +367,7 @@ def unfinished(videos, reference, tmp_path_factory):
     shutil.copytree(reference, out)
     (out / store.PARTIAL).mkdir()
     plan = steps.make_plan(str(videos), str(out), SMALL, labels="", labelled_only=False)
-    again.reopen(out, out / store.PARTIAL, plan, [2])
+    reopen(out, out / store.PARTIAL, plan, [2])
     (out / store.PARTIAL / "00000002.json").unlink()
     (out / store.PARTIAL / "00000001.json").unlink()
     (out / store.PARTIAL / "00000001.jpegs").unlink()

@@ -11,10 +11,11 @@ import queue
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tqdm
 
 from input_pipeline import storage, store
-from input_pipeline.preparation import again, steps
+from input_pipeline.preparation import steps
 from input_pipeline.preparation.sandbox import Sandbox
 from input_pipeline.preparation.steps import Plan, Settings, frame_file_path, row_path
 from vivi_jax import files
@@ -23,6 +24,7 @@ from vivi_jax.errors import DataError
 _LOG = logging.getLogger(__name__)
 DEFAULT = Settings()
 _TRIES = 2  # alone
+_IN_LEDGER = ("input", "bytes", "status", "reason", "retry", "frames", "fps", "height", "width", "notes")
 
 
 def prepare(
@@ -72,7 +74,7 @@ def _try_again(root: pathlib.Path, plan: Plan) -> bool:
       Whether there is more now than before: the store is then one that is under way, with all but the shards of these
       files made.
     """
-    numbers = again.worth_another_try(root, plan)
+    numbers = worth_another_try(root, plan)
     if not numbers:
         return False
     partial = pathlib.Path(steps.partial_of(str(root)))
@@ -82,7 +84,7 @@ def _try_again(root: pathlib.Path, plan: Plan) -> bool:
             rows = [submit(_decode_one, partial, i, plan, done, _TRIES).result() for i in numbers]
         better = [i for i, row in zip(numbers, rows, strict=True) if not row.get("retry")]
         if better:
-            again.reopen(root, partial, plan, better)
+            reopen(root, partial, plan, better)
     if not better:
         storage.remove_tree(str(partial))
     return bool(better)
@@ -165,10 +167,11 @@ def pool(workers: int, limits: dict) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable]:
+def progress(total: int, unit: str = "file") -> Iterator[Callable]:
     """Yields done(n); a bar on a terminal, a line a minute in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 60
-    with tqdm.tqdm(total=total, unit="file", mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
+    options = dict(mininterval=interval, maxinterval=interval, dynamic_ncols=True, unit_scale=unit == "B")
+    with tqdm.tqdm(total=total, unit=unit, **options) as bar:
         yield bar.update
 
 
@@ -214,6 +217,59 @@ def _pack(root: pathlib.Path, partial: pathlib.Path, shard: int, plan: Plan, row
 
 def _rows_path(partial: pathlib.Path, shard: int) -> pathlib.Path:
     return pathlib.Path(steps.rows_path(str(partial), shard))
+
+
+def worth_another_try(root: pathlib.Path, plan: Plan) -> list[int]:
+    """Numbers of the inputs of a complete store that are; none where it was made with other software."""
+    meta = store.read_meta(root)
+    if meta["settings"].get("software") != plan.identity["software"]:
+        return []
+    rows = store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root))
+    return [i for i, row in enumerate(rows) if row.get("retry")]
+
+
+def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[int]) -> None:
+    """Makes of a complete store one that is under way: all shards but those of some inputs count as made.
+
+    The other inputs of these shards count as decoded, to the frames that the store has of them.
+
+    Args:
+      partial: holds what the inputs `better` were decoded to.
+    """
+    meta = store.read_meta(root)
+    rows, checksums = _rows_of(root, meta), np.fromfile(root / store.CHECKSUMS, "<u4")
+    first = np.cumsum([0] + [row.get("frames", 0) for row in rows])  # record of each input
+    for shard, members in enumerate(plan.shards):
+        crc32 = checksums[first[members.start] : first[members.stop]].tolist()
+        if not set(members) & set(better):
+            part = {"shard": meta["shards"][shard], "rows": [rows[i] for i in members], "crc32": crc32}
+            path = pathlib.Path(steps.rows_path(str(partial), shard))
+            files.write_bytes(path, steps.sealed_part(part, plan.id))
+            continue
+        for i in members:
+            if rows[i]["status"] == "ok":
+                frames = store.FrameStore(root).read(np.arange(first[i], first[i + 1])).tolist()
+                frame_file_path(partial, i).write_bytes(b"".join(frames))
+                crc32 = checksums[first[i] : first[i + 1]].tolist()
+                row = rows[i] | {"jpeg_bytes": [len(frame) for frame in frames], "jpeg_crc32": crc32}
+                files.write_bytes(row_path(partial, i), steps.sealed_part(row, plan.id))
+            elif not rows[i].get("retry"):
+                files.write_bytes(row_path(partial, i), steps.sealed_part(rows[i], plan.id))
+    files.write_bytes(steps.plan_path(str(partial)), steps.sealed(plan.identity))
+    (root / store.META).unlink()
+
+
+def _rows_of(root: pathlib.Path, meta: dict) -> list[dict]:
+    """The rows of all inputs, as `decode` gave them."""
+    rows, shots = [], iter(store.shots_of_videos(store.read_index(root, meta)))
+    for line in store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root)):
+        row = {key: line[key] for key in _IN_LEDGER if key in line}
+        if row["status"] == "ok":
+            row["shot_starts"] = next(shots).tolist()
+        else:
+            del row["frames"]
+        rows.append(row)
+    return rows
 
 
 def summary(root: str) -> str:

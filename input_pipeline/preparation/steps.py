@@ -295,6 +295,21 @@ def decode(
     return row
 
 
+def wrong_with_frames(row: dict | None, frame_file: pathlib.Path) -> str | None:
+    """What is wrong with the kept row of an input, None if it is damaged, or with its frames."""
+    if row is None:
+        return "its row is damaged, or of another plan"
+    if row["status"] != "ok":
+        return None
+    if not frame_file.is_file():
+        return "its frames are missing"
+    with open(frame_file, "rb") as f:
+        for length, checksum in zip(row["jpeg_bytes"], row["jpeg_crc32"], strict=True):
+            if zlib.crc32(f.read(length)) != checksum:
+                return "its frames are damaged"
+        return "its frames are damaged" if f.read(1) else None
+
+
 class FramesDamaged(Exception):
     """A frame file that is not as it was written; the argument is the number of its input among those of the shard."""
 
