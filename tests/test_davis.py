@@ -20,6 +20,7 @@ from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
 from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
 from helpers.folders import LITTER
+from helpers.pictures import claims
 from vivi_jax import export
 from vivi_jax.errors import DataError
 from vivi_jax.models.resnet import ResNet
@@ -354,6 +355,15 @@ def test_the_folder_of_masks_that_is_emptied_lies_in_the_output(tmp_path):
     with pytest.raises(DataError, match="names must not lead out"):
         davis.run_sequence(ResNet(depth=18), "stage4", {}, sequence, PROTOCOLS["vfs"], tmp_path / "out")
     assert (tmp_path / "victim/precious.txt").read_text() == "x"
+
+
+def test_a_frame_or_mask_that_would_take_gigabytes_is_refused_by_its_header(tmp_path):
+    root = make_davis(tmp_path)
+    for path in (root / "JPEGImages/480p/two/00003.jpg", root / "Annotations/480p/two/00004.png"):
+        path.write_bytes(claims(20000, 20000))
+    with pytest.raises(DataError) as error:
+        davis_data.load(str(root))
+    assert str(error.value).count("larger than the 64 million pixels that are decoded") == 2
 
 
 def test_results_that_do_not_fit_are_refused(tmp_path):

@@ -86,6 +86,7 @@ def prepare(config, workdir: str) -> tuple[tuple[Experiment, Callable[[int], Ite
     }
     if jax.process_index() == 0:
         claim_workdir(workdir, config)
+        sources.claim(workdir, facts["data"])
     return (experiment, batches, evaluators), facts
 
 

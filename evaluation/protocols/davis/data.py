@@ -15,6 +15,7 @@ from evaluation.protocols.masks import palette
 from evaluation.protocols.parallel import in_parallel
 from input_pipeline.folders import Finder, files_in
 from input_pipeline.lists import read_lines
+from input_pipeline.streams.picture_size import opened
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
@@ -42,7 +43,7 @@ class Sequence:
     def frame(self, i: int) -> np.ndarray:
         """uint8[H, W, 3] RGB; grey frames get three equal channels."""
         try:
-            with Image.open(self.frames[i]) as image:
+            with opened(self.frames[i]) as image:
                 return np.array(image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.frames[i]} does not decode ({error}); replace it") from None
@@ -74,7 +75,7 @@ def read_objects(path: pathlib.Path, *, binary: bool = False) -> np.ndarray:
 def _numbers(path: pathlib.Path) -> tuple[str, np.ndarray]:
     """Pillow's mode, and uint8[H, W] as they stand in the file."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             mode, mask = image.mode, np.array(image).astype(np.uint8)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no mask that can be read ({error})") from None
@@ -155,7 +156,7 @@ def _read(name: str, frames: list[pathlib.Path], masks: list[pathlib.Path]) -> t
     wrong, sizes = [], []
     for path in frames:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 sizes.append(image.size[::-1])
         except (OSError, ValueError) as error:
             wrong.append(f"{path} is no image that can be read ({error})")

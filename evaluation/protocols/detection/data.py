@@ -16,13 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
 from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
+from input_pipeline.streams.picture_size import opened
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ def _check_sizes(path: pathlib.Path, files: list[str], sizes: np.ndarray) -> Non
 
     def look(i: int) -> tuple[str, str] | None:
         try:
-            with Image.open(files[i]) as image:
+            with opened(files[i]) as image:
                 width, height = image.size
                 orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception as error:  # Pillow's readers raise whatever the damage leads to
