@@ -199,7 +199,7 @@ def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path):
 
 @pytest.mark.slow
 def test_a_start_with_another_store_under_the_same_path_is_one_line(tmp_path):
-    flags = [*small_vito(tmp_path / "STORE", tmp_path / "run"), "--config.schedule.epochs=1.0"]
+    flags = [*small_vito(tmp_path / "STORE", tmp_path / "run"), "--config.schedule.epochs=4.0"]
     store_of(tmp_path / "STORE", 50)
     assert run_module("vivi_jax.main", *flags).returncode == 0
     shutil.rmtree(tmp_path / "STORE")
