@@ -32,8 +32,8 @@ def problems_of(root: pathlib.Path) -> Iterator[str]:
     meta = store.read_meta(root)
     remedy = f"copy it again, or delete {root} and prepare it again"
     unusable, damaged = False, []
-    for name, expected in meta.get("files", {}).items():
-        if not (root / name).is_file() or files.sha256(root / name) != expected["sha256"]:
+    for name in (store.INDEX, store.CHECKSUMS, store.LEDGER) if "files" in meta else ():
+        if not (root / name).is_file() or files.sha256(root / name) != meta["files"][name]["sha256"]:
             unusable = True
             what = "is damaged, or of another store" if (root / name).is_file() else "is missing"
             yield f"{root / name} {what}; {remedy}"
