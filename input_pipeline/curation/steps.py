@@ -277,8 +277,8 @@ def _look(path: str, sandbox: Sandbox, rule: Rule) -> tuple[dict, np.ndarray]:
                 )
         if head.get("retry"):  # no fault of the video: it must not be dropped for good
             raise DataError(
-                f"{path}: {head['reason']}, {_TRIES} times; what is done is kept: run the same command again, with fewer "
-                "workers if memory or time is short"
+                f"{path}: {head['reason']}, {_TRIES} times; what is done is kept: run the same command again, with "
+                "fewer workers if memory or time is short"
             )
         pixels = np.fromfile(frame_file, np.uint8) if head["status"] == "ok" else np.empty(0, np.uint8)
     return head, pixels.reshape(-1, rule.image_size, rule.image_size, 3)
