@@ -231,7 +231,7 @@ def test_a_bucket_of_an_unknown_kind():
 
 
 def test_other_versions_on_a_worker_are_refused(videos, tmp_path, monkeypatch):
-    maker = prepare_beam.MakeShard(str(tmp_path), SMALL, {"av": "0.1"})
+    maker = prepare_beam.MakeShard(str(tmp_path), SMALL, {"av": "0.1"}, "id")
     with pytest.raises(DataError, match="this worker has .* the command was started with {'av': '0.1'}"):
         maker.setup()
 
