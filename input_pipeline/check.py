@@ -85,8 +85,8 @@ def under_way(root: pathlib.Path) -> tuple[list[str], list[str]]:
         path = pathlib.Path(steps.rows_path(str(partial), number))
         if path.is_file():
             packed = steps.unsealed_part(path.read_bytes(), plan_id)
-            shard = packed and root / packed["shard"]["file"]
-            if shard and shard.is_file() and files.sha256(shard) == packed["shard"]["sha256"]:
+            shard = root / packed["shard"]["file"] if packed else None
+            if packed and shard and shard.is_file() and files.sha256(shard) == packed["shard"]["sha256"]:
                 kept.append(f"shard {number}")
             else:
                 again.append(f"shard {number}: {shard or path} is missing or damaged")

@@ -170,8 +170,14 @@ def pool(workers: int, limits: dict) -> Iterator[Callable]:
 def progress(total: int, unit: str = "file") -> Iterator[Callable]:
     """Yields done(n); a bar on a terminal, a line a minute in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 60
-    options = dict(mininterval=interval, maxinterval=interval, dynamic_ncols=True, unit_scale=unit == "B")
-    with tqdm.tqdm(total=total, unit=unit, **options) as bar:
+    with tqdm.tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=interval,
+        maxinterval=interval,
+        dynamic_ncols=True,
+    ) as bar:
         yield bar.update
 
 

@@ -283,9 +283,10 @@ def decode(
       path: where the file is on this machine.
       frame_file: of the frames, one after the other; there is none if the input is refused.
     """
-    limits = {"max_bytes": settings.max_bytes(file.bytes)}
+    options: dict[str, Any] = settings.decoding | {"max_bytes": settings.max_bytes(file.bytes)}
+    found = {"reason": _KILLED}
     for _ in range(tries):
-        found = sandbox.decode(path, frame_file, **settings.decoding, **limits)
+        found = sandbox.decode(path, frame_file, **options)
         if not found["reason"].startswith(_KILLED):
             break
     row = {"input": file.name, "bytes": file.bytes} | found
