@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from input_pipeline.folders import IMAGE_SUFFIXES, walk
 from input_pipeline.store import META, FrameStore
+from input_pipeline.streams import picture_size
 from vivi_jax import checkpoint, command_line
 from vivi_jax.build import build_method
 from vivi_jax.errors import ConfigError, DataError
@@ -73,6 +74,12 @@ def _clip_pairs(store: FrameStore, clips: int) -> list[tuple[bytes, str, str]]:
 
 
 def _central_square(data: bytes, size: int, name: str) -> np.ndarray:
+    try:
+        picture_size.of(data, name)
+    except picture_size.TooLarge:
+        raise
+    except ValueError:
+        raise DataError(f"{name} does not decode; replace or remove it") from None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise DataError(f"{name} does not decode; replace or remove it")

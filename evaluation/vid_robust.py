@@ -26,6 +26,7 @@ from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.base import Encoder
 
 VID_CLASSES, IMAGENET_CLASSES = 30, 1000
+_MAX_PREDICTIONS = 2**32  # bytes: 20 times those of all frames of the set
 WINDOW = 10  # frames: the farthest neighbours in pmsets.json
 
 
@@ -170,6 +171,7 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
     """(names, float[N, classes] logits) of an .npz or CSV file. Raises DataError: no such file, or not of that form."""
     try:
         if pathlib.Path(path).suffix == ".npz":
+            files.check_unpacked(path, _MAX_PREDICTIONS)
             with np.load(path, allow_pickle=False) as file:
                 return file["names"].tolist(), file["logits"]
         lines = [line for line in csv.reader(read_lines(path)) if line]

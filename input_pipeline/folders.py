@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Collection
 
 from vivi_jax.errors import DataError
+from vivi_jax.files import inside
 
 Path = str | os.PathLike[str]
 
@@ -127,8 +128,12 @@ class Finder:
         self._listings: dict[pathlib.Path, dict[str, str]] = {}
 
     def find(self, name: str) -> pathlib.Path | None:
-        """The file or folder of a name relative to the root, with the name it has on disk; None: it is not there."""
-        exact = self._root / name
+        """The file or folder of a name relative to the root, with the name it has on disk; None: it is not there.
+
+        Raises:
+          DataError: a name that leads out of the root.
+        """
+        exact = inside(self._root, name)
         if self._names(exact.parent).get(exact.name) == exact.name:
             return exact
         for spelling in {name: None, name.replace("\\", "/"): None}:  # written on Windows

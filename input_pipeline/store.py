@@ -2,19 +2,30 @@
 
     DIR/frames-00000-of-00003.array_record   one JPEG frame per record; the frames of a video are consecutive
     DIR/index.npz                            per video: first record, frames, rate, size, label, shots
+    DIR/checksums.crc32                      CRC-32 of each record, uint32, little-endian
     DIR/ledger.jsonl                         one line per input file: "ok", or "refused" and the reason
-    DIR/meta.json                            settings and shard table; written last, so its presence means complete
+    DIR/meta.json                            settings, hashes of all files above, and an id, which is the hash of meta
+                                             itself; written last, so its presence means complete
     DIR/.partial/                            only while a preparation is under way
 
 Records are numbered globally: record r is frame r - first_record[v] of the video v it belongs to. Reading is random
 access, so a sampler that wants 3 frames of a video costs 3 reads.
+
+Opening compares meta with its id, the index with its hash and the files' sizes; the first read of a shard compares its
+checksums with meta, and every read the record with its checksum. So files that were damaged, swapped or replaced, also
+under an open reader, are noticed before a wrong frame is used; `python -m input_pipeline.check` compares whole shards.
+Stores of versions 1 and 2 have no hashes: only what their files say of themselves is checked.
 """
 
 import functools
+import hashlib
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
@@ -23,17 +34,31 @@ from vivi_jax import files
 from vivi_jax.errors import DataError
 
 # 1: shots were looked for among the frames that are kept, and had eight of them or more; files are as in 2.
-FORMAT_VERSION, READABLE_VERSIONS = 2, (1, 2)
+# 2: no id, hashes and checksums.
+FORMAT_VERSION, READABLE_VERSIONS = 3, (1, 2, 3)
 OLD_SHOTS = (
     "its shots are those of version 0.1.0, found among the frames that are kept: at few a second they hold cuts; "
     "for losses on shots prepare it again"
 )
-INDEX, META, LEDGER, PARTIAL = "index.npz", "meta.json", "ledger.jsonl", ".partial"
+INDEX, META, LEDGER, PARTIAL, CHECKSUMS = "index.npz", "meta.json", "ledger.jsonl", ".partial", "checksums.crc32"
+_COLUMNS = {  # of the index: kind of dtype, whether there is one value for each video
+    "videos": ("U", True),
+    "first_record": ("i", True),
+    "num_frames": ("i", True),
+    "fps": ("f", True),
+    "height": ("i", True),
+    "width": ("i", True),
+    "label": ("i", True),
+    "class_names": ("U", False),
+    "shot_starts": ("i", False),
+    "shot_offsets": ("i", False),
+}
 # JPEG does not compress further, and a group of one record is what makes a single read cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 32 * 1024
 _MAX_OPEN_SHARDS = 256  # one file handle each; the usual limit of a process is 1024
+_MAX_CHECKSUMS = 4096  # shards whose checksums are kept: some 64 kB each
 
 
 class FrameStore:
@@ -42,6 +67,7 @@ class FrameStore:
     Attributes:
       directory: str.
       meta: dict, the contents of meta.json ("settings" are those `prepare` ran with).
+      id: str, what tells the store from any with other frames or settings; "" of stores of versions 1 and 2.
       videos: str[N], path of each video relative to the directory given to `prepare`, sorted.
       first_record: int64[N], global record number of frame 0.
       num_frames: int32[N], at least 1.
@@ -61,16 +87,13 @@ class FrameStore:
     def __init__(self, directory: str | os.PathLike):
         self.directory = os.fspath(directory)
         root = pathlib.Path(self.directory)
-        self.meta = _read_meta(root)
+        self.meta = read_meta(root)
+        self.id = self.meta.get("id", "")
         self.shots_may_hold_cuts = self.meta["version"] < 2
         self._shard_paths = [str(root / shard["file"]) for shard in self.meta["shards"]]
-        _check_shards(root, self.meta["shards"])
         self._shard_offsets = np.cumsum([0] + [shard["records"] for shard in self.meta["shards"]])
-        try:
-            with np.load(root / INDEX, allow_pickle=False) as index:
-                arrays = {name: index[name] for name in index.files}
-        except Exception as e:  # zipfile, zlib, NumPy and OS errors all mean the same to the user
-            raise DataError(f"cannot read {root / INDEX} ({e}); delete {root} and prepare it again") from e
+        check_shards(root, self.meta["shards"])
+        arrays = read_index(root, self.meta)
         if len(arrays["videos"]) == 0:
             raise DataError(f"{root} holds no video: none of the files could be used; {root / LEDGER} says why")
         self.videos = arrays["videos"]
@@ -78,6 +101,9 @@ class FrameStore:
         self.fps, self.height, self.width = arrays["fps"], arrays["height"], arrays["width"]
         self.label, self.class_names = arrays["label"], arrays["class_names"].tolist()
         self.shot_starts, self.shot_offsets = arrays["shot_starts"], arrays["shot_offsets"]
+        if self.id:
+            check_size(root / CHECKSUMS, self.meta["files"][CHECKSUMS]["bytes"])
+        self._checksums = functools.lru_cache(maxsize=_MAX_CHECKSUMS)(self._read_checksums)
         # An evicted reader is closed when the last thread that uses it lets go of it.
         self._reader = functools.lru_cache(maxsize=_MAX_OPEN_SHARDS)(self._open_shard)
 
@@ -110,7 +136,7 @@ class FrameStore:
 
         Raises:
           IndexError: a record number outside the store.
-          DataError: a record does not match its checksum.
+          DataError: a record does not match its checksum: it was damaged, or the shard is another than it was.
         """
         records = np.asarray(records)
         flat = records.ravel()
@@ -122,13 +148,24 @@ class FrameStore:
         # One by one: handing the reader a list costs a thread hand-over per record, 1.5 times the time.
         for i, (shard, position) in enumerate(zip(shards.tolist(), positions.tolist(), strict=True)):
             try:
-                frames[i] = self._reader(shard).read([position])[0]
+                frames[i] = record = self._reader(shard).read([position])[0]
             except RuntimeError as e:
-                raise DataError(
-                    f"{self._shard_paths[shard]}: record {position} is damaged ({e}); "
-                    f"delete {self.directory} and prepare it again"
-                ) from e
+                raise DataError(self._damaged(shard, f"record {position} is damaged ({e})")) from e
+            if self.id and zlib.crc32(record) != self._checksums(shard)[position]:
+                raise DataError(self._damaged(shard, f"record {position} is not the one that was written"))
         return frames.reshape(records.shape)
+
+    def _damaged(self, shard: int, what: str) -> str:
+        return f"{self._shard_paths[shard]}: {what}; {_REMEDY.format(self.directory)}"
+
+    def _read_checksums(self, shard: int) -> np.ndarray:
+        """uint32[records of the shard]."""
+        start, stop = self._shard_offsets[shard : shard + 2].tolist()
+        path = os.path.join(self.directory, CHECKSUMS)
+        found = np.fromfile(path, "<u4", stop - start, offset=4 * start)
+        if zlib.crc32(found.tobytes()) != self.meta["shards"][shard]["checksums"]:
+            raise DataError(f"{path} is damaged, or of another store; {_REMEDY.format(self.directory)}")
+        return found
 
     def _open_shard(self, shard: int):
         return array_record_module.ArrayRecordReader(
@@ -136,7 +173,19 @@ class FrameStore:
         )
 
 
-def _read_meta(root: pathlib.Path) -> dict:
+# Of a file that is not as it was written: what to do.
+_REMEDY = (
+    "copy it again from where it came; python -m input_pipeline.check {0} looks at all of the store; or delete {0} and "
+    "prepare it again"
+)
+
+
+def read_meta(root: pathlib.Path) -> dict:
+    """The contents of meta.json of a complete store, with the types of all that is used of it checked.
+
+    Raises:
+      DataError: no store there, an incomplete one, or one whose meta.json is damaged or of a later version.
+    """
     prepare = f"python -m input_pipeline.prepare --videos=VIDEOS --out={root}"
     if not root.is_dir():
         raise DataError(f"no such directory: {root}; make it from videos with: {prepare}")
@@ -145,51 +194,181 @@ def _read_meta(root: pathlib.Path) -> dict:
             raise DataError(f"the preparation of {root} was not finished; run its command again, it goes on: {prepare}")
         prepare = prepare.replace(f"--out={root}", "--out=STORE") if any(root.iterdir()) else prepare
         raise DataError(f"{root} is not a frame store (it has no {META}); make one from videos with: {prepare}")
+    return parse_meta((root / META).read_bytes(), str(root))
+
+
+def parse_meta(data: bytes, root: str) -> dict:
+    """read_meta, of the bytes of a meta.json."""
+    path = f"{root.rstrip('/')}/{META}"
     try:
-        meta = json.loads((root / META).read_text())
+        meta = json.loads(data)
         version = meta["version"]
-    except (ValueError, TypeError, KeyError) as e:
-        raise DataError(f"cannot read {root / META} ({e!r}); delete {root} and prepare it again") from e
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
+        raise DataError(f"cannot read {path} ({e!r}); {_REMEDY.format(root)}") from e
     if version not in READABLE_VERSIONS:
         raise DataError(
-            f"{root} has format version {version}, this code reads {' and '.join(map(str, READABLE_VERSIONS))}; "
-            f"prepare it again: {prepare}"
+            f"{root} has format version {version}, this code reads {', '.join(map(str, READABLE_VERSIONS))}; "
+            f"prepare it again: python -m input_pipeline.prepare --videos=VIDEOS --out={root}"
         )
+    has_id = isinstance(meta.get("id"), str)
+    if has_id and meta["id"] != identity_of(meta) or not has_id and version > 2:
+        raise DataError(f"{path} was damaged or changed: it does not fit its id; {_REMEDY.format(root)}")
+    if wrong := _wrong_in_meta(meta, with_hashes=has_id):
+        raise DataError(f"cannot read {path}: {wrong}; {_REMEDY.format(root)}")
     return meta
 
 
-def _check_shards(root: pathlib.Path, shards: list[dict]) -> None:
+def identity_of(meta: dict) -> str:
+    """What the "id" of the contents of a meta.json must be."""
+    return files.digest({key: value for key, value in meta.items() if key != "id"})
+
+
+def _wrong_in_meta(meta: dict, *, with_hashes: bool) -> str | None:
+    """The first value without the type it must have."""
+    wanted: dict[str, type] = {"settings": dict, "inputs": int, "videos": int, "frames": int, "shards": list}
+    if with_hashes:
+        wanted["files"] = dict
+    for key, kind in wanted.items():
+        if not isinstance(meta.get(key), kind):
+            return f"it has no {key}" if key not in meta else f"its {key} are {meta[key]!r:.100}"
+    columns = {"records": int, "bytes": int} | ({"sha256": str, "checksums": int} if with_hashes else {})
+    for number, shard in enumerate(meta["shards"]):
+        if not isinstance(shard, dict) or shard.get("file") != shard_name(number, len(meta["shards"])):
+            return f"shard {number} is not named {shard_name(number, len(meta['shards']))}"
+        for key, kind in columns.items():
+            if not isinstance(shard.get(key), kind) or (kind is int and shard[key] < 0):
+                return f"{key} of shard {number} is {shard.get(key)!r:.100}"
+    for name in (INDEX, LEDGER, CHECKSUMS) if with_hashes else ():
+        entry = meta["files"].get(name)
+        if not (
+            isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        ):
+            return f"it has no hash of {name}"
+    return None
+
+
+def parse_ledger(data: bytes, meta: dict, root: str) -> list[dict]:
+    """The lines of a complete store's ledger.jsonl.
+
+    Raises:
+      DataError: it was cut or changed.
+    """
+    path, rows = f"{root.rstrip('/')}/{LEDGER}", []
+    remedy = f"training does not need it, but what it says of the inputs is not sure; {_REMEDY.format(root)}"
+    if "files" in meta and hashlib.sha256(data).hexdigest() != meta["files"][LEDGER]["sha256"]:
+        raise DataError(f"{path} was cut or changed since it was written; {remedy}")
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row["input"], str) or row["status"] not in ("ok", "refused"):
+                raise ValueError("no line of a ledger")
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
+            raise DataError(f"{path}: line {number} is damaged ({e!r}); {remedy}") from None
+        rows.append(row)
+    if len(rows) != meta["inputs"]:
+        raise DataError(f"{path} has {len(rows)} lines for {meta['inputs']} inputs: it was cut; {remedy}")
+    return rows
+
+
+def check_shards(root: pathlib.Path, shards: list[dict]) -> None:
+    """Raises DataError unless all shards are there, with the sizes they must have."""
     for shard in shards:
-        path = root / shard["file"]
-        size = path.stat().st_size if path.is_file() else None
-        if size != shard["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise DataError(
-                f"{path} {found}, {shard['bytes']} expected; copy it again or delete {root} and prepare it again"
-            )
+        check_size(root / shard["file"], shard["bytes"])
+
+
+def check_size(path: pathlib.Path, expected: int) -> None:
+    """Raises DataError unless a file of a store is there and has the size it must have."""
+    size = path.stat().st_size if path.is_file() else None
+    if size != expected:
+        found = "is missing" if size is None else f"has {size} bytes"
+        raise DataError(f"{path} {found}, {expected} expected; {_REMEDY.format(path.parent)}")
+
+
+def read_index(root: pathlib.Path, meta: dict) -> dict[str, np.ndarray]:
+    """The columns of index.npz."""
+    path = root / INDEX
+    try:
+        if "files" in meta:
+            check_size(path, meta["files"][INDEX]["bytes"])
+        data = path.read_bytes()
+        if "files" in meta and hashlib.sha256(data).hexdigest() != meta["files"][INDEX]["sha256"]:
+            raise DataError(f"{path} is damaged, or of another store; {_REMEDY.format(root)}")
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # savez does not compress: what does may be of any size
+            if any(entry.file_size > entry.compress_size for entry in archive.infolist()):
+                raise ValueError("it is compressed, which prepare never does")
+        with np.load(io.BytesIO(data), allow_pickle=False) as index:
+            arrays = {name: index[name] for name in index.files}
+        if wrong := _wrong_in_index(arrays, sum(shard["records"] for shard in meta["shards"])):
+            raise ValueError(wrong)
+    except DataError:
+        raise
+    except Exception as e:  # zipfile, zlib, NumPy and OS errors all mean the same to the user
+        raise DataError(f"cannot read {path} ({e}); {_REMEDY.format(root)}") from e
+    return arrays
+
+
+def shots_of_videos(index: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The first frames of the shots of each video, of what read_index returned."""
+    return np.split(index["shot_starts"], index["shot_offsets"][1:-1]) if len(index["videos"]) else []
+
+
+def _wrong_in_index(arrays: dict[str, np.ndarray], records: int) -> str | None:
+    """The first column that is not what it must be: values that fit are needed to find a frame at all."""
+    for name, (kind, of_videos) in _COLUMNS.items():
+        if name not in arrays:
+            return f"it has no column {name}"
+        found = arrays[name]
+        if found.dtype.kind != kind or found.ndim != 1 or (of_videos and len(found) != len(arrays["videos"])):
+            return f"its column {name} is {found.dtype}{list(found.shape)}"
+    frames, offsets, starts = arrays["num_frames"].astype(np.int64), arrays["shot_offsets"], arrays["shot_starts"]
+    if len(frames) and frames.min() < 1 or not np.array_equal(arrays["first_record"], np.cumsum(frames) - frames):
+        return "its videos do not follow one another"
+    if frames.sum() != records:
+        return f"it has {frames.sum()} frames, the shards {records}: it is of another store"
+    if not (np.isfinite(arrays["fps"]).all() and (arrays["fps"] > 0).all()):
+        return "a rate is not above 0"
+    if len(frames) and not (-1 <= arrays["label"].min() and arrays["label"].max() < len(arrays["class_names"])):
+        return "a label has no class"
+    if len(offsets) != len(frames) + 1 or offsets[0] != 0 or offsets[-1] != len(starts) or (np.diff(offsets) < 1).any():
+        return "its shots do not follow one another"
+    ends = np.append(starts[1:], 0)
+    ends[offsets[1:] - 1] = frames  # of the last shot of each video
+    if (starts[offsets[:-1]] != 0).any() or (ends <= starts).any():
+        return "a shot has no frames"
+    return None
 
 
 def shard_name(shard: int, num_shards: int) -> str:
     return f"frames-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> int:
-    """Writes one shard so that `path` is either absent or complete; returns the number of records.
+def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> tuple[dict, list[int]]:
+    """Writes one shard so that `path` is either absent or complete.
+
+    Returns:
+      Its line in the table of shards, and the CRC-32 of each record; both are what write_index wants.
 
     Raises:
       OSError: the disk is full or not writable.
     """
-    count = 0
+    checksums = []
     with files.atomic(path, unfinished=_unfinished(path)) as unfinished:
         try:
             writer = array_record_module.ArrayRecordWriter(str(unfinished), _WRITER_OPTIONS)
             for record in records:
                 writer.write(record)
-                count += 1
+                checksums.append(zlib.crc32(record))
             writer.close()
         except RuntimeError as e:  # the writer's only error; its first line holds the system's reason
             raise OSError(f"cannot write {path}: {e}".splitlines()[0]) from e
-    return count
+    shard = {
+        "file": os.path.basename(path),
+        "records": len(checksums),
+        "bytes": os.path.getsize(path),
+        "sha256": files.sha256(path),
+        "checksums": zlib.crc32(np.array(checksums, "<u4").tobytes()),
+    }
+    return shard, checksums
 
 
 def _unfinished(path: str | os.PathLike) -> str:
@@ -198,15 +377,22 @@ def _unfinished(path: str | os.PathLike) -> str:
 
 
 def write_index(
-    directory: str | os.PathLike, *, settings: dict, shards: list[dict], rows: list[dict], class_names: list[str]
+    directory: str | os.PathLike,
+    *,
+    settings: dict,
+    shards: list[dict],
+    checksums: list[Sequence[int] | np.ndarray],
+    rows: list[dict],
+    class_names: list[str],
 ) -> None:
-    """Writes ledger, index and meta, in this order: the presence of meta.json means that all is there.
+    """Writes ledger, index, checksums and meta, in this order: the presence of meta.json means that all is there.
 
     Args:
       settings: JSON values `prepare` ran with; kept in meta.json.
-      shards: per shard {"file": name, "records": int, "bytes": int}, in record order.
+      shards, checksums: what write_shard returned for each, in record order.
       rows: one per input file, in record order: {"input": str, "status": "ok" | "refused", "reason": str}, optionally
-        "bytes" int, the size of the file, and, if ok, "frames" int, "fps" float, "height", "width" int, "shot_starts"
+        "bytes" int, the size of the file, "retry" True where another try may go well, and, if ok, "frames" int, "fps"
+        float, "height", "width" int, "shot_starts"
         list of int (first 0), "label" int (-1 = unlabelled), and, if any, "notes" list of str, what is unusual.
       class_names: names of the labels.
     """
@@ -232,6 +418,8 @@ def write_index(
             shot_starts=np.array([start for row in ok for start in row["shot_starts"]], np.int32),
             shot_offsets=np.cumsum([0] + [len(row["shot_starts"]) for row in ok], dtype=np.int64),
         )
+    crcs = b"".join(np.asarray(part, "<u4").tobytes() for part in checksums)
+    files.write_bytes(root / CHECKSUMS, crcs, unfinished=_unfinished(root / CHECKSUMS))
     meta = {
         "version": FORMAT_VERSION,
         "settings": settings,
@@ -241,7 +429,12 @@ def write_index(
         "frames": int(frames.sum()),
         "shots": sum(len(row["shot_starts"]) for row in ok),
         "shards": shards,
+        "files": {
+            name: {"bytes": (root / name).stat().st_size, "sha256": files.sha256(root / name)}
+            for name in (LEDGER, INDEX, CHECKSUMS)
+        },
     }
+    meta["id"] = identity_of(meta)
     text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
     files.write_bytes(root / META, text.encode(), unfinished=_unfinished(root / META))
 
@@ -254,5 +447,5 @@ def _ledger_line(row: dict) -> dict:
         "frames": row.get("frames", 0),
         "shots": len(row.get("shot_starts", [])),
     }
-    line |= {key: row[key] for key in ("bytes", "fps", "height", "width", "label") if key in row}
+    line |= {key: row[key] for key in ("bytes", "retry", "fps", "height", "width", "label") if key in row}
     return line | ({"notes": row["notes"]} if row.get("notes") else {})

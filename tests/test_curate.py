@@ -194,6 +194,8 @@ def test_names_in_titles(library):
         ("file,title\na,b\n", CLASSES, "manifest.csv has no column video: its first line must name .* video,title"),
         ("video;title\na;b\n", CLASSES, "no column video, title: .* it is 'video;title'"),
         ("video,title\n", CLASSES, "manifest.csv names no video"),
+        ("video,title\n../a.mp4,b\n", CLASSES, "'../a.mp4' is no name of anything in the folder of the videos"),
+        ("video,title\n/etc/a.mp4,b\n", CLASSES, "'/etc/a.mp4' is no name of anything in the folder of the videos"),
         ("video,title\n,b\n", CLASSES, "line 2 names no video"),
         (MANIFEST, CLASSES + "jade,\n", "jade is on line 3 and on line 5; a class must stand once"),
         (MANIFEST, "class\njade\n", "classes.csv has no column names"),

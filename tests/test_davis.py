@@ -20,6 +20,7 @@ from evaluation.protocols.davis import evaluate as davis
 from evaluation.protocols.davis import metrics as davis_metrics
 from evaluation.protocols.davis.propagate import PROTOCOLS, TILE, Propagator, start_labels
 from helpers.folders import LITTER
+from helpers.pictures import claims
 from vivi_jax import export
 from vivi_jax.errors import DataError
 from vivi_jax.models.resnet import ResNet
@@ -332,6 +333,37 @@ def test_problems_of_all_sequences_are_listed_at_once(tmp_path, sample_data):
     # A real sequence with masks of four frames only, one of them a pixel narrower.
     with pytest.raises(DataError, match="judo: 12 frames have no mask.*00005.png is 853 x 480 pixels"):
         davis_data.load(str(sample_data / "davis" / "multi"), ["judo"])
+
+
+@pytest.mark.parametrize("name", ["../../victim", "..", ".", "/tmp/victim", "a/b", "..\\..\\victim"])
+def test_a_list_removes_and_writes_nothing_outside(tmp_path, name):
+    """A sequence is named by a list of the data set, and its folder of masks is emptied before it is written."""
+    root = make_davis(tmp_path / "data")
+    (root / "ImageSets/2017/val.txt").write_text(f"{name}\n")
+    for names in (None, [name]):
+        with pytest.raises(DataError, match="is no name of"):
+            davis_data.load(str(root), names)
+
+
+def test_the_folder_of_masks_that_is_emptied_lies_in_the_output(tmp_path):
+    """Also for a sequence that did not come from `load`."""
+    (sequence,) = davis_data.load(str(make_davis(tmp_path / "data")))
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/precious.txt").write_text("x")
+    (tmp_path / "out/masks").mkdir(parents=True)
+    sequence = dataclasses.replace(sequence, name="../../victim")
+    with pytest.raises(DataError, match="names must not lead out"):
+        davis.run_sequence(ResNet(depth=18), "stage4", {}, sequence, PROTOCOLS["vfs"], tmp_path / "out")
+    assert (tmp_path / "victim/precious.txt").read_text() == "x"
+
+
+def test_a_frame_or_mask_that_would_take_gigabytes_is_refused_by_its_header(tmp_path):
+    root = make_davis(tmp_path)
+    for path in (root / "JPEGImages/480p/two/00003.jpg", root / "Annotations/480p/two/00004.png"):
+        path.write_bytes(claims(20000, 20000))
+    with pytest.raises(DataError) as error:
+        davis_data.load(str(root))
+    assert str(error.value).count("larger than the 64 million pixels that are decoded") == 2
 
 
 def test_results_that_do_not_fit_are_refused(tmp_path):

@@ -56,6 +56,23 @@ def box(number, image, category, bbox, **more) -> dict:
 # ---- Annotations ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"file_name": "../outside.png"},
+        {"file_name": "/etc/outside.png"},
+        {"file_name": "none.png", "coco_url": "http://host/../outside.png"},
+    ],
+)
+def test_an_image_that_lies_outside_is_refused(tmp_path, row):
+    cv2.imwrite(str(tmp_path / "outside.png"), np.zeros((30, 30, 3), np.uint8))
+    root = write_set(tmp_path / "set", images=[{"id": 1, "height": 30, "width": 30} | row], annotations=[])
+    with pytest.raises(DataError, match="outside.png' is no name of anything in .*set"):
+        detection_data.load_set(root, "a.json", "images")
+    dataset = detection_data.load_set(write_set(tmp_path / "set"), "a.json", str(tmp_path / "set/images"))
+    assert len(dataset.files) == 3  # the folder is the user's own word
+
+
 def test_a_set_is_read_with_its_classes_in_order_of_ids(tmp_path):
     dataset = detection_data.load_set(write_set(tmp_path), "a.json", "images")
     assert dataset.category_ids == [4, 9] and dataset.class_names == ["four", "nine"]

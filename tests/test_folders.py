@@ -5,10 +5,12 @@ import os
 import pathlib
 import unicodedata
 
+import numpy as np
 import pytest
 
 from helpers.folders import LITTER
 from input_pipeline import folders, lists
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 
@@ -132,3 +134,30 @@ def test_tables_are_read_however_they_were_written(tmp_path, data):
     assert rows == [{"video": "a b.mp4", "label": "x"}, {"video": "c.mp4", "label": "y"}]
     with pytest.raises(DataError, match="has no column title: its first line must name the columns video,title"):
         lists.read_table(tmp_path / "table.csv", ("video", "title"))
+
+
+OUTSIDE = ("../x", "a/../../x", "/etc/x", "..", ".", "", " ", "..\\x", "a\\..\\..\\x", "\\x", "a\0b", "x" * 300)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_leads_out_of_its_folder_is_refused(tmp_path, name):
+    for look in (files.inside, lambda folder, name: folders.Finder(folder).find(name)):
+        with pytest.raises(DataError, match="is no name of anything in .*: names must not lead out of their folder"):
+            look(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a/b.jpg", "./a.jpg", "a..b/c", ".hidden", "é/ a", "a\\b.jpg", "C:a"])
+def test_names_inside_are_joined(tmp_path, name):
+    assert files.inside(tmp_path, name) == tmp_path / name
+
+
+def test_a_zip_that_unpacks_to_more_than_is_taken_is_refused_unread(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, zeros=np.zeros(100_000, np.uint8))
+    assert path.stat().st_size < 1000
+    files.check_unpacked(path, 101_000)
+    with pytest.raises(DataError, match="a.npz unpacks to 100,128 bytes, more than the 100,000 that are taken"):
+        files.check_unpacked(path, 100_000)
+    path.write_bytes(b"no zip")
+    with pytest.raises(DataError, match="a.npz is damaged"):
+        files.check_unpacked(path, 100_000)

@@ -16,8 +16,9 @@ from PIL import Image
 from evaluation.protocols.vtab import data as vtab_data
 from helpers.folders import LITTER
 from helpers.frame_stores import jpeg, write_store
+from helpers.pictures import claims
 from input_pipeline import images
-from input_pipeline.streams import decode
+from input_pipeline.streams import decode, picture_size
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
@@ -134,6 +135,26 @@ def test_a_damaged_image_is_named(tmp_path, data):
     with pytest.raises(DataError, match=r"a/2\.jpg is (no image|damaged)") as e:
         batches(images.load_folder(tree))
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("size, kind", [((20000, 20000), k) for k in ("png", "jpg", "bmp")] + [((9000, 8000), "png")])
+def test_a_picture_that_would_take_gigabytes_is_refused_by_its_header(tmp_path, size, kind):
+    tree = write_tree(tmp_path, {"a/1.png": flat((0, 0, 0)), f"a/2.{kind}": claims(*size, kind)})
+    with pytest.raises(DataError, match=rf"a/2\.{kind} is .*(more|larger) than the 64 million"):
+        batches(images.load_folder(tree))
+    with pytest.raises(ValueError, match="(more|larger) than the 64 million"):
+        decode.decode_whole(claims(*size, kind))
+    with pytest.raises(DataError, match=rf"a/2\.{kind} is .*(more|larger) than the 64 million"):
+        with picture_size.opened(tree / f"a/2.{kind}"):
+            pass
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".bmp", ".webp", ".tiff"])
+def test_the_limit_is_of_the_pixels(ending):
+    data = cv2.imencode(ending, np.zeros((10, 20, 3), np.uint8))[1].tobytes()
+    assert decode.image_height_width(data, "x", max_pixels=200) == (10, 20)
+    with pytest.raises(picture_size.TooLarge, match="x is 20 x 10 pixels, more than the 0.000199 million"):
+        decode.image_height_width(data, "x", max_pixels=199)
 
 
 def test_test_labels_use_the_training_classes(tmp_path):

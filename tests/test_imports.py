@@ -12,7 +12,10 @@ PACKAGES = ("vivi_jax", "input_pipeline", "evaluation", "configs")
 # Files of the core that import no JAX: the input side may use them.
 GROUND = {"vivi_jax.errors", "vivi_jax.files", "vivi_jax.config"}
 # The doors of the input side are commands, and one of them shows frames to a network.
-DOORS = {f"input_pipeline.{name}" for name in ("prepare", "prepare_beam", "curate", "synthetic", "synthetic_actions")}
+DOORS = {
+    f"input_pipeline.{name}"
+    for name in ("check", "prepare", "prepare_beam", "curate", "synthetic", "synthetic_actions")
+}
 ALLOWED = {
     **dict.fromkeys(DOORS, {"vivi_jax.command_line"}),
     "input_pipeline.curation.local": {"evaluation.encoders"},

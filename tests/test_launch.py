@@ -219,7 +219,7 @@ def test_beam_knows_the_options_it_is_given(cloud, options):
     assert environment == r"+ bash launch/environment.sh \[dataflow\] "
     assert r"--videos=gs://b/a\ b --out=gs://b/s --runner=" in command
     pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
-    from input_pipeline import beam_runner
+    from input_pipeline.preparation import beam_runner
 
     beam_runner.parse(
         ["--runner=" + command.split("--runner=")[1].split()[0], *command.split("--runner=")[1].split()[1:]]

@@ -12,6 +12,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import unicodedata
 
@@ -22,10 +23,10 @@ from PIL import Image
 
 from helpers.commands import assert_one_line_error, children, run_module, start_module
 from helpers.folders import LITTER, digests
-from helpers.video_files import numbered, scenes, write_video
+from helpers.video_files import loop_video, numbered, scenes, write_video
 from input_pipeline import store
 from input_pipeline.preparation import inputs, steps
-from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.local import prepare, reopen
 from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
@@ -86,6 +87,7 @@ def test_every_input_is_accounted_for(videos, reference):
     meta = json.loads((reference / store.META).read_text())
     assert (meta["inputs"], meta["videos"], meta["refused"], meta["frames"], meta["shots"]) == (10, 7, 3, 282, 16)
     assert sorted(digests(reference)) == [
+        "checksums.crc32",
         "frames-00000-of-00004.array_record",
         "frames-00001-of-00004.array_record",
         "frames-00002-of-00004.array_record",
@@ -205,14 +207,115 @@ def test_a_store_from_before_a_setting_is_complete(videos, reference, tmp_path):
     shutil.copytree(reference, tmp_path / "store")
     meta = json.loads((reference / store.META).read_text())
     del meta["settings"]["untagged_matrix"]
+    meta["id"] = store.identity_of(meta)
     (tmp_path / "store" / store.META).write_text(json.dumps(meta))
     assert not prepare(str(videos), str(tmp_path / "store"), SMALL)
     with pytest.raises(DataError, match="was begun with untagged_matrix=bt601, this run has untagged_matrix=bt709"):
         prepare(str(videos), str(tmp_path / "store"), dataclasses.replace(SMALL, untagged_matrix="bt709"))
 
 
-def test_a_decoder_that_is_killed(videos, reference, tmp_path):
-    """As the system does when memory runs out: it is said, the rest is kept, and the same command goes on."""
+def decoders_of(server: int, path: pathlib.Path) -> list[int]:
+    """The decoding processes of a decoder server that have a file open."""
+    found = []
+    with contextlib.suppress(OSError):
+        for child in children(server):
+            with contextlib.suppress(OSError):
+                names = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
+                found += [child] * (str(path) in names)
+    return found
+
+
+@contextlib.contextmanager
+def attack(process: subprocess.Popen, path: pathlib.Path, what: int, times: int):
+    """Sends a signal to the first decoders of a file; yields the list of processes that got it."""
+    hit, over = [], threading.Event()
+
+    def watch():
+        while not over.is_set() and len(hit) < times:
+            for server in children(process.pid) if process.poll() is None else []:
+                for child in set(decoders_of(server, path)) - set(hit):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, what)
+                        hit.append(child)
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield hit
+    over.set()
+    watcher.join()
+
+
+@pytest.fixture(scope="module")
+def many(videos, tmp_path_factory):
+    """Eight videos; the last takes a while to decode."""
+    folder = tmp_path_factory.mktemp("many")
+    for k in range(7):
+        shutil.copy(videos / "z.mp4", folder / f"{k}.mp4")
+    short = write_video(folder / "short.mp4", numbered(8, 720, 1280), pix_fmt="yuv420p", gop=1)
+    loop_video(folder / "victim.mp4", short, 60)
+    short.unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "store"
+    assert prepare(str(many), str(out), SMALL, workers=2)
+    return out
+
+
+def prepare_under_attack(source, out, what, times, *more):
+    """(what it printed, its errors) of a preparation that ends well, though decoders of one video get a signal."""
+    flags = f"--videos={source}", f"--out={out}", "--workers=2", "--videos_per_shard=3", *more
+    process = start_module("input_pipeline.prepare", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with attack(process, source / "victim.mp4", what, times) as hit:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and len(hit) == times, errors
+    return output, errors
+
+
+@pytest.mark.parametrize("what, times", [(signal.SIGKILL, 2), (signal.SIGSEGV, 1)])
+def test_a_decoder_killed_from_outside_is_tried_again_in_the_same_run(many, undisturbed, tmp_path, what, times):
+    """As the system does when memory runs out; a crash may be of a moment too."""
+    prepare_under_attack(many, tmp_path / "store", what, times)
+    assert digests(tmp_path / "store") == digests(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_decoder_that_stands_still_is_tried_again(many, undisturbed, tmp_path):
+    """As on a machine too busy to run it: the wall time passes, the CPU time does not."""
+    output, _ = prepare_under_attack(many, tmp_path / "store", signal.SIGSTOP, 1, "--wall_s=8")
+    assert "8 ok" in output
+    a, b = ({n: d for n, d in digests(out).items() if n != store.META} for out in (tmp_path / "store", undisturbed))
+    assert a == b
+
+
+@pytest.mark.slow
+def test_what_was_killed_at_every_try_is_tried_again_by_the_next_run(many, undisturbed, tmp_path):
+    out = tmp_path / "store"
+    output, _ = prepare_under_attack(many, out, signal.SIGKILL, 3)
+    assert "1 refused: killed from outside" in output
+    assert "1 of them for another try (such as victim.mp4): run the same command again" in output
+    assert [row["status"] for row in ledger(out)] == ["ok"] * 7 + ["refused"] and len(store.FrameStore(out)) == 7
+    before = {name: (out / name).stat().st_mtime_ns for name in digests(out)}
+    prepare_under_attack(many, out, signal.SIGKILL, 2)  # again: the store is left as it is
+    assert {name: (out / name).stat().st_mtime_ns for name in digests(out)} == before
+    assert prepare(str(many), str(out), SMALL)
+    assert digests(out) == digests(undisturbed)
+    changed = {name for name, time in before.items() if (out / name).stat().st_mtime_ns != time}
+    assert "frames-00000-of-00003.array_record" not in changed and "frames-00002-of-00003.array_record" in changed
+    assert not prepare(str(many), str(out), SMALL)
+
+
+def test_a_crash_at_every_try_is_the_videos_own(many, tmp_path):
+    output, _ = prepare_under_attack(many, tmp_path / "store", signal.SIGSEGV, 2)
+    assert "1 refused: crashed the decoder, twice" in output and "another try" not in output
+    assert ledger(tmp_path / "store")[-1]["reason"] == "crashed the decoder, twice: SIGSEGV"
+
+
+def test_decoder_servers_that_are_killed(videos, reference, tmp_path):
+    """They are started again, and the files they were at are decoded by others."""
     source, out = tmp_path / "many", tmp_path / "store"
     source.mkdir()
     for k in range(40):
@@ -221,19 +324,92 @@ def test_a_decoder_that_is_killed(videos, reference, tmp_path):
     process = start_module("input_pipeline.prepare", *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while process.poll() is None and len(list((out / store.PARTIAL).glob("0*.json"))) < 2:
         time.sleep(0.005)
-    servers = children(process.pid)
-    for server in servers:
+    for server in children(process.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(server, signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
-    assert_one_line_error(
-        subprocess.CompletedProcess(flags, process.returncode, output, errors),
-        "the decoder process was ended by SIGKILL",
-    )
-    assert "what is done is kept" in errors and "cannot write" not in errors
-    assert list((out / store.PARTIAL).glob("*.json"))
-    assert run_prepare(*flags).returncode == 0
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
     assert [row["status"] for row in ledger(out)] == ["ok"] * 40
+
+
+# --- damage to what is under way --------------------------------------------------------------------------------------
+
+
+def damage(path: pathlib.Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        data = data[: len(data) // 2]
+    elif how == "flipped":
+        data[len(data.rstrip(b"\0")) * 2 // 3] ^= 4
+    path.write_bytes(b"" if how == "emptied" else data)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "emptied"])
+@pytest.mark.parametrize("which", ["*0.jpegs", "00000000.json", "rows-00002.json", "plan.json", "frames-00003*"])
+def test_what_was_damaged_before_a_restart_is_done_again(videos, reference, unfinished, tmp_path, which, how):
+    shutil.copytree(unfinished, tmp_path / "store")
+    (path,) = [*(tmp_path / "store").glob(which), *(tmp_path / "store" / store.PARTIAL).glob(which)]
+    damage(path, how)
+    if path.suffix == ".array_record" and how == "flipped":  # its size is right: the checksums of its records tell
+        prepare(str(videos), str(tmp_path / "store"), SMALL, workers=1)
+        with pytest.raises(DataError, match="is damaged|is not the one"):
+            frames = store.FrameStore(tmp_path / "store")
+            frames.read(np.arange(frames.first_record[-1] + frames.num_frames[-1]))
+        return
+    prepare(str(videos), str(tmp_path / "store"), SMALL, workers=1)
+    assert digests(tmp_path / "store") == digests(reference)
+
+
+@pytest.fixture(scope="module")
+def unfinished(videos, reference, tmp_path_factory):
+    """A preparation killed after its first files: two of the first shard are decoded, the other shards are made."""
+    out = tmp_path_factory.mktemp("unfinished") / "store"
+    shutil.copytree(reference, out)
+    (out / store.PARTIAL).mkdir()
+    plan = steps.make_plan(str(videos), str(out), SMALL, labels="", labelled_only=False)
+    reopen(out, out / store.PARTIAL, plan, [2])
+    (out / store.PARTIAL / "00000002.json").unlink()
+    (out / store.PARTIAL / "00000001.json").unlink()
+    (out / store.PARTIAL / "00000001.jpegs").unlink()
+    (out / store.PARTIAL / "00000002.jpegs").unlink()
+    for name in (store.INDEX, store.LEDGER, store.CHECKSUMS, store.shard_name(0, 4)):
+        (out / name).unlink()
+    return out
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:-20], lambda t: t.replace(b"true", b"false"), lambda t: b"[]\n"])
+def test_a_changed_ledger_of_a_complete_store_is_one_line(videos, reference, tmp_path, change):
+    shutil.copytree(reference, tmp_path / "store")
+    path = tmp_path / "store" / store.LEDGER
+    path.write_bytes(change(path.read_bytes().replace(b'"shots": 2', b'"shots": true')))
+    run = run_prepare(f"--videos={videos}", f"--out={tmp_path / 'store'}", "--videos_per_shard=3")
+    assert_one_line_error(run, f"{path} was cut or changed since it was written; training does not need it")
+    store.FrameStore(tmp_path / "store")
+
+
+# --- what a file may cost ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "limit, reason",
+    [
+        (dict(max_frames=100), "too many frames: more than 100 (--max_frames)"),
+        (dict(max_expansion=2.0), "too large when decoded: more than"),
+        (dict(max_mb=1, short_side=720), "too large when decoded: more than 1,048,576 bytes"),
+    ],
+)
+def test_a_small_file_does_not_become_a_large_one(tmp_path, monkeypatch, limit, reason):
+    """A picture that stands for two minutes by its time stamp is 3,000 equal frames."""
+    monkeypatch.setattr(steps, "_FREE_BYTES", 100_000)
+    (tmp_path / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 255, (14, 240, 320, 3), np.uint8)
+    write_video(tmp_path / "videos/pause.mkv", pictures, times_ms=[*range(0, 520, 40), 120_000])
+    write_video(tmp_path / "videos/usual.mp4", numbered(20))
+    prepare(str(tmp_path / "videos"), str(tmp_path / "store"), dataclasses.replace(SMALL, **limit), workers=1)
+    pause, usual = ledger(tmp_path / "store")
+    assert pause["status"] == "refused" and pause["reason"].startswith(reason) and usual["status"] == "ok"
+    assert sum(path.stat().st_size for path in (tmp_path / "store").iterdir()) < 500_000
 
 
 # --- again, or otherwise ----------------------------------------------------------------------------------------------
@@ -265,7 +441,7 @@ def test_changed_inputs_are_noticed(tmp_path, complete):
             "software": steps.software(),
             "inputs": files,
         }
-        (out / store.PARTIAL / "plan.json").write_text(json.dumps(plan))
+        (out / store.PARTIAL / "plan.json").write_bytes(steps.sealed(plan))
     (source / "a.mp4").unlink()
     write_video(source / "b.mp4", numbered(9))
     write_video(source / "d.mp4", numbered(5))

@@ -23,8 +23,8 @@ from vivi_jax.errors import DataError
 
 pytest.importorskip("apache_beam", reason="Apache Beam is not installed: pip install -e '.[beam]'")
 from helpers.fake_bucket import FakeBucket
-from input_pipeline import beam_runner
 from input_pipeline.preparation import beam as prepare_beam
+from input_pipeline.preparation import beam_runner
 
 run_prepare = functools.partial(run_module, "input_pipeline.prepare_beam")
 SMALL = Settings(videos_per_shard=3)
@@ -231,7 +231,7 @@ def test_a_bucket_of_an_unknown_kind():
 
 
 def test_other_versions_on_a_worker_are_refused(videos, tmp_path, monkeypatch):
-    maker = prepare_beam.MakeShard(str(tmp_path), SMALL, {"av": "0.1"})
+    maker = prepare_beam.MakeShard(str(tmp_path), SMALL, {"av": "0.1"}, "id")
     with pytest.raises(DataError, match="this worker has .* the command was started with {'av': '0.1'}"):
         maker.setup()
 

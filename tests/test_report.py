@@ -13,7 +13,7 @@ import pytest
 
 from evaluation import report
 from helpers.runs import make_run, make_store
-from vivi_jax.errors import CheckpointError
+from vivi_jax.errors import CheckpointError, DataError
 from vivi_jax.metrics import MetricWriter
 
 
@@ -71,6 +71,19 @@ class Page(html.parser.HTMLParser):
 
 def text_of(path: pathlib.Path) -> str:
     return re.sub(r"data:image/png;base64,[^\"]*", "", path.read_text())
+
+
+def test_a_cut_metrics_file_goes_on_and_a_damaged_one_is_one_line(tmp_path):
+    path, whole = tmp_path / "metrics.jsonl", '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n'
+    for text in (whole + '{"step": 3, "lo', whole + '{"step": 3, "loss": 1.0}\n'):  # cut, and past the checkpoint
+        path.write_text(text)
+        MetricWriter(str(tmp_path), 2).close()
+        assert path.read_text() == whole
+    for line in ('{"step": 1, "loss"\n', '{"loss": 2.0}\n', "[]\n", "\x00\n"):
+        path.write_text(line + whole)
+        with pytest.raises(DataError, match="metrics.jsonl: line 1 is damaged .* take it out"):
+            MetricWriter(str(tmp_path), 2)
+        assert path.read_text() == line + whole
 
 
 def test_page_holds_everything_and_needs_nothing(run):

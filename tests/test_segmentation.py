@@ -109,6 +109,13 @@ def make_voc(root: pathlib.Path, sample_data: pathlib.Path) -> pathlib.Path:
     return root
 
 
+def test_a_list_that_names_a_mask_outside_is_refused(tmp_path, sample_data):
+    root = make_voc(tmp_path, sample_data)
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("../../x\n")
+    with pytest.raises(DataError, match="x.png' is no name of anything in .*names must not lead out"):
+        data_sets.load_voc(str(root))
+
+
 def make_ade(root: pathlib.Path, sample_data: pathlib.Path) -> pathlib.Path:
     for kind in ("images", "annotations"):
         for split in ("training", "validation"):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import unicodedata
 
 import numpy as np
@@ -11,6 +12,8 @@ from ml_collections import ConfigDict
 from configs import vdim, vito, vivi
 from helpers.commands import assert_one_line_error, run_module
 from helpers.frame_stores import jpeg, write_store
+from helpers.runs import small_vito
+from input_pipeline.store import META
 from input_pipeline.streams import sources
 from input_pipeline.streams.order import Order
 from vivi_jax.build import build
@@ -157,6 +160,51 @@ def test_what_hosts_must_share_is_the_data_by_name(tmp_path):
     assert one == two
     (tmp_path / "two" / "c.jpg").touch()
     assert one != [*sources.identities({"path": str(tmp_path / "two")}).values()]
+
+
+def store_of(directory, grey: int):
+    videos = [dict(frames=40, fps=25, height=48, width=64)] * 8
+    return write_store(directory, videos, [jpeg(np.full((48, 64, 3), grey, np.uint8))] * 320)
+
+
+def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path):
+    """A store of other frames at the same path is noticed, though names and sizes of all its files are the same."""
+    names = {}
+    for name, grey in (("one", 50), ("same", 50), ("two", 51)):
+        store = store_of(tmp_path / name, grey)
+        names[name] = {path.name: path.stat().st_size for path in (tmp_path / name).iterdir() if path.name != META}
+    assert names["one"] == names["two"]
+    (tmp_path / "images/a").mkdir(parents=True)
+    (tmp_path / "images/a/1.jpg").touch()
+    data = {"path": str(tmp_path / "STORE"), "labelled_path": str(tmp_path / "images")}
+    for name, fits in (("one", True), ("same", True), ("two", False), ("one", True)):
+        shutil.copytree(tmp_path / name, tmp_path / "STORE")
+        if fits:
+            sources.claim(tmp_path / "run", sources.identities(data))
+        else:
+            with pytest.raises(DataError, match=r"config.data.path=.*STORE holds other data than .*run was begun with"):
+                sources.claim(tmp_path / "run", sources.identities(data))
+        shutil.rmtree(tmp_path / "STORE")
+    shutil.copytree(tmp_path / "one", tmp_path / "STORE")
+    (tmp_path / "STORE/contact_sheet.png").touch()  # no part of what is trained on
+    sources.claim(tmp_path / "run", sources.identities(data))
+    (tmp_path / "images/a/2.jpg").touch()
+    with pytest.raises(DataError, match="config.data.labelled_path=.*images holds other data"):
+        sources.claim(tmp_path / "run", sources.identities(data))
+    (tmp_path / "run/data.json").write_text("{")
+    with pytest.raises(DataError, match="data.json is damaged .* remove it"):
+        sources.claim(tmp_path / "run", sources.identities(data))
+    assert len(store) == 8
+
+
+@pytest.mark.slow
+def test_a_start_with_another_store_under_the_same_path_is_one_line(tmp_path):
+    flags = [*small_vito(tmp_path / "STORE", tmp_path / "run"), "--config.schedule.epochs=4.0"]
+    store_of(tmp_path / "STORE", 50)
+    assert run_module("vivi_jax.main", *flags).returncode == 0
+    shutil.rmtree(tmp_path / "STORE")
+    store_of(tmp_path / "STORE", 51)
+    assert_one_line_error(run_module("vivi_jax.main", *flags), "STORE holds other data than")
 
 
 def test_streams_are_zipped_and_must_end_at_once():

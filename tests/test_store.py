@@ -1,6 +1,10 @@
 """The frame store: what is written is what is read, in any order and from any thread, and damage is named."""
 
+import collections
 import hashlib
+import json
+import random
+import shutil
 import threading
 import time
 
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 
 from input_pipeline import store
+from input_pipeline.streams import sources
 from vivi_jax.errors import DataError
 
 FRAMES = [5, 3, 0, 4]  # of four inputs; the third one is refused
@@ -17,9 +22,9 @@ def frame(video: int, k: int) -> bytes:
     return f"video {video} frame {k} ".encode() * 50
 
 
-def write(directory, per_shard: int = 2) -> list[dict]:
+def write(directory, per_shard: int = 2, salt: bytes = b"") -> list[dict]:
     directory.mkdir(exist_ok=True)
-    rows, shards = [], []
+    rows, shards, checksums = [], [], []
     for v, n in enumerate(FRAMES):
         row = {"input": f"v{v}.mp4", "status": "ok" if n else "refused", "reason": "" if n else "no video stream"}
         if n:
@@ -36,9 +41,13 @@ def write(directory, per_shard: int = 2) -> list[dict]:
     for s in range(num_shards):
         path = directory / store.shard_name(s, num_shards)
         videos = range(s * per_shard, (s + 1) * per_shard)
-        count = store.write_shard(path, (frame(v, k) for v in videos for k in range(FRAMES[v])))
-        shards.append({"file": path.name, "records": count, "bytes": path.stat().st_size})
-    store.write_index(directory, settings={"fps": 25}, shards=shards, rows=rows, class_names=["cat", "dög", "eel"])
+        shard, crcs = store.write_shard(path, (salt + frame(v, k) for v in videos for k in range(FRAMES[v])))
+        shards.append(shard)
+        checksums.append(crcs)
+    settings, class_names = {"fps": 25}, ["cat", "dög", "eel"]
+    store.write_index(
+        directory, settings=settings, shards=shards, checksums=checksums, rows=rows, class_names=class_names
+    )
     return rows
 
 
@@ -85,7 +94,7 @@ def test_same_bytes_at_another_time(tmp_path):
     time.sleep(2.1)  # zip time stamps have a resolution of two seconds
     write(tmp_path / "b")
     a, b = ({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / d).iterdir()} for d in "ab")
-    assert a == b and len(a) == 5
+    assert a == b and len(a) == 6
 
 
 def test_threads_share_one_store(tmp_path):
@@ -139,9 +148,134 @@ def test_damage_is_found(tmp_path):
         store.FrameStore(tmp_path)
 
 
-@pytest.mark.parametrize("name", [store.INDEX, store.META])
-def test_damaged_index_is_one_clear_error(tmp_path, name):
+def as_version_2(directory) -> None:
+    """Makes it a store as the version before wrote it: without id, hashes and checksums."""
+    meta = json.loads((directory / store.META).read_text())
+    del meta["id"], meta["files"]
+    for shard in meta["shards"]:
+        del shard["sha256"], shard["checksums"]
+    (directory / store.META).write_text(json.dumps(meta | {"version": 2}))
+    (directory / store.CHECKSUMS).unlink()
+
+
+def everything(directory) -> list:
+    """All that a reader of a store may ask it for."""
+    s = store.FrameStore(directory)
+    fields = ("videos", "first_record", "num_frames", "fps", "height", "width", "label", "shot_starts", "shot_offsets")
+    values = [getattr(s, name).tolist() for name in fields]
+    return [*values, s.class_names, s.shots_may_hold_cuts, s.meta, s.read(np.arange(12)).tolist()]
+
+
+def test_no_damage_is_silent(tmp_path):
+    """Every file of a store x flips, cuts, zeros, growth, loss, and exchange for a file of the same kind."""
+    write(tmp_path / "good")
+    write(tmp_path / "other", salt=b"x")  # same sizes throughout: ArrayRecord pads its files
+    good, rng, refused = everything(tmp_path / "good"), random.Random(0), collections.Counter()
+    names = [path.name for path in sorted((tmp_path / "good").iterdir()) if path.name != store.LEDGER]
+    shards = [name for name in names if name.startswith("frames")]
+    for name in names:
+        data = (tmp_path / "good" / name).read_bytes()
+        full = len(data.rstrip(b"\0"))
+        damages = [None, b"", data[: full // 2], data[:-1], data + b"x", bytes(len(data))]
+        damages.append((tmp_path / "other" / name).read_bytes())
+        damages += [(tmp_path / "good" / other).read_bytes() for other in shards if name in shards and other != name]
+        for position in (rng.randrange(8 * full) for _ in range(60)):
+            flipped = bytearray(data)
+            flipped[position // 8] ^= 1 << position % 8
+            damages.append(bytes(flipped))
+        for damage in damages:
+            shutil.copytree(tmp_path / "good", tmp_path / "bad")
+            (tmp_path / "bad" / name).unlink()
+            if damage is not None:
+                (tmp_path / "bad" / name).write_bytes(damage)
+            try:
+                assert everything(tmp_path / "bad") == good, (name, damage)
+            except DataError as error:
+                assert str(tmp_path / "bad") in str(error) and "\n" not in str(error)
+                refused[name] += 1
+            shutil.rmtree(tmp_path / "bad")
+    assert sum(refused.values()) >= 200 and min(refused[name] for name in names) >= 6, refused
+
+
+@pytest.mark.parametrize("names", [("frames",), ("frames", "checksums", "index", "meta")])
+def test_a_store_replaced_under_an_open_reader_is_noticed(tmp_path, names):
+    """In place, as cp does it; frames that were read before do not come back as other ones."""
+    write(tmp_path / "a")
+    write(tmp_path / "b", salt=b"x")
+    good = store.FrameStore(tmp_path / "a").read(np.arange(12)).tolist()
+    reader = store.FrameStore(tmp_path / "a")
+    assert reader.read(np.array([0]))[0] == good[0]  # the first shard is open, the second is not
+    for path in (tmp_path / "b").iterdir():
+        if path.name.startswith(names):
+            (tmp_path / "a" / path.name).write_bytes(path.read_bytes())
+    for record in range(12):
+        with pytest.raises(DataError, match=str(tmp_path / "a")):
+            reader.read(np.array([record]))
+
+
+@pytest.mark.parametrize("column", store._COLUMNS)
+def test_an_index_without_a_column_or_with_one_of_another_kind(tmp_path, column):
+    """As stores without hashes may have it."""
     write(tmp_path)
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-40])
-    with pytest.raises(DataError, match=f"cannot read .*{name}"):
+    as_version_2(tmp_path)
+    with np.load(tmp_path / store.INDEX) as index:
+        arrays = dict(index)
+    for bad in (None, np.zeros(len(arrays[column]), "S9"), arrays[column][:-1], arrays[column][None]):
+        np.savez(tmp_path / store.INDEX, **{k: v for k, v in (arrays | {column: bad}).items() if v is not None})
+        message = "its (column|videos|shots|rates)|no column|has [0-9]+ frames|a label has no class"
+        with pytest.raises(DataError, match=f"cannot read .*index.npz .*({message})"):
+            store.FrameStore(tmp_path)
+
+
+def test_an_index_that_unpacks_to_more_than_it_is(tmp_path):
+    write(tmp_path)
+    as_version_2(tmp_path)
+    with np.load(tmp_path / store.INDEX) as index:
+        np.savez_compressed(tmp_path / store.INDEX, **index, zeros=np.zeros(10**6))
+    with pytest.raises(DataError, match="it is compressed, which prepare never does"):
         store.FrameStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: [],
+        lambda meta: None,
+        lambda meta: {"version": 2},
+        lambda meta: meta | {"shards": {}},
+        lambda meta: meta | {"shards": [{}]},
+        lambda meta: meta | {"shards": [None]},
+        lambda meta: meta | {"shards": meta["shards"][:1]},
+        lambda meta: meta | {"shards": [meta["shards"][0] | {"file": "../../etc/passwd"}]},
+        lambda meta: meta | {"shards": [shard | {"bytes": "many"} for shard in meta["shards"]]},
+        lambda meta: meta | {"shards": [shard | {"records": -1} for shard in meta["shards"]]},
+        lambda meta: meta | {"settings": None},
+        lambda meta: {key: value for key, value in meta.items() if key != "frames"},
+    ],
+)
+def test_a_meta_of_wrong_types_is_one_line(tmp_path, change):
+    write(tmp_path)
+    as_version_2(tmp_path)
+    path = tmp_path / store.META
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=f"cannot read {path}"):
+        store.FrameStore(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match=f"cannot read {path}"):
+        store.FrameStore(tmp_path)
+
+
+def test_a_store_of_the_version_before_reads_the_same(tmp_path):
+    write(tmp_path)
+    frames, new = store.FrameStore(tmp_path).read(np.arange(12)).tolist(), sources.identities({"path": str(tmp_path)})
+    as_version_2(tmp_path)
+    old = store.FrameStore(tmp_path)
+    assert old.id == "" and not old.shots_may_hold_cuts and old.read(np.arange(12)).tolist() == frames
+    assert sources.identities({"path": str(tmp_path)}) == sources.identities({"path": str(tmp_path)}) != new
+
+
+def test_the_id_is_of_the_content(tmp_path):
+    for name, salt in (("a", b""), ("b", b""), ("c", b"x")):
+        write(tmp_path / name, salt=salt)
+    a, b, c = (store.FrameStore(tmp_path / name).id for name in "abc")
+    assert a == b != c and len(a) == 64

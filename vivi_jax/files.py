@@ -11,10 +11,11 @@ import json
 import os
 import pathlib
 import uuid
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 Path = str | os.PathLike[str]
 
@@ -73,6 +74,42 @@ def said_where_there_is_no_room(directory: Path) -> Iterator[None]:
             f"cannot write to {directory}: {error.strerror}; mend that, and start the same command again: it goes on "
             "from the newest checkpoint"
         ) from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256, in hexadecimal, of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def inside(folder: Path, name: str) -> pathlib.Path:
+    """The path of a name that a list, an archive or a command line gives, in the folder that it belongs in.
+
+    Only the name is looked at: links are followed, as data sets are often made of them.
+
+    Raises:
+      DataError: it is no name of something below the folder: absolute, with "..", or not a name at all.
+    """
+    parts = name.replace("\\", "/").split("/")  # lists are written on Windows too
+    too_long = any(len(os.fsencode(part)) > 255 for part in parts)
+    if not name.strip("./\\ ") or "\0" in name or not parts[0] or ".." in parts or too_long:
+        raise DataError(f"{name[:100]!r} is no name of anything in {folder}: names must not lead out of their folder")
+    return pathlib.Path(folder, name)
+
+
+def check_unpacked(path: Path, limit: int) -> None:
+    """Refuses a zip (as .npz is) that says it unpacks to more than `limit` bytes; nothing of it is unpacked.
+
+    Raises:
+      DataError: it says so, or is no zip.
+      OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    if size > limit:
+        raise DataError(f"{path} unpacks to {size:,} bytes, more than the {limit:,} that are taken")
 
 
 def config_diff(old: dict, new: dict, prefix: str = "") -> list[tuple[str, Any, Any]]:

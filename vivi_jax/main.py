@@ -56,8 +56,8 @@ def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
       may_change: prefixes of the config's keys whose values may differ from those that the run was begun with.
     """
     start = time.time()
-    experiment, batches, evaluators = processes.run_on_all(functools.partial(prepare, config, workdir, may_change))
-    claim = functools.partial(claim_workdir, workdir, config, may_change)
+    parts = processes.run_on_all(functools.partial(prepare, config, workdir, may_change))
+    experiment, batches, evaluators, claim = parts
     with processes.locked(workdir):
         state = train(
             experiment,
@@ -90,8 +90,8 @@ def summarise(config, workdir: str, state: TrainState, seconds: float) -> None:
 
 def prepare(
     config, workdir: str, may_change: tuple[str, ...]
-) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator]], dict]:
-    """The parts of the run, and what must be equal on all hosts."""
+) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator], Callable[[], None]], dict]:
+    """The parts of the run, what takes its directory, and what must be equal on all hosts."""
     experiment = build(config)
     batches = open_data(config)  # raises what is wrong with the data now, before anything is written
     evaluators = online_evaluation(config, experiment.method)
@@ -101,10 +101,15 @@ def prepare(
         "local devices": jax.local_device_count(),
         "data": sources.identities(config.data),
     }
+
+    def claim(write: bool = True) -> None:
+        claim_workdir(workdir, config, may_change, write=write)
+        sources.claim(workdir, facts["data"], write=write)
+
     lock.check_is_path(workdir, option="--workdir")
     if jax.process_index() == 0:
-        claim_workdir(workdir, config, may_change, write=False)
-    return (experiment, batches, evaluators), facts
+        claim(write=False)
+    return (experiment, batches, evaluators, claim), facts
 
 
 def open_data(config) -> sources.Stream:

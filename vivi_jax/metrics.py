@@ -8,6 +8,7 @@ import time
 import jax
 
 from vivi_jax import files
+from vivi_jax.errors import DataError
 
 
 class MetricWriter:
@@ -45,13 +46,25 @@ class MetricWriter:
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the whole lines up to `last_step`; a kill may have cut the last line or left lines past the checkpoint."""
+    """Keeps the whole lines up to `last_step`; a kill may have cut the last line or left lines past the checkpoint.
+
+    Raises:
+      DataError: any other damage, which no kill does.
+    """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
             break
+        try:
+            if json.loads(line)["step"] > last_step:
+                break
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{path}: line {number} is damaged ({error!r}); take it out: the run goes on from its checkpoints, and "
+                "the file is a record of it only"
+            ) from None
         kept.append(line)
     files.write_text(path, "".join(kept))
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import apache_beam as beam
 
-from input_pipeline import beam_runner, storage
+from input_pipeline import storage
 from input_pipeline.curation import steps
 from input_pipeline.curation.steps import Line
+from input_pipeline.preparation import beam_runner
 from input_pipeline.preparation.sandbox import Sandbox
 from vivi_jax.errors import DataError
 

@@ -41,6 +41,7 @@ REASONS = {
     "short": "the video is too short",
     "classifier": "too few of the first frames show the class",
 }
+_TRIES = 3  # of a video whose decoder is killed from outside, or waits for a processor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +138,8 @@ def read_manifest(path: str) -> list[Line]:
     for number, row in enumerate(lists.read_table(path, ("video", "title"))):
         if not row["video"]:
             raise DataError(f"{path}: line {number + 2} names no video")
+        if not storage.is_remote(row["video"]):
+            files.inside("the folder of the videos", row["video"])
         lines.append(Line(number, row["video"], row["title"], row.get("class", "").strip()))
     if not lines:
         raise DataError(f"{path} names no video")
@@ -247,7 +250,11 @@ def decide(
 
 
 def _look(path: str, sandbox: Sandbox, rule: Rule) -> tuple[dict, np.ndarray]:
-    """(what sandbox.decode says, uint8[N, S, S, 3] the first frames)."""
+    """(what sandbox.decode says, uint8[N, S, S, 3] the first frames).
+
+    Raises:
+      DataError: the decoder was killed from outside or starved, again and again.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         frame_file = os.path.join(scratch, "frames")
         if storage.is_remote(path):
@@ -257,14 +264,22 @@ def _look(path: str, sandbox: Sandbox, rule: Rule) -> tuple[dict, np.ndarray]:
             except storage.Unreadable as e:
                 return {"status": "refused", "reason": f"unreadable: {e}"}, np.empty(0)
             path = copy
-        head = sandbox.decode(
-            path,
-            frame_file,
-            function="decode_head",
-            frames=rule.frames,
-            short_side=rule.short_side,
-            image_size=rule.image_size,
-        )
+        head = {"retry": True}
+        for _ in range(_TRIES):
+            if head.get("retry"):
+                head = sandbox.decode(
+                    path,
+                    frame_file,
+                    function="decode_head",
+                    frames=rule.frames,
+                    short_side=rule.short_side,
+                    image_size=rule.image_size,
+                )
+        if head.get("retry"):  # no fault of the video: it must not be dropped for good
+            raise DataError(
+                f"{path}: {head['reason']}, {_TRIES} times; what is done is kept: run the same command again, with "
+                "fewer workers if memory or time is short"
+            )
         pixels = np.fromfile(frame_file, np.uint8) if head["status"] == "ok" else np.empty(0, np.uint8)
     return head, pixels.reshape(-1, rule.image_size, rule.image_size, 3)
 

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import json
 import logging
 import os
 import tempfile
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from input_pipeline import beam_runner, storage, store
-from input_pipeline.preparation import inputs, steps
+from input_pipeline import storage, store
+from input_pipeline.preparation import beam_runner, inputs, steps
 from input_pipeline.preparation.local import DEFAULT, cannot_write
 from input_pipeline.preparation.sandbox import Sandbox
 from input_pipeline.preparation.steps import Settings
@@ -20,6 +19,7 @@ from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _READS_AT_A_TIME = 32
+_TRIES = 3  # of a file whose decoder is killed from outside
 
 
 class Shard(NamedTuple):
@@ -61,7 +61,7 @@ def prepare_with_beam(
             shards_of_plan = functools.partial(
                 read_plan, root=inputs.root_of(videos), per_shard=settings.videos_per_shard
             )
-            make_shard = MakeShard(out, settings, steps.software())
+            make_shard = MakeShard(out, settings, steps.software(), plan.id)
             beam_runner.run(
                 beam_options,
                 lambda pipeline: (
@@ -72,7 +72,7 @@ def prepare_with_beam(
                     | "Make" >> beam.ParDo(make_shard)
                 ),
             )
-            steps.finish(out, plan, _read_rows(partial, len(plan.shards)))
+            steps.finish(out, plan, _read_packed(out, plan))
     except OSError as e:
         raise DataError(cannot_write(out, e)) from e
     return True
@@ -80,7 +80,10 @@ def prepare_with_beam(
 
 def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
     """The shards of a plan.json. A worker reads it, because a pipeline's own data are limited to a few MB."""
-    named = json.loads(storage.read(path))["inputs"]
+    plan = steps.unsealed(storage.read(path))
+    if plan is None:
+        raise DataError(f"{path} was changed while the preparation ran; run the same command again, it goes on")
+    named = plan["inputs"]
     shards = steps.shards_of(len(named), per_shard)
     for number, members in enumerate(shards):
         yield Shard(
@@ -93,8 +96,8 @@ def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
 class MakeShard(beam.DoFn):
     """Makes a shard, unless it is there. Two workers may make the same one at once: they write the same bytes."""
 
-    def __init__(self, out: str, settings: Settings, software: dict):
-        self._out, self._settings, self._software = out, settings, software
+    def __init__(self, out: str, settings: Settings, software: dict, plan_id: str):
+        self._out, self._settings, self._software, self._plan_id = out, settings, software, plan_id
 
     def setup(self):
         if steps.software() != self._software:
@@ -110,16 +113,18 @@ class MakeShard(beam.DoFn):
     def process(self, shard: Shard):
         partial = steps.partial_of(self._out)
         rows_path = steps.rows_path(partial, shard.number)
-        if storage.exists(rows_path):  # by an earlier run, or another worker
-            return
+        if storage.exists(rows_path) and steps.unsealed_part(storage.read(rows_path), self._plan_id):
+            return  # made by an earlier run, or another worker
         try:
             with tempfile.TemporaryDirectory(dir=None if storage.is_remote(self._out) else partial) as scratch:
                 name = store.shard_name(shard.number, shard.count)
                 packed = steps.pack(os.path.join(scratch, name), self._decoded(shard, scratch))
                 storage.put(os.path.join(scratch, name), storage.join(self._out, name))
-                storage.write(rows_path, json.dumps(packed).encode())
+                storage.write(rows_path, steps.sealed_part(packed, self._plan_id))
         except OSError as e:
             raise DataError(cannot_write(self._out, e)) from e
+        except steps.FramesDamaged as e:
+            raise DataError(f"frames changed on the disk of a worker before they were packed ({self._out})") from e
         refused = sum(row["status"] == "refused" for row in packed["rows"])
         beam.metrics.Metrics.counter("prepare", "inputs").inc(len(packed["rows"]))
         beam.metrics.Metrics.counter("prepare", "refused").inc(refused)
@@ -130,7 +135,7 @@ class MakeShard(beam.DoFn):
         frame_file = os.path.join(scratch, "frames")
         for file in shard.inputs:
             if not storage.is_remote(file.path):
-                yield steps.decode(self._sandbox, file, file.path, frame_file, self._settings), frame_file
+                yield steps.decode(self._sandbox, file, file.path, frame_file, self._settings, tries=_TRIES), frame_file
                 continue
             copy = os.path.join(scratch, "input" + os.path.splitext(file.path)[1])  # FFmpeg looks at the ending too
             try:
@@ -139,11 +144,10 @@ class MakeShard(beam.DoFn):
                 row = {"input": file.name, "bytes": file.bytes, "status": "refused", "reason": f"unreadable: {e}"}
                 yield row, frame_file
                 continue
-            yield steps.decode(self._sandbox, file, copy, frame_file, self._settings), frame_file
+            yield steps.decode(self._sandbox, file, copy, frame_file, self._settings, tries=_TRIES), frame_file
             os.unlink(copy)
 
 
-def _read_rows(partial: str, count: int) -> Iterator[dict]:
+def _read_packed(out: str, plan: steps.Plan) -> Iterator[dict | None]:
     with concurrent.futures.ThreadPoolExecutor(_READS_AT_A_TIME) as pool:
-        for data in pool.map(storage.read, (steps.rows_path(partial, shard) for shard in range(count))):
-            yield json.loads(data)
+        yield from pool.map(functools.partial(steps.read_packed, out, plan), range(len(plan.shards)))

@@ -39,6 +39,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("memory_mb", DEFAULT.memory_mb, "limit per file: address space, MiB")
     flags.DEFINE_integer("cpu_s", DEFAULT.cpu_s, "limit per file: CPU time, seconds")
     flags.DEFINE_float("wall_s", DEFAULT.wall_s, "limit per file: wall time, seconds")
+    flags.DEFINE_integer("max_frames", DEFAULT.max_frames, "limit per file: frames kept; a pause is as many equal ones")
+    flags.DEFINE_integer("max_mb", DEFAULT.max_mb, "limit per file: what its frames take, MiB")
+    flags.DEFINE_float(
+        "max_expansion", DEFAULT.max_expansion, "limit per file: the same, times its size; 64 MiB are always free"
+    )
 
 
 def parse_known_flags(argv: list[str]) -> list[str]:

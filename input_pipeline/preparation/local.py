@@ -4,22 +4,27 @@ import collections
 import concurrent.futures
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import queue
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import tqdm
 
 from input_pipeline import storage, store
-from input_pipeline.preparation import inputs, steps
+from input_pipeline.preparation import steps
 from input_pipeline.preparation.sandbox import Sandbox
-from input_pipeline.preparation.steps import Plan, Settings
+from input_pipeline.preparation.steps import Plan, Settings, frame_file_path, row_path
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
+_LOG = logging.getLogger(__name__)
 DEFAULT = Settings()
+_TRIES = 2  # alone
+_IN_LEDGER = ("input", "bytes", "status", "reason", "retry", "frames", "fps", "height", "width", "notes")
 
 
 def prepare(
@@ -52,16 +57,37 @@ def prepare(
             raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
     plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
     try:
-        if steps.is_complete(out, plan):
+        if steps.is_complete(out, plan) and not _try_again(pathlib.Path(out), plan):
             return False
         with steps.begin(out, plan) as partial:
-            packed = _decode_all(
-                pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0))
-            )
-            steps.finish(out, plan, packed)
+            _decode_all(pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0)))
+            steps.finish(out, plan, (steps.read_packed(out, plan, shard) for shard in range(len(plan.shards))))
     except OSError as e:
         raise DataError(cannot_write(out, e)) from e
     return True
+
+
+def _try_again(root: pathlib.Path, plan: Plan) -> bool:
+    """Decodes what a complete store lacks through no fault of its own, one file at a time.
+
+    Returns:
+      Whether there is more now than before: the store is then one that is under way, with all but the shards of these
+      files made.
+    """
+    numbers = worth_another_try(root, plan)
+    if not numbers:
+        return False
+    partial = pathlib.Path(steps.partial_of(str(root)))
+    partial.mkdir(exist_ok=True)
+    with steps.locked(str(root), str(partial)), pool(1, plan.settings.limits) as submit:
+        with progress(len(numbers)) as done:
+            rows = [submit(_decode_one, partial, i, plan, done, _TRIES).result() for i in numbers]
+        better = [i for i, row in zip(numbers, rows, strict=True) if not row.get("retry")]
+        if better:
+            reopen(root, partial, plan, better)
+    if not better:
+        storage.remove_tree(str(partial))
+    return bool(better)
 
 
 def cannot_write(out: str, error: OSError) -> str:
@@ -71,35 +97,49 @@ def cannot_write(out: str, error: OSError) -> str:
     )
 
 
-def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> Iterator[dict]:
-    """What steps.pack returned for every shard, in order."""
+def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> None:
+    """Makes all shards that are not made yet.
+
+    A file whose decoder was killed, or was too slow without using its CPU time, waits until all else is done, and then
+    is decoded alone.
+    """
     shards, settings = plan.shards, plan.settings
     ahead = (
         4 + 2 * workers // settings.videos_per_shard
     )  # shards under way, so that one long video does not hold up the others
-    waiting = collections.deque()
+    waiting, later = collections.deque(), []
     with pool(workers, settings.limits) as submit, progress(len(plan.inputs)) as done:
+
+        def pack(shard: int, rows: list[dict]) -> None:
+            while True:
+                try:
+                    return _pack(root, partial, shard, plan, rows)
+                except steps.FramesDamaged as damaged:  # between a kill and this start
+                    number = damaged.args[0]
+                    row_path(partial, shards[shard][number]).unlink()
+                    rows[number] = submit(_decode_one, partial, shards[shard][number], plan, done, _TRIES).result()
+
         for shard in range(len(shards) + ahead):
             if shard < len(shards):
-                if _rows_path(partial, shard).exists():  # by an earlier run
+                if steps.read_packed(str(root), plan, shard):  # by an earlier run
                     done(len(shards[shard]))
                     waiting.append(None)
                 else:
-                    waiting.append(
-                        [submit(_decode_one, partial, i, plan.inputs[i], settings, done) for i in shards[shard]]
-                    )
-            if shard >= ahead:
-                futures = waiting.popleft()
-                if futures is not None:
-                    _pack(
-                        root,
-                        partial,
-                        shard - ahead,
-                        len(shards),
-                        shards[shard - ahead],
-                        [future.result() for future in futures],
-                    )
-                yield json.loads(_rows_path(partial, shard - ahead).read_text())
+                    waiting.append([submit(_decode_one, partial, i, plan, done) for i in shards[shard]])
+            if shard >= ahead and (futures := waiting.popleft()) is not None:
+                rows = [future.result() for future in futures]
+                if any(row.get("retry") for row in rows):
+                    later.append((shard - ahead, rows))
+                else:
+                    pack(shard - ahead, rows)
+        for shard, rows in later:
+            for number, row in enumerate(rows):
+                if row.get("retry"):
+                    _LOG.info("%s: %s; once more, alone", row["input"], row["reason"])
+                    rows[number] = submit(
+                        _decode_one, partial, shards[shard][number], plan, lambda n: None, _TRIES
+                    ).result()
+            pack(shard, rows)
 
 
 @contextlib.contextmanager
@@ -127,49 +167,115 @@ def pool(workers: int, limits: dict) -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def progress(total: int) -> Iterator[Callable]:
+def progress(total: int, unit: str = "file") -> Iterator[Callable]:
     """Yields done(n); a bar on a terminal, a line a minute in a log file."""
     interval = 0.2 if sys.stderr.isatty() else 60
-    with tqdm.tqdm(total=total, unit="file", mininterval=interval, maxinterval=interval, dynamic_ncols=True) as bar:
+    with tqdm.tqdm(
+        total=total,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=interval,
+        maxinterval=interval,
+        dynamic_ncols=True,
+    ) as bar:
         yield bar.update
 
 
 def _decode_one(
-    sandbox: Sandbox, partial: pathlib.Path, index: int, file: inputs.Input, settings: Settings, done: Callable
+    sandbox: Sandbox, partial: pathlib.Path, index: int, plan: Plan, done: Callable, tries: int = 1
 ) -> dict:
-    """Row of one file, and its frames in a frame file; the presence of the row's file says that both are complete."""
-    path = _row_path(partial, index)
-    if path.exists():
-        row = json.loads(path.read_text())
-    else:
-        row = steps.decode(sandbox, file, file.path, str(_frame_file(partial, index)), settings)
-        files.write_json(path, row, indent=None)
+    """Row of one file, and its frames in a frame file; the presence of the row's file says that both are complete.
+
+    A row that another try may better is returned, and not kept.
+    """
+    path, frame_file = row_path(partial, index), frame_file_path(partial, index)
+    row = steps.unsealed_part(path.read_bytes(), plan.id) if path.exists() else None
+    if row is None or not _has_its_frames(row, frame_file):
+        file = plan.inputs[index]
+        row = steps.decode(sandbox, file, file.path, str(frame_file), plan.settings, tries=tries)
+        if row.get("retry"):
+            path.unlink(missing_ok=True)
+        else:
+            files.write_bytes(path, steps.sealed_part(row, plan.id))
     done(1)
     return row
 
 
-def _pack(
-    root: pathlib.Path, partial: pathlib.Path, shard: int, num_shards: int, members: range, rows: list[dict]
-) -> None:
+def _has_its_frames(row: dict, frame_file: pathlib.Path) -> bool:
+    """Whether there are as many bytes as the row says; what they are is compared when they are packed."""
+    if row["status"] != "ok":
+        return True
+    return frame_file.is_file() and frame_file.stat().st_size == sum(row["jpeg_bytes"])
+
+
+def _pack(root: pathlib.Path, partial: pathlib.Path, shard: int, plan: Plan, rows: list[dict]) -> None:
     """Moves the frames of consecutive inputs from their frame files to a shard."""
-    path = root / store.shard_name(shard, num_shards)
-    packed = steps.pack(str(path), ((row, str(_frame_file(partial, i))) for i, row in zip(members, rows, strict=True)))
-    files.write_json(_rows_path(partial, shard), packed, indent=None)
+    members = plan.shards[shard]
+    path = root / store.shard_name(shard, len(plan.shards))
+    packed = steps.pack(
+        str(path), ((row, str(frame_file_path(partial, i))) for i, row in zip(members, rows, strict=True))
+    )
+    files.write_bytes(_rows_path(partial, shard), steps.sealed_part(packed, plan.id))
     for i in members:
-        _frame_file(partial, i).unlink(missing_ok=True)
-        _row_path(partial, i).unlink(missing_ok=True)
-
-
-def _frame_file(partial: pathlib.Path, index: int) -> pathlib.Path:
-    return partial / f"{index:08d}.jpegs"
-
-
-def _row_path(partial: pathlib.Path, index: int) -> pathlib.Path:
-    return partial / f"{index:08d}.json"
+        frame_file_path(partial, i).unlink(missing_ok=True)
+        row_path(partial, i).unlink(missing_ok=True)
 
 
 def _rows_path(partial: pathlib.Path, shard: int) -> pathlib.Path:
     return pathlib.Path(steps.rows_path(str(partial), shard))
+
+
+def worth_another_try(root: pathlib.Path, plan: Plan) -> list[int]:
+    """Numbers of the inputs of a complete store that are; none where it was made with other software."""
+    meta = store.read_meta(root)
+    if meta["settings"].get("software") != plan.identity["software"]:
+        return []
+    rows = store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root))
+    return [i for i, row in enumerate(rows) if row.get("retry")]
+
+
+def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[int]) -> None:
+    """Makes of a complete store one that is under way: all shards but those of some inputs count as made.
+
+    The other inputs of these shards count as decoded, to the frames that the store has of them.
+
+    Args:
+      partial: holds what the inputs `better` were decoded to.
+    """
+    meta = store.read_meta(root)
+    rows, checksums = _rows_of(root, meta), np.fromfile(root / store.CHECKSUMS, "<u4")
+    first = np.cumsum([0] + [row.get("frames", 0) for row in rows])  # record of each input
+    for shard, members in enumerate(plan.shards):
+        crc32 = checksums[first[members.start] : first[members.stop]].tolist()
+        if not set(members) & set(better):
+            part = {"shard": meta["shards"][shard], "rows": [rows[i] for i in members], "crc32": crc32}
+            path = pathlib.Path(steps.rows_path(str(partial), shard))
+            files.write_bytes(path, steps.sealed_part(part, plan.id))
+            continue
+        for i in members:
+            if rows[i]["status"] == "ok":
+                frames = store.FrameStore(root).read(np.arange(first[i], first[i + 1])).tolist()
+                frame_file_path(partial, i).write_bytes(b"".join(frames))
+                crc32 = checksums[first[i] : first[i + 1]].tolist()
+                row = rows[i] | {"jpeg_bytes": [len(frame) for frame in frames], "jpeg_crc32": crc32}
+                files.write_bytes(row_path(partial, i), steps.sealed_part(row, plan.id))
+            elif not rows[i].get("retry"):
+                files.write_bytes(row_path(partial, i), steps.sealed_part(rows[i], plan.id))
+    files.write_bytes(steps.plan_path(str(partial)), steps.sealed(plan.identity))
+    (root / store.META).unlink()
+
+
+def _rows_of(root: pathlib.Path, meta: dict) -> list[dict]:
+    """The rows of all inputs, as `decode` gave them."""
+    rows, shots = [], iter(store.shots_of_videos(store.read_index(root, meta)))
+    for line in store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root)):
+        row = {key: line[key] for key in _IN_LEDGER if key in line}
+        if row["status"] == "ok":
+            row["shot_starts"] = next(shots).tolist()
+        else:
+            del row["frames"]
+        rows.append(row)
+    return rows
 
 
 def summary(root: str) -> str:
@@ -181,6 +287,8 @@ def summary(root: str) -> str:
     seconds = sum(row["frames"] / row["fps"] for row in ok)
     lines = [f"{len(rows):>9,} inputs", f"{len(ok):>9,} ok"]
     lines += [f"{count:>9,} refused: {reason}" for reason, count in reasons.most_common()]
+    if waiting := [row["input"] for row in rows if row.get("retry")]:
+        lines.append(f"{len(waiting):>9,} of them for another try (such as {waiting[0]}): run the same command again")
     noted = collections.defaultdict(list)
     for row in ok:
         for note in row.get("notes", []):

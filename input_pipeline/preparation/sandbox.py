@@ -42,6 +42,9 @@ class Sandbox:
 
     def __init__(self, *, memory_mb: int, cpu_s: int, wall_s: float):
         self._limits = {"memory_mb": memory_mb, "cpu_s": cpu_s, "wall_s": wall_s}
+        self._start()
+
+    def _start(self) -> None:
         root = pathlib.Path(__file__).resolve().parents[2]
         path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._server = subprocess.Popen(
@@ -57,13 +60,26 @@ class Sandbox:
     def decode(self, path: str, frame_file: str, *, function: str = "decode_file", **settings) -> dict:
         """Runs a function of video.py, as decode_file(path, frame_file, **settings), within the limits.
 
+        A file is at fault if the decoder refuses it, reaches the limits of memory or CPU time, or crashes (SIGSEGV and
+        the like) twice. It may be good if the process was killed by another (SIGKILL or SIGTERM below our limits, as a
+        system does that runs out of memory), or if the wall time passed without the CPU time, as on a busy machine.
+
         Returns:
-          {"status": "ok", "reason": "", **what it returns} or {"status": "refused", "reason": str}.
+          {"status": "ok", "reason": "", **what it returns} or {"status": "refused", "reason": str}, with "retry": True
+          where another try may go well.
 
         Raises:
           OSError: the frames could not be written.
-          DataError: the decoder process was ended from outside, as by a system that runs out of memory.
+          DataError: the decoder process cannot be started, or was closed.
         """
+        row = self._decode(path, frame_file, function, settings)
+        if row["status"] == "crashed":  # a fault of memory or disk would not come twice
+            row = self._decode(path, frame_file, function, settings)
+        if row["status"] == "crashed":
+            return _refused(f"crashed the decoder, twice: {row['signal']}")
+        return row
+
+    def _decode(self, path: str, frame_file: str, function: str, settings: dict) -> dict:
         request = {
             "function": function,
             "video": path,
@@ -76,9 +92,12 @@ class Sandbox:
             self._requests.flush()
             row = json.loads(self._answers.readline())
         except (BrokenPipeError, ValueError) as e:
-            raise DataError(_ended(path, self._server.wait())) from e
-        if row["status"] == "ended":
-            raise DataError(_ended(path, row["code"]))
+            code = self._server.wait()
+            if code >= 0:
+                raise DataError(f"the decoder process ended with code {code} at {path}; what is above says why") from e
+            self.close()
+            self._start()
+            return _refused(_killed(code), retry=True)
         if row["status"] == "unwritable":
             raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
         return row
@@ -91,14 +110,8 @@ class Sandbox:
         self._answers.close()
 
 
-def _ended(path: str, code: int) -> str:
-    if code >= 0:
-        return f"the decoder process ended with code {code} at {path}; what is above says why"
-    return (
-        f"the decoder process was ended by {signal.Signals(-code).name} at {path}, which is no fault of the video: a "
-        "system that runs out of memory does so; what is done is kept: run the same command again, with fewer workers "
-        "if memory is short"
-    )
+def _killed(code: int) -> str:
+    return f"killed from outside: the decoder process was ended by {signal.Signals(-code).name}"
 
 
 def _serve() -> None:
@@ -132,17 +145,17 @@ def _decode_in_child(function: str, video: str, frame_file: str, settings: dict,
             timed_out = True
             break
     os.close(reader)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if timed_out:
-        return _refused(f"too slow: more than {limits['wall_s']} s")
-    if code == 0:
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0 and not timed_out:
         return json.loads(answer)
-    if code in (-signal.SIGKILL, -signal.SIGTERM):  # from outside: the file may be good
-        return {"status": "ended", "code": code}
-    if code == -signal.SIGXCPU:
+    if code == -signal.SIGXCPU or usage.ru_utime + usage.ru_stime >= limits["cpu_s"]:
         return _refused(f"too slow: more than {limits['cpu_s']} s of CPU time")
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return _refused(f"crashed the decoder: {name}")
+    if timed_out:
+        return _refused(f"too slow: more than {limits['wall_s']} s", retry=True)
+    if code in (-signal.SIGKILL, -signal.SIGTERM):
+        return _refused(_killed(code), retry=True)
+    return {"status": "crashed", "signal": signal.Signals(-code).name if code < 0 else f"exit code {code}"}
 
 
 def _child(function: str, path: str, frame_file: str, settings: dict, limits: dict, writer: int) -> NoReturn:
@@ -177,8 +190,8 @@ def _memory_left() -> bool:
         return False
 
 
-def _refused(reason: str) -> dict:
-    return {"status": "refused", "reason": reason}
+def _refused(reason: str, *, retry: bool = False) -> dict:
+    return {"status": "refused", "reason": reason} | ({"retry": True} if retry else {})
 
 
 if __name__ == "__main__":

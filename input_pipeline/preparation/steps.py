@@ -14,20 +14,27 @@ import fcntl
 import json
 import math
 import os
+import pathlib
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
+import numpy as np
 
 from input_pipeline import storage, store
 from input_pipeline.preparation import inputs, pixels, shots
 from input_pipeline.preparation.sandbox import Sandbox
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 # Of the rules here that decide the bytes; a store that was begun with other rules is not gone on with.
-PREPARATION_VERSION = 2
+# 3: what is under way has checksums.
+PREPARATION_VERSION = 3
+_FREE_BYTES = 2**26  # that any file may become, however small it is
+_KILLED = "killed from outside"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Settings:
     memory_mb: int = 2048
     cpu_s: int = 1800
     wall_s: float = 3600.0
+    max_frames: int = 2_000_000
+    max_mb: int = 32768
+    max_expansion: float = 1000.0
 
     def __post_init__(self):
         rules = ["auto", *shots.RULES]
@@ -60,8 +70,12 @@ class Settings:
     @property
     def decoding(self) -> dict:
         """Arguments of video.decode_file."""
-        names = ("fps", "short_side", "jpeg_quality", "shot_rule", "untagged_matrix")
+        names = ("fps", "short_side", "jpeg_quality", "shot_rule", "untagged_matrix", "max_frames")
         return {name: getattr(self, name) for name in names}
+
+    def max_bytes(self, file_bytes: int) -> int:
+        """Of the frames of a file of that size."""
+        return min(self.max_mb << 20, max(_FREE_BYTES, int(self.max_expansion * file_bytes)))
 
     @property
     def limits(self) -> dict:
@@ -77,6 +91,11 @@ class Plan(NamedTuple):
     label_of: list[int]  # of each input, -1: none
     class_names: list[str]
     identity: dict  # what must not change between two starts: JSON values "settings", "software", "inputs"
+
+    @property
+    def id(self) -> str:
+        """What all that is made by the plan is marked with while it is under way."""
+        return files.digest(self.identity)
 
     @property
     def shards(self) -> list[range]:
@@ -135,7 +154,9 @@ def is_complete(root: str, plan: Plan) -> bool:
     path = storage.join(root, store.META)
     if not storage.exists(path):
         return False
-    meta = json.loads(storage.read(path)) if storage.is_remote(root) else store.FrameStore(root).meta
+    meta = store.parse_meta(storage.read(path), root)
+    if not storage.is_remote(root):
+        store.check_shards(pathlib.Path(root), meta["shards"])
     # A setting that came later than the store had what is now its default.
     settings = dataclasses.asdict(Settings()) | {
         key: value for key, value in meta["settings"].items() if key != "software"
@@ -143,8 +164,8 @@ def is_complete(root: str, plan: Plan) -> bool:
     if meta["version"] == 1:
         settings.pop("min_shot_frames", None)  # a setting of that version: its shots stay as they are
     _check_same(root, settings, plan.identity["settings"])
-    lines = storage.read(storage.join(root, store.LEDGER)).splitlines()
-    _check_inputs(root, [[row["input"], row["bytes"]] for row in map(json.loads, lines)], plan.identity["inputs"])
+    rows = store.parse_ledger(storage.read(storage.join(root, store.LEDGER)), meta, root)
+    _check_inputs(root, [[row["input"], row["bytes"]] for row in rows], plan.identity["inputs"])
     storage.remove_tree(partial_of(root))  # killed between the last two steps
     return True
 
@@ -161,6 +182,14 @@ def rows_path(partial: str, shard: int) -> str:
     return storage.join(partial, f"rows-{shard:05d}.json")
 
 
+def frame_file_path(partial: pathlib.Path, index: int) -> pathlib.Path:
+    return partial / f"{index:08d}.jpegs"
+
+
+def row_path(partial: pathlib.Path, index: int) -> pathlib.Path:
+    return partial / f"{index:08d}.json"
+
+
 @contextlib.contextmanager
 def begin(root: str, plan: Plan) -> Iterator[str]:
     """Yields the folder of work in progress, after a check that it is of the same plan; a local one is locked.
@@ -173,20 +202,45 @@ def begin(root: str, plan: Plan) -> Iterator[str]:
     if not begun and storage.names(root) - {store.PARTIAL}:
         raise DataError(f"{root} is neither empty nor a frame store; give a new directory as --out")
     storage.make_folder(partial)
-    with _locked(root, partial):
-        if storage.exists(path):
-            earlier = json.loads(storage.read(path))
+    with locked(root, partial):
+        earlier = unsealed(storage.read(path)) if storage.exists(path) else None
+        if earlier is not None:
             _check_same(
                 root, earlier["settings"] | earlier["software"], plan.identity["settings"] | plan.identity["software"]
             )
             _check_inputs(root, earlier["inputs"], plan.identity["inputs"])
-        else:
-            storage.write(path, json.dumps(plan.identity).encode())
+        else:  # or it was damaged: what was made by this plan is marked with its id
+            storage.write(path, sealed(plan.identity))
         yield partial
 
 
+def sealed(value: dict) -> bytes:
+    """The bytes of a JSON file that says whether it is whole."""
+    return json.dumps({"value": value, "sha256": files.digest(value)}).encode()
+
+
+def unsealed(data: bytes) -> Any:
+    """What was sealed; None if the file was cut or changed since, or is of an earlier version."""
+    try:
+        found = json.loads(data)
+        return found["value"] if files.digest(found["value"]) == found["sha256"] else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def sealed_part(part: dict, plan_id: str) -> bytes:
+    """Of something that a plan has made."""
+    return sealed({"plan": plan_id, "part": part})
+
+
+def unsealed_part(data: bytes, plan_id: str) -> dict | None:
+    """The part; None if it is damaged, or of another plan."""
+    found = unsealed(data)
+    return found["part"] if isinstance(found, dict) and found.get("plan") == plan_id else None
+
+
 @contextlib.contextmanager
-def _locked(root: str, partial: str) -> Iterator[None]:
+def locked(root: str, partial: str) -> Iterator[None]:
     if storage.is_remote(root):  # buckets have no locks; two commands at once would write the same bytes
         yield
         return
@@ -219,18 +273,46 @@ def _check_inputs(root: str, begun: list, now: list) -> None:
         )
 
 
-def decode(sandbox: Sandbox, file: inputs.Input, path: str, frame_file: str, settings: Settings) -> dict:
+def decode(
+    sandbox: Sandbox, file: inputs.Input, path: str, frame_file: str, settings: Settings, *, tries: int = 1
+) -> dict:
     """Row of one input; writes its frames.
 
     Args:
+      tries: as long as the decoder is killed from outside.
       path: where the file is on this machine.
       frame_file: of the frames, one after the other; there is none if the input is refused.
     """
-    row = {"input": file.name, "bytes": file.bytes} | sandbox.decode(path, frame_file, **settings.decoding)
+    options: dict[str, Any] = settings.decoding | {"max_bytes": settings.max_bytes(file.bytes)}
+    found = {"reason": _KILLED}
+    for _ in range(tries):
+        found = sandbox.decode(path, frame_file, **options)
+        if not found["reason"].startswith(_KILLED):
+            break
+    row = {"input": file.name, "bytes": file.bytes} | found
     if row["status"] == "refused":
         with contextlib.suppress(FileNotFoundError):
             os.unlink(frame_file)
     return row
+
+
+def wrong_with_frames(row: dict | None, frame_file: pathlib.Path) -> str | None:
+    """What is wrong with the kept row of an input, None if it is damaged, or with its frames."""
+    if row is None:
+        return "its row is damaged, or of another plan"
+    if row["status"] != "ok":
+        return None
+    if not frame_file.is_file():
+        return "its frames are missing"
+    with open(frame_file, "rb") as f:
+        for length, checksum in zip(row["jpeg_bytes"], row["jpeg_crc32"], strict=True):
+            if zlib.crc32(f.read(length)) != checksum:
+                return "its frames are damaged"
+        return "its frames are damaged" if f.read(1) else None
+
+
+class FramesDamaged(Exception):
+    """A frame file that is not as it was written; the argument is the number of its input among those of the shard."""
 
 
 def pack(path: str, decoded: Iterable[tuple[dict, str]]) -> dict:
@@ -241,32 +323,58 @@ def pack(path: str, decoded: Iterable[tuple[dict, str]]) -> dict:
       decoded: (row, its frame file) of consecutive inputs, drawn one by one as the shard grows.
 
     Returns:
-      {"shard": its line in the table of shards, "rows": of its inputs}, the contents of rows-S.json.
+      {"shard": its line in the table of shards, "rows": of its inputs, "crc32": of its records}: of rows-S.json.
+
+    Raises:
+      FramesDamaged: nothing is written.
     """
     rows = []
 
     def frames() -> Iterator[bytes]:
         for row, frame_file in decoded:
-            rows.append({key: value for key, value in row.items() if key != "jpeg_bytes"})
+            rows.append({key: value for key, value in row.items() if key not in ("jpeg_bytes", "jpeg_crc32")})
             if row["status"] == "ok":
                 with open(frame_file, "rb") as f:
-                    yield from (f.read(length) for length in row["jpeg_bytes"])
+                    for length, checksum in zip(row["jpeg_bytes"], row["jpeg_crc32"], strict=True):
+                        jpeg = f.read(length)
+                        if len(jpeg) != length or zlib.crc32(jpeg) != checksum:
+                            raise FramesDamaged(len(rows) - 1)
+                        yield jpeg
 
-    records = store.write_shard(path, frames())
-    shard = {"file": os.path.basename(path), "records": records, "bytes": os.path.getsize(path)}
-    return {"shard": shard, "rows": rows}
+    shard, checksums = store.write_shard(path, frames())
+    return {"shard": shard, "rows": rows, "crc32": checksums}
 
 
-def finish(root: str, plan: Plan, packed: Iterable[dict]) -> None:
-    """Writes ledger, index and meta of what `pack` returned for all shards, in order; removes the work in progress."""
-    shards, rows = [], []
-    for part in packed:
+def read_packed(root: str, plan: Plan, shard: int) -> dict | None:
+    """What `pack` returned for a shard that is made; None: it is not, or not as it was."""
+    path = rows_path(partial_of(root), shard)
+    packed = unsealed_part(storage.read(path), plan.id) if storage.exists(path) else None
+    if packed is not None and not storage.is_remote(root):
+        made = os.path.join(root, packed["shard"]["file"])
+        if not os.path.isfile(made) or os.path.getsize(made) != packed["shard"]["bytes"]:
+            return None
+    return packed
+
+
+def finish(root: str, plan: Plan, packed: Iterable[dict | None]) -> None:
+    """Writes ledger, index and meta of what `read_packed` found of all shards, in order; removes the work in progress.
+
+    Raises:
+      DataError: a shard is not made.
+    """
+    shards, rows, checksums = [], [], []
+    for number, part in enumerate(packed):
+        if part is None:
+            path = storage.join(root, store.shard_name(number, len(plan.shards)))
+            raise DataError(f"{path} was changed while the preparation ran; run the same command again, it goes on")
         shards.append(part["shard"])
         rows.extend(part["rows"])
+        checksums.append(np.array(part["crc32"], "<u4"))
     rows = [row | ({"label": plan.label_of[i]} if row["status"] == "ok" else {}) for i, row in enumerate(rows)]
     index = {
         "settings": plan.identity["settings"] | {"software": plan.identity["software"]},
         "shards": shards,
+        "checksums": checksums,
         "rows": rows,
         "class_names": plan.class_names,
     }
@@ -275,6 +383,6 @@ def finish(root: str, plan: Plan, packed: Iterable[dict]) -> None:
     else:
         with tempfile.TemporaryDirectory() as scratch:
             store.write_index(scratch, **index)
-            for name in (store.LEDGER, store.INDEX, store.META):  # the last one means complete
+            for name in (store.LEDGER, store.INDEX, store.CHECKSUMS, store.META):  # the last one means complete
                 storage.put(os.path.join(scratch, name), storage.join(root, name))
     storage.remove_tree(partial_of(root))

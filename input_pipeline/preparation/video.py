@@ -7,6 +7,7 @@ decode_file -> film.inspect (packets only) -> film.pictures (decoder) -> shots.D
 import itertools
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from input_pipeline.preparation import film, pixels, shots
-from input_pipeline.preparation.film import Info, Refused  # noqa: F401  Refused is what these functions raise
+from input_pipeline.preparation.film import Info, Refused
 
 THUMBNAIL_SIDE = 64  # pixels of the short side of what is searched for cuts
 
@@ -30,6 +31,8 @@ def decode_file(
     jpeg_quality: int,
     shot_rule: str,
     untagged_matrix: str = "bt601",
+    max_frames: int | None = None,
+    max_bytes: int | None = None,
 ) -> dict:
     """Decodes a whole file to JPEG frames on a constant grid; memory does not depend on its length.
 
@@ -47,10 +50,12 @@ def decode_file(
       frame_file: path of the file to write, the JPEG frames one after the other.
       shot_rule: see shots.find_shots. Cuts are looked for among all pictures, also those that no frame shows.
       untagged_matrix: a name in pixels.MATRICES, for video that does not say which matrix its colours have.
+      max_frames, max_bytes: of the frame file; a file that would have more is refused. A pause is as many equal frames,
+        so a small file can be made to ask for any number of them. None: no limit.
 
     Returns:
       {"frames": int, "fps": float, "height": int, "width": int, "shot_starts": list of int,
-       "jpeg_bytes": list of int, the length of each frame in the frame file,
+       "jpeg_bytes": list of int, the length of each frame in the frame file; "jpeg_crc32": list of int, its CRC-32,
        "notes": list of str, what is unusual about the file, as `kind: detail`}
 
     Raises:
@@ -62,7 +67,7 @@ def decode_file(
     notes = list(info.notes)
     # Kept: setting one up costs as much as scaling a picture.
     scaler, thumbnails = VideoReformatter(), VideoReformatter()
-    lengths, shown, distances = [], [], shots.Distances()
+    lengths, checksums, shown, distances, size_so_far = [], [], [], shots.Distances(), 0
 
     def watched() -> Iterator[tuple[Fraction, Fraction, tuple[int, Any]]]:
         for number, (time, duration, frame) in enumerate(film.pictures(video, info)):
@@ -84,8 +89,15 @@ def decode_file(
             if number not in shown[-1:]:  # else it is still on display: the same JPEG again
                 picture_HxWx3 = pixels.to_bgr(frame, scaler, size, orientation, untagged_matrix)
                 jpeg = cv2.imencode(".jpg", picture_HxWx3, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality])[1].tobytes()
+                checksum = zlib.crc32(jpeg)
+            size_so_far += len(jpeg)
+            if max_frames is not None and len(lengths) == max_frames:
+                raise Refused(f"too many frames: more than {max_frames:,} (--max_frames)")
+            if max_bytes is not None and size_so_far > max_bytes:
+                raise Refused(f"too large when decoded: more than {max_bytes:,} bytes (--max_expansion, --max_mb)")
             out.write(jpeg)
             lengths.append(len(jpeg))
+            checksums.append(checksum)
             shown.append(number)
         out.flush()
         os.fsync(out.fileno())
@@ -100,6 +112,7 @@ def decode_file(
         "width": width,
         "shot_starts": starts.tolist(),
         "jpeg_bytes": lengths,
+        "jpeg_crc32": checksums,
         "notes": notes,
     }
 

@@ -7,7 +7,6 @@ import atexit
 import itertools
 import math
 import os
-import struct
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 
 from input_pipeline.store import FrameStore
+from input_pipeline.streams import picture_size
 from input_pipeline.streams.order import Order
 from input_pipeline.streams.sampling import ViewPlan
 from vivi_jax.errors import DataError
@@ -82,8 +82,9 @@ def decode_whole(data: bytes) -> np.ndarray:
     """An image file, of a kind that decode_any decodes: uint8[height, width, 3], RGB.
 
     Raises:
-      ValueError: the data do not decode.
+      ValueError: the data do not decode, or to too many pixels (TooLarge).
     """
+    picture_size.of(data, "the image")
     if data.startswith(_OF_TENSORFLOW):
         try:
             return tf.io.decode_image(data, channels=3, expand_animations=False).numpy()
@@ -239,21 +240,20 @@ def _find_damage(example: Callable[[int], Example], numbers: range, decode: Call
     return None
 
 
-def image_height_width(data: bytes, name: str) -> tuple[int, int]:
-    """Size of an encoded image in pixels, from its header where it is a JPEG or PNG file.
+def image_height_width(data: bytes, name: str, max_pixels: int = picture_size.MAX_PIXELS) -> tuple[int, int]:
+    """Size of an encoded image in pixels, from its header.
 
     Raises:
-      DataError: the data do not decode.
+      DataError: the data do not decode, or are of a picture of more than `max_pixels`.
     """
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 24:
-        width, height = struct.unpack(">II", data[16:24])
-        return height, width
     try:
         if data[:3] == b"\xff\xd8\xff":
             height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
+            picture_size.check(height, width, name, max_pixels)
             return height, width
-        height, width, _ = decode_whole(data).shape
-        return height, width
+        return picture_size.of(data, name, max_pixels)
+    except picture_size.TooLarge:
+        raise
     except (tf.errors.InvalidArgumentError, ValueError) as e:
         raise DataError(f"{name} is no image or is damaged; replace or remove it") from e
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from input_pipeline import folders, images
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.order import Order
+from vivi_jax import files
 from vivi_jax.config import call_with_config
 from vivi_jax.errors import ConfigError, DataError, lookup
 
@@ -122,9 +124,10 @@ def zip_streams(streams: list[Iterator[dict]]) -> Iterator[dict]:
 
 
 def identities(data: Mapping[str, Any]) -> dict[str, str]:
-    """What must be equal on all hosts: {key and path of config.data: SHA-256 (its beginning)} of names and index.
+    """What must be equal on all hosts, and at all starts of a run: {key and path of config.data: digest}.
 
-    The digest is of the names of all files under the path and of a store's description. Opens no data.
+    The digest (SHA-256, its beginning) is of the names of all files under the path, and of a store of its description
+    alone, which has the hashes of its files. Opens no data.
     """
     paths = {key: data[key] for key in ("path", "labelled_path") if data.get(key)}
     return {f"config.data.{key}={path}": _identity(path) for key, path in paths.items()}
@@ -133,9 +136,44 @@ def identities(data: Mapping[str, Any]) -> dict[str, str]:
 def _identity(path: str) -> str:
     if not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
+    names = sorted(folders.walk(path), key=folders.same_form)
+    stores = {os.path.dirname(name) for name in names if os.path.basename(name) == META}
     digest = hashlib.sha256()
-    for name in sorted(folders.walk(path), key=folders.same_form):
-        digest.update(os.fsencode(folders.same_form(name)) + b"\0")
+    for name in names:
         if os.path.basename(name) == META:
+            digest.update(os.fsencode(folders.same_form(name)) + b"\0")
             digest.update(pathlib.Path(path, name).read_bytes())
+        elif os.path.dirname(name) not in stores:
+            digest.update(os.fsencode(folders.same_form(name)) + b"\0")
     return digest.hexdigest()[:12]
+
+
+def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: bool = True) -> None:
+    """Keeps what `identities` found in WORKDIR/data.json; refuses a run that was begun with other data.
+
+    A path that the run had no data under before, as when a config was changed, is for the config's own check.
+
+    Args:
+      write: False: checks only.
+
+    Raises:
+      DataError: there are other data under the same path now, or data.json is damaged.
+    """
+    path = pathlib.Path(workdir, "data.json")
+    if not path.exists():  # of a new run, or one of a version that did not keep it
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, dict(found))
+        return
+    try:
+        begun = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); remove it, and the next start takes the data as they are"
+        ) from None
+    for key, identity in found.items():
+        if begun.get(key, identity) != identity:
+            raise DataError(
+                f"{key} holds other data than {workdir} was begun with ({begun[key]} then, {identity} now): put the "
+                "former back, or use another --workdir"
+            )

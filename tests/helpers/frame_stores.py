@@ -20,7 +20,7 @@ def write_store(
     """A store of one shard; videos: {"frames", "fps", "height", "width"} and, if it has them, more columns, each."""
     directory.mkdir(parents=True)
     path = directory / shard_name(0, 1)
-    records = write_shard(path, frames)
+    shard, checksums = write_shard(path, frames)
     rows = [
         {"input": f"v{v}.mp4", "status": "ok", "reason": "", "shot_starts": [0], "label": -1, **video}
         for v, video in enumerate(videos)
@@ -30,6 +30,7 @@ def write_store(
         settings={},
         rows=rows,
         class_names=list(class_names),
-        shards=[{"file": path.name, "records": records, "bytes": path.stat().st_size}],
+        shards=[shard],
+        checksums=[checksums],
     )
     return FrameStore(directory)

@@ -38,7 +38,7 @@ def write_videos(number: str, out: str | os.PathLike, data_dir: str | None = Non
                 f"--data, or run: {tfds_sets.command(f'{NAME}/{NAME}_{number}', data_dir)}"
             ) from e
         for i, example in enumerate(examples):
-            path = root / part / classes[example["label"]] / f"{i:05d}.mp4"
+            path = files.inside(root / part, classes[example["label"]]) / f"{i:05d}.mp4"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _write(path, example["video"])

@@ -15,6 +15,8 @@ from evaluation.protocols.masks import palette
 from evaluation.protocols.parallel import in_parallel
 from input_pipeline.folders import Finder, files_in
 from input_pipeline.lists import read_lines
+from input_pipeline.streams.picture_size import opened
+from vivi_jax import files
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class Sequence:
     def frame(self, i: int) -> np.ndarray:
         """uint8[H, W, 3] RGB; grey frames get three equal channels."""
         try:
-            with Image.open(self.frames[i]) as image:
+            with opened(self.frames[i]) as image:
                 return np.array(image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.frames[i]} does not decode ({error}); replace it") from None
@@ -73,7 +75,7 @@ def read_objects(path: pathlib.Path, *, binary: bool = False) -> np.ndarray:
 def _numbers(path: pathlib.Path) -> tuple[str, np.ndarray]:
     """Pillow's mode, and uint8[H, W] as they stand in the file."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             mode, mask = image.mode, np.array(image).astype(np.uint8)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no mask that can be read ({error})") from None
@@ -107,6 +109,9 @@ def load(data: str, names: list[str] | None = None) -> list[Sequence]:
         if not lists:
             raise DataError(f"no {root / LISTS[0]}: the list of sequences; or give --sequences=NAME,NAME")
         names = read_lines(lists[0], "list of sequences")
+    for name in names:  # they become names of folders that are written and emptied
+        if files.inside(root, name).parent != root:
+            raise DataError(f"{name!r} is no name of a sequence: it must be that of one folder")
     found, problems = [], []
     for sequence, wrong in in_parallel(lambda name: _look(root, name), names):
         found.append(sequence)
@@ -151,7 +156,7 @@ def _read(name: str, frames: list[pathlib.Path], masks: list[pathlib.Path]) -> t
     wrong, sizes = [], []
     for path in frames:
         try:
-            with Image.open(path) as image:
+            with opened(path) as image:
                 sizes.append(image.size[::-1])
         except (OSError, ValueError) as error:
             wrong.append(f"{path} is no image that can be read ({error})")

@@ -54,7 +54,7 @@ def run_sequence(
     encoder: Encoder, layer: str, variables: dict, sequence: Sequence, protocol: PropagationProtocol, out: pathlib.Path
 ) -> dict:
     """Writes the masks and the video of one sequence; {"frames", "seconds_per_frame": median, "objects": scores}."""
-    masks = out / "masks" / sequence.name
+    masks = files.inside(out / "masks", sequence.name)
     shutil.rmtree(masks, ignore_errors=True)  # of a run that was killed
     masks.mkdir(parents=True)
     (out / "videos").mkdir(exist_ok=True)

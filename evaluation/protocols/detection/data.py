@@ -16,13 +16,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from evaluation.protocols.detection.targets import CROWD, NO_BOX
 from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
+from input_pipeline.streams.picture_size import opened
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -239,8 +239,8 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
     contents = read_annotations(path)
     if not contents["images"]:
         raise DataError(f"{path} lists no images")
-    finder = Finder(root)
-    found = [find_image(finder, images, row) for row in contents["images"]]
+    in_folder, in_root = Finder(root / images), Finder(root)
+    found = [find_image(in_folder, in_root, row) for row in contents["images"]]
     if missing := [row for row, file in zip(contents["images"], found, strict=True) if file is None]:
         name = missing[0].get("file_name") or missing[0].get("coco_url") or missing[0]["id"]
         raise DataError(
@@ -283,12 +283,15 @@ def load_set(root: str | os.PathLike, annotations: str, images: str) -> Detectio
     )
 
 
-def find_image(finder: Finder, folder: str, row: dict) -> pathlib.Path | None:
-    """Where an image is below the finder's root, None if it is nowhere."""
-    names = [os.path.join(folder, row["file_name"])] if "file_name" in row else []
-    if "coco_url" in row:
-        names.append("/".join(row["coco_url"].split("/")[-2:]))
-    return next((path for path in map(finder.find, names) if path), None)
+def find_image(in_folder: Finder, in_root: Finder, row: dict) -> pathlib.Path | None:
+    """Where an image is, by its file name in its folder, or by its address in the data set's; None: nowhere.
+
+    Raises:
+      DataError: a name that leads out of there.
+    """
+    if "file_name" in row and (found := in_folder.find(row["file_name"])):
+        return found
+    return in_root.find("/".join(row["coco_url"].split("/")[-2:])) if "coco_url" in row else None
 
 
 def _check_sizes(path: pathlib.Path, files: list[str], sizes: np.ndarray) -> None:
@@ -296,7 +299,7 @@ def _check_sizes(path: pathlib.Path, files: list[str], sizes: np.ndarray) -> Non
 
     def look(i: int) -> tuple[str, str] | None:
         try:
-            with Image.open(files[i]) as image:
+            with opened(files[i]) as image:
                 width, height = image.size
                 orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception as error:  # Pillow's readers raise whatever the damage leads to

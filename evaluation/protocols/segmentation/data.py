@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 import scipy.io
-from PIL import Image
 
 from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.folders import Finder, files_in, same_form
 from input_pipeline.lists import read_lines
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
+from input_pipeline.streams.picture_size import opened
 from vivi_jax.errors import DataError
 
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
@@ -74,7 +74,7 @@ class SegmentationSet:
           DataError: a file that does not decode, or what `problem` finds.
         """
         try:
-            with Image.open(self.images[i]) as image:  # EXIF orientation is left alone: the mask has none
+            with opened(self.images[i]) as image:  # EXIF orientation is left alone: the mask has none
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.images[i]} does not decode ({error}); replace it or take it off the list") from None
@@ -105,7 +105,7 @@ def read_mask(path: pathlib.Path) -> np.ndarray:
     try:
         if path.suffix == ".mat":
             return scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation
-        with Image.open(path) as image:
+        with opened(path) as image:
             if image.mode not in ("P", "L"):
                 raise DataError(f"{path} has the mode {image.mode}: a mask must be an indexed or 8-bit grey PNG")
             return np.asarray(image)
@@ -238,7 +238,7 @@ def check(dataset: SegmentationSet, threads: int | None = None) -> dict[str, int
 
     def look(i: int) -> str | np.ndarray:
         try:
-            with Image.open(dataset.images[i]) as image:
+            with opened(dataset.images[i]) as image:
                 size = image.size[::-1]
         except FileNotFoundError:
             return f"{dataset.images[i]} is missing"

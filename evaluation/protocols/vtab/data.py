@@ -18,6 +18,7 @@ import numpy as np
 from evaluation.protocols.vtab.tasks import Task
 from input_pipeline import images, tfds_sets
 from input_pipeline.streams.decode import decode_whole
+from input_pipeline.streams.picture_size import TooLarge
 from vivi_jax.errors import DataError
 
 DAMAGED_SHOWN = 5
@@ -224,6 +225,8 @@ def _decoded(
         index, (data, _) = item
         try:
             return preprocess(data, image_size, examples.scale)
+        except TooLarge as error:
+            raise DataError(f"{examples.name(index)}: {error}") from None
         except ValueError:
             damaged[index] = examples.name(index)
             return np.zeros((image_size, image_size, 3), np.uint8)  # of a batch that ends in the error below
