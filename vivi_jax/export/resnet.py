@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vivi_jax import files
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import ENCODER, channels, number, save_safetensors
@@ -82,7 +84,9 @@ def _v2_kind(batch_norm: bool, metadata: dict[str, str]) -> dict:
     return {"version": 2, "norm": "group", "weight_standardization": True, "kernel_eps": eps}
 
 
-def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
+def export_torchvision(
+    encoder: ResNet, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's safetensors file in torchvision's names; returns the metadata it carries."""
     plain = encoder.width == 1 and encoder.stem == "imagenet" and encoder.depth != 200
     loads = f"torchvision.models.resnet{encoder.depth}" if plain else "none (custom width or stem)"
@@ -95,11 +99,12 @@ def export_torchvision(encoder: ResNet, variables: dict, path: str) -> dict[str,
         {
             "loads_strictly_into": loads + classes,
             "classifier": "none: fc is all zeros" if encoder.num_classes is None else "fc",
+            **extra,
         },
     )
 
 
-def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
+def export_timm(encoder: ResNet, variables: dict, path: files.Path, extra: Mapping[str, str] = {}) -> dict[str, str]:
     """Writes the encoder's safetensors file in timm's names; returns the metadata it carries.
 
     timm's ResNets v1 have torchvision's names, but no classifier if there is none.
@@ -108,6 +113,7 @@ def export_timm(encoder: ResNet, variables: dict, path: str) -> dict[str, str]:
     metadata = {
         "loads_strictly_into": timm_model(encoder),
         "classifier": "none" if encoder.num_classes is None else naming.classifier,
+        **extra,
     }
     if encoder.version == 2:  # timm's own kernel_eps is 1e-8, which makes no difference to be seen
         metadata |= {"max_pool_padding": "zeros", "kernel_eps": str(encoder.kernel_eps)}
@@ -128,7 +134,9 @@ def timm_model(encoder: ResNet) -> str:
     return timm_call(timm_spec(encoder), encoder.num_classes) or "none (custom depth, width or stem)"
 
 
-def _export(naming: Naming, encoder: ResNet, variables: dict, path: str, metadata: dict[str, str]) -> dict[str, str]:
+def _export(
+    naming: Naming, encoder: ResNet, variables: dict, path: files.Path, metadata: dict[str, str]
+) -> dict[str, str]:
     metadata = {
         "format": "pt",
         **metadata,

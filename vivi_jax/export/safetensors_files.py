@@ -18,6 +18,8 @@ from vivi_jax.errors import CheckpointError
 DIGEST = "sha256"  # key of the metadata
 ENCODER = "encoder"  # key: the arguments of models.build_encoder as JSON. A file that has it has DIGEST
 
+SOURCE = "run"  # key: the name of the run directory or file that the encoder is from
+
 
 def save_safetensors(path: files.Path, state_dict: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """Writes a safetensors file, and PATH.sha256 beside it; an older file of that name is replaced as a whole.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vivi_jax import files
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import ENCODER, channels, save_safetensors
@@ -146,7 +147,9 @@ def from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     return np.array(array.transpose(axes), np.float32, order="C")
 
 
-def export_torchvision(encoder: SwinTransformer, variables: dict, path: str) -> dict[str, str]:
+def export_torchvision(
+    encoder: SwinTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's file in torchvision's names; returns the metadata it carries."""
     model = model_name(encoder, 0)
     classes = "" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"
@@ -158,11 +161,14 @@ def export_torchvision(encoder: SwinTransformer, variables: dict, path: str) -> 
         {
             "loads_strictly_into": f"torchvision.models.{model}{classes}" if model else "none (custom sizes)",
             "classifier": "none: head is all zeros" if encoder.num_classes is None else "head",
+            **extra,
         },
     )
 
 
-def export_timm(encoder: SwinTransformer, variables: dict, path: str) -> dict[str, str]:
+def export_timm(
+    encoder: SwinTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's file in timm's names; returns the metadata it carries."""
     return _export(
         TIMM,
@@ -172,6 +178,7 @@ def export_timm(encoder: SwinTransformer, variables: dict, path: str) -> dict[st
         {
             "loads_strictly_into": timm_call(timm_spec(encoder), encoder.num_classes) or "none (custom sizes)",
             "classifier": "none" if encoder.num_classes is None else "head.fc",
+            **extra,
             # timm shifts a map before it fills it up to whole windows, torchvision and the encoder here after.
             "same_features_at": f"sides that are multiples of {8 * encoder.patch * encoder.window}",
         },
@@ -191,7 +198,7 @@ def model_name(encoder: SwinTransformer, library: int) -> str | None:
 
 
 def _export(
-    naming: SwinNaming, encoder: SwinTransformer, variables: dict, path: str, metadata: dict[str, str]
+    naming: SwinNaming, encoder: SwinTransformer, variables: dict, path: files.Path, metadata: dict[str, str]
 ) -> dict[str, str]:
     statistics = {"input_mean": json.dumps(encoder.input_mean), "input_std": json.dumps(encoder.input_std)}
     metadata = {"format": "pt", **metadata, ENCODER: encoder_json("swin", encoder), **statistics}

@@ -5,11 +5,13 @@ timm holds positions as parameters; here they are fixed, so a file is read only 
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vivi_jax import files
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
 from vivi_jax.export.safetensors_files import ENCODER, channels, number, save_safetensors
@@ -56,12 +58,15 @@ def timm_state(encoder: VisionTransformer, variables: dict) -> dict[str, np.ndar
     return state | {POSITIONS: pos_embed(encoder.width, -(-encoder.image_size // encoder.patch))}
 
 
-def export_timm(encoder: VisionTransformer, variables: dict, path: str) -> dict[str, str]:
+def export_timm(
+    encoder: VisionTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's file for images of encoder.image_size; returns the metadata it carries."""
     metadata = {
         "format": "pt",
         "loads_strictly_into": timm_model(encoder),
         "classifier": "none",
+        **extra,
         ENCODER: encoder_json("vit", encoder),
         "heads": str(encoder.heads),
         "image_size": str(encoder.image_size),

@@ -89,7 +89,7 @@ def save(name: str, encoder: Encoder, variables: dict, out: files.Path, about: A
 
 
 def export_encoder(
-    name: str, encoder: Encoder, variables: dict, path: files.Path, about: About = About()
+    name: str, encoder: Encoder, variables: dict, path: files.Path, about: About | None = None
 ) -> dict[str, str]:
     """Writes an encoder in a format to `path`, and does not try it; returns the metadata. `save` does both.
 
@@ -100,7 +100,7 @@ def export_encoder(
     check_before(name, chosen, encoder, variables)
     if chosen.folder:
         Path(path).mkdir(parents=True, exist_ok=True)
-    return chosen.write(encoder, variables, Path(path), about)
+    return chosen.write(encoder, variables, Path(path), about or About())
 
 
 def check_before(name: str, chosen: Format, encoder: Encoder, variables: dict) -> None:
@@ -258,7 +258,7 @@ def timm_folder_problem(encoder: Encoder) -> str | None:
 
 def write_torchvision(encoder: Any, variables: dict, path: Path, about: About) -> dict[str, str]:
     write: Any = resnet.export_torchvision if isinstance(encoder, ResNet) else swin.export_torchvision
-    return write(encoder, variables, path)
+    return write(encoder, variables, path, about.extra())
 
 
 def write_timm_file(encoder: Any, variables: dict, path: Path, about: About) -> dict[str, str]:
@@ -267,7 +267,7 @@ def write_timm_file(encoder: Any, variables: dict, path: Path, about: About) -> 
         SwinTransformer: swin.export_timm,
         VisionTransformer: vit.export_timm,
     }
-    return write[type(encoder)](encoder, variables, path)
+    return write[type(encoder)](encoder, variables, path, about.extra())
 
 
 def torchvision_name(encoder: Encoder) -> str | None:
@@ -318,6 +318,7 @@ def metadata_of(encoder: Encoder, about: About) -> dict[str, str]:
     return {
         "input": f"images: float32 [batch, {', '.join(map(str, input_shape(encoder, about)[1:]))}], RGB in [0, 1]",
         "outputs": "features" + (", logits" if encoder.num_classes else ""),
+        **about.extra(),
         safetensors_files.ENCODER: torch_names.encoder_json(npz.name_of(encoder), encoder),
     }
 
@@ -346,8 +347,8 @@ encoder = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read(
 outputs = encoder.call(safetensors.numpy.load_file("model.safetensors"), images)  # {{"features": [B, C]}}
 ```
 
-{input}. One program for {platforms}, written by jax {jax} in StableHLO {version}; newer versions of jax read it for about
-six months, as they say. The weights alone, and every other format, have no such limit.
+{input}. One program for {platforms}, written by jax {jax} in StableHLO {version}; newer versions of jax read it for
+about six months, as they say. The weights alone, and every other format, have no such limit.
 """
 
 

@@ -19,7 +19,7 @@ from vivi_jax import files
 from vivi_jax.checkpoint import state_sha256
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import resnet, swin, torch_names, vit
-from vivi_jax.export.safetensors_files import ENCODER, save_safetensors
+from vivi_jax.export.safetensors_files import ENCODER, SOURCE, save_safetensors
 from vivi_jax.export.torch_names import encoder_json
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.resnet import DEPTHS, ResNet
@@ -43,6 +43,10 @@ class About:
     source: pathlib.Path | None = None
     licence: str = "unknown"
 
+    def extra(self) -> dict[str, str]:
+        """What of this goes into a file's metadata."""
+        return {} if self.source is None else {SOURCE: self.source.resolve().name}
+
 
 # ---- timm -----------------------------------------------------------------------------------------------------------
 
@@ -59,14 +63,14 @@ def timm_spec(encoder: Encoder) -> tuple[str, dict] | None:
 def timm_problem(encoder: Encoder) -> str | None:
     """Why there is no folder of timm's for an encoder; None: there is."""
     if timm_spec(encoder) is None:
-        return "timm has no model of these sizes; --out=NAME.safetensors writes its names alone"
+        return "has no model of these sizes (--out=NAME.safetensors writes its names alone)"
     return None
 
 
 def write_timm(encoder: Encoder, variables: dict, folder: pathlib.Path, about: About) -> dict[str, str]:
     """Writes the folder that timm.create_model("local-dir:FOLDER", pretrained=True) loads; returns the metadata."""
     if problem := timm_problem(encoder):
-        raise ConfigError(f"--format=timm: {problem}")
+        raise ConfigError(f"format timm {problem}")
     spec = timm_spec(encoder)
     assert spec is not None
     architecture, arguments = spec
@@ -75,7 +79,7 @@ def write_timm(encoder: Encoder, variables: dict, folder: pathlib.Path, about: A
         SwinTransformer: swin.export_timm,
         VisionTransformer: vit.export_timm,
     }
-    metadata = write[type(encoder)](encoder, variables, folder / "model.safetensors")
+    metadata = write[type(encoder)](encoder, variables, folder / "model.safetensors", about.extra())
     size = encoder.image_size if isinstance(encoder, VisionTransformer) else about.image_size
     config: dict[str, Any] = {
         "architecture": architecture,
@@ -110,17 +114,18 @@ def transformers_problem(encoder: Encoder) -> str | None:
         return None
     channels = round(64 * encoder.width)
     if encoder.padding != "torch":
-        return "its models pad symmetrically, this encoder has padding='same'"
+        return "has no such encoder: its models pad symmetrically, this encoder has padding='same'"
     if encoder.stem != "imagenet":
-        return "its ResNets have the stem of ImageNet, this encoder stem='small'"
+        return "has no such encoder: its ResNets have the stem of ImageNet, this encoder stem='small'"
     kind = (encoder.version, encoder.norm, encoder.weight_standardization)
     if kind not in ((1, "batch", False), (2, "group", True)):
         return (
-            "its ResNets are v1 with BatchNorm, or v2 with GroupNorm and standardised kernels; this encoder has "
+            "has no such encoder: its ResNets are v1 with BatchNorm, or v2 with GroupNorm and standardised kernels; "
+            "this one has "
             f"version={kind[0]}, norm={kind[1]!r}, weight_standardization={kind[2]}"
         )
     if encoder.version == 2 and (not DEPTHS[encoder.depth][1] or channels % 32):
-        return "its BiT has bottlenecks and 32 groups: depth 50 or more, and a width whose channels 32 divides"
+        return "has no such encoder: its BiT has bottlenecks (depth 50 or more), and channels that 32 divides"
     torch_names.check_architecture(resnet.TIMM_V1 if encoder.version == 1 else torch_names.TIMM, encoder)
     return None
 
@@ -134,7 +139,7 @@ def write_huggingface(encoder: Encoder, variables: dict, folder: pathlib.Path, a
       ConfigError: transformers has no such model.
     """
     if problem := transformers_problem(encoder):
-        raise ConfigError(f"--format=huggingface: {problem}")
+        raise ConfigError(f"format huggingface {problem}")
     encoder = encoder.clone(num_classes=None)
     params = {name: tree for name, tree in variables["params"].items() if name != "classifier"}
     variables = variables | {"params": params}
@@ -146,6 +151,7 @@ def write_huggingface(encoder: Encoder, variables: dict, folder: pathlib.Path, a
         ENCODER: encoder_json(config["model_type"], encoder),
         "input_mean": json.dumps(encoder.input_mean),
         "input_std": json.dumps(encoder.input_std),
+        **about.extra(),
     }
     save_safetensors(folder / "model.safetensors", state, metadata)
     (folder / "model.safetensors.sha256").unlink()  # it is among SHA256SUMS
@@ -202,9 +208,8 @@ def resnet_name(name: str) -> str:
     """layer2.0.bn1.weight -> encoder.stages.1.layers.0.layer.0.normalization.weight."""
     name = re.sub(r"^layer(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.", name)
     if not name.startswith("encoder."):
-        return name.replace("conv1.", "embedder.embedder.convolution.").replace(
-            "bn1.", "embedder.embedder.normalization."
-        )
+        stem = {"conv1": "embedder.embedder.convolution", "bn1": "embedder.embedder.normalization"}
+        return re.sub(r"^(conv1|bn1)", lambda m: stem[m[1]], name)
     name = name.replace("downsample.0.", "shortcut.convolution.").replace("downsample.1.", "shortcut.normalization.")
     name = re.sub(r"\.conv(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.convolution.", name)
     return re.sub(r"\.bn(\d)\.", lambda m: f".layer.{int(m[1]) - 1}.normalization.", name)
@@ -410,6 +415,7 @@ def call_transformers(folder: pathlib.Path, normalised_BxHxWx3: np.ndarray) -> n
 
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         model, report = transformers.AutoModel.from_pretrained(str(folder), output_loading_info=True)
     finally:

@@ -1,7 +1,7 @@
 """Encoders as NumPy archives: any encoder, under the names it has here, with what builds it; read back exactly.
 
-Arrays are named "params/stem_conv/kernel"; "encoder" is the JSON text of models.build_encoder's arguments, "sha256" that
-of all the rest. numpy.load(path, allow_pickle=False) reads it.
+Arrays are named "params/stem_conv/kernel"; "encoder" is the JSON text of models.build_encoder's arguments, "sha256"
+that of all the rest. numpy.load(path, allow_pickle=False) reads it.
 """
 
 import json

@@ -20,8 +20,8 @@ from vivi_jax.errors import ConfigError
 OPSET, IR_VERSION = 17, 8  # old enough for runtimes of 2022
 LOWEST = np.finfo(np.float32).min
 BATCH = "batch"
-# The batch that is traced: a prime that no size of a network is a multiple of, so that each axis says whether it depends
-# on the batch. (With a symbolic one, JAX makes gathers of strided slices.)
+# The batch that is traced: a prime that no size of a network is a multiple of, so that each axis says whether it grows
+# with the batch. (With a symbolic one, JAX makes gathers of strided slices.)
 ANY = 7919
 INLINED = {"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint", "remat"}
 ELEMENTWISE = {
