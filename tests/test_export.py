@@ -206,7 +206,7 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path):
     variables = random_variables(encoder)
     good = torch_names.to_torch(TORCHVISION, encoder, variables)
     for name, value, message in (
-        ("layer2.0.conv1.weight", np.nan, "1 of 102 arrays hold NaN or infinity, such as params/stage2_block1/conv1"),
+        ("layer2.0.conv1.weight", np.nan, "1 of 100 arrays hold NaN or infinity, such as params/stage2_block1/conv1"),
         ("bn1.running_var", -2.0, "1 variances are negative, such as batch_stats/stem_norm/var"),
     ):
         state = {n: a.copy() for n, a in good.items()}

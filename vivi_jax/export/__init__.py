@@ -45,7 +45,7 @@ def load_encoder(path: str) -> tuple[dict, dict]:
         for recognises, read in READERS:
             if recognises(state):
                 config, variables = read(state, metadata)
-                check_weights(build_encoder(**config), variables, "it")
+                check_weights(build_encoder(**config), variables)
                 return config, variables
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vivi_jax import checkpoint, export
-from vivi_jax.errors import DataError
+from vivi_jax.errors import CheckpointError, DataError
 from vivi_jax.models import build_encoder
 from vivi_jax.models.base import Encoder
 
@@ -59,7 +59,8 @@ class LoadedEncoder(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _outputs(encoder: Encoder, variables: dict, images: Any) -> dict[str, jax.Array]:
-    pooled, maps = encoder.apply(variables, jnp.asarray(images), train=False)
+    found: Any = encoder.apply(variables, jnp.asarray(images), train=False)
+    pooled, maps = found
     return {"features": pooled} | maps
 
 
@@ -74,5 +75,8 @@ def load(source: str) -> LoadedEncoder:
         return LoadedEncoder(build_encoder(**kwargs), jax.device_put(variables), EXPORT_IMAGE_SIZE)
     kwargs, variables = checkpoint.load_encoder(source)
     encoder = build_encoder(**kwargs)
-    export.check_weights(encoder, variables, source)
+    try:
+        export.check_weights(encoder, variables)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from None
     return LoadedEncoder(encoder, variables, checkpoint.load_config(source)["data"]["image_size"])

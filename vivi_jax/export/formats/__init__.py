@@ -106,7 +106,7 @@ def export_encoder(
 def check_before(name: str, chosen: Format, encoder: Encoder, variables: dict) -> None:
     """Raises ConfigError or CheckpointError if the format has no such encoder, or the weights are of no use."""
     refuse(name, chosen, encoder)
-    check_weights(encoder, variables, "the encoder")
+    check_weights(encoder, variables)
 
 
 def pick(name: str, target: Path) -> Format:
@@ -151,21 +151,21 @@ def move(written: Path, target: Path) -> None:
 # ---- What no encoder could use --------------------------------------------------------------------------------------
 
 
-def check_weights(encoder: Encoder, variables: dict, where: str) -> None:
+def check_weights(encoder: Encoder, variables: dict) -> None:
     """Raises CheckpointError if weights or statistics of the input are not finite, or would be divided by zero."""
     mean, std = (np.asarray(values, np.float64).reshape(-1) for values in (encoder.input_mean, encoder.input_std))
     if mean.shape != (3,) or std.shape != (3,) or not (np.isfinite(mean).all() and np.isfinite(std).all()):
-        raise CheckpointError(f"{where}: input_mean={encoder.input_mean}, input_std={encoder.input_std}: not 3 numbers")
+        raise CheckpointError(f"input_mean={encoder.input_mean}, input_std={encoder.input_std}: not 3 numbers each")
     if (std <= 0).any():
-        raise CheckpointError(f"{where}: input_std={encoder.input_std} divides by zero: each must be above 0")
+        raise CheckpointError(f"input_std={encoder.input_std} divides by zero: each must be above 0")
     leaves = {name: np.asarray(leaf) for name, leaf in programs.flat(variables).items()}
     if wrong := [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]:
         raise CheckpointError(
-            f"{where}: {len(wrong)} of {len(leaves)} arrays hold NaN or infinity, such as {wrong[0]}: its training "
+            f"{len(wrong)} of {len(leaves)} arrays hold NaN or infinity, such as {wrong[0]}: its training "
             "diverged; take an earlier checkpoint"
         )
     if wrong := [name for name, leaf in leaves.items() if name.endswith("/var") and (leaf < 0).any()]:
-        raise CheckpointError(f"{where}: {len(wrong)} variances are negative, such as {wrong[0]}")
+        raise CheckpointError(f"{len(wrong)} variances are negative, such as {wrong[0]}")
 
 
 # ---- Trying an export -----------------------------------------------------------------------------------------------
@@ -235,7 +235,8 @@ def input_shape(encoder: Encoder, about: About) -> tuple[int, ...]:
 
 
 def normalised(images: np.ndarray, encoder: Encoder) -> np.ndarray:
-    return ((images - np.float32(encoder.input_mean)) / np.float32(encoder.input_std)).astype(np.float32)
+    mean, std = (np.array(values, np.float32) for values in (encoder.input_mean, encoder.input_std))
+    return (images - mean) / std
 
 
 # ---- torchvision's and timm's files ---------------------------------------------------------------------------------
@@ -280,14 +281,14 @@ def torchvision_name(encoder: Encoder) -> str | None:
 
 
 def call_torchvision(path: Path, images: np.ndarray, encoder: Encoder) -> np.ndarray:
-    import safetensors.torch
-    import torch
-    import torchvision
+    load_file = importlib.import_module("safetensors.torch").load_file
+    torch = importlib.import_module("torch")
+    torchvision = importlib.import_module("torchvision")
 
     model = torchvision.models.get_model(
         torchvision_name(encoder), weights=None, num_classes=encoder.num_classes or 1000
     )
-    model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    model.load_state_dict(load_file(path), strict=True)
     if isinstance(encoder, ResNet):
         model.fc = torch.nn.Identity()
     else:
@@ -297,14 +298,14 @@ def call_torchvision(path: Path, images: np.ndarray, encoder: Encoder) -> np.nda
 
 
 def call_timm_file(path: Path, images: np.ndarray, encoder: Encoder) -> np.ndarray:
-    import safetensors.torch
-    import timm
-    import torch
+    load_file = importlib.import_module("safetensors.torch").load_file
+    timm = importlib.import_module("timm")
+    torch = importlib.import_module("torch")
 
     spec = hub.timm_spec(encoder)
     assert spec is not None
     model = timm.create_model(spec[0], num_classes=encoder.num_classes or 0, **spec[1])
-    model.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    model.load_state_dict(load_file(path), strict=True)
     model.eval()
     with torch.no_grad():
         x = torch.from_numpy(normalised(images, encoder).transpose(0, 3, 1, 2).copy())
@@ -332,7 +333,7 @@ def write_onnx(encoder: Any, variables: dict, path: Path, about: About) -> dict[
 
 
 def call_onnx(path: Path, images: np.ndarray, encoder: Encoder) -> np.ndarray:
-    import onnxruntime
+    onnxruntime = importlib.import_module("onnxruntime")
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["features"], {"images": images})[0])

@@ -7,6 +7,7 @@ and only logs that it did: so the names are exactly those it looks for, and the 
 """
 
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import pathlib
@@ -227,8 +228,8 @@ def qkv(name: str, array: np.ndarray, places: tuple[str, str, str]) -> dict[str,
     return {name.replace("attn.qkv", place): part.copy() for place, part in zip(places, parts, strict=True)}
 
 
-ATTENTION = tuple(f"attention.attention.{name}" for name in ("query", "key", "value"))
-SWIN_ATTENTION = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+ATTENTION = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
+SWIN_ATTENTION = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
 def hf_swin(encoder: SwinTransformer, variables: dict) -> tuple[dict, dict[str, np.ndarray]]:
@@ -410,8 +411,8 @@ def call_transformers(folder: pathlib.Path, normalised_BxHxWx3: np.ndarray) -> n
     Raises:
       CheckpointError: the report of its loading names entries that are missing, left over or of another shape.
     """
-    import torch
-    import transformers
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
 
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
@@ -430,8 +431,8 @@ def call_transformers(folder: pathlib.Path, normalised_BxHxWx3: np.ndarray) -> n
 
 def call_timm(folder: pathlib.Path, normalised_BxHxWx3: np.ndarray) -> np.ndarray:
     """Pooled features [B, C] of the folder's model."""
-    import timm
-    import torch
+    timm = importlib.import_module("timm")
+    torch = importlib.import_module("torch")
 
     model = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
     with torch.no_grad():

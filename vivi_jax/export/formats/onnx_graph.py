@@ -4,6 +4,7 @@ Of JAX's primitives those are known that the encoders use at inference. Sizes ar
 only repeat others stay small where ONNX repeats them itself (element by element), so that no constant is written twice.
 """
 
+import importlib
 import math
 import pathlib
 from collections.abc import Callable
@@ -43,12 +44,11 @@ def require_onnx() -> Any:
       ConfigError: it is not installed.
     """
     try:
-        import onnx  # only this format needs it
-        import onnx.helper
-        import onnx.numpy_helper
+        for module in ("onnx.checker", "onnx.helper", "onnx.numpy_helper"):
+            importlib.import_module(module)
+        return importlib.import_module("onnx")
     except ImportError:
         raise ConfigError("--format=onnx needs the package onnx: pip install onnx onnxruntime") from None
-    return onnx
 
 
 def write_onnx(

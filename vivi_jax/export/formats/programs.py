@@ -35,7 +35,8 @@ def flat(variables: dict) -> dict[str, np.ndarray]:
 
 def outputs(encoder: Encoder, variables: dict, images: jax.Array) -> dict[str, jax.Array]:
     """{"features": float32[B, C], and "logits" if there is a classifier} of float images in [0, 1]."""
-    pooled, maps = encoder.apply(variables, images, train=False)
+    found: Any = encoder.apply(variables, images, train=False)
+    pooled, maps = found
     return {"features": pooled} | {name: maps[name] for name in ("logits",) if name in maps}
 
 
@@ -65,7 +66,9 @@ def write_stablehlo(encoder: Encoder, variables: dict, shape: tuple[int, ...], p
 
 def call_stablehlo(program: files.Path, weights: dict[str, np.ndarray], images: np.ndarray) -> dict[str, Any]:
     """What a program makes of images."""
-    return export.deserialize(bytearray(pathlib.Path(program).read_bytes())).call(weights, images)
+    loaded = export.deserialize(bytearray(pathlib.Path(program).read_bytes()))
+    found: Any = loaded.call(weights, images)
+    return found
 
 
 def tensorflow() -> Any:
