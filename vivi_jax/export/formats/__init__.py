@@ -120,7 +120,8 @@ def refuse(name: str, chosen: Format, encoder: Encoder) -> None:
     if problem := problem_of(chosen, encoder):
         others = [other for other, entry in FORMATS.items() if other != name and problem_of(entry, encoder) is None]
         problem = problem.removeprefix(f"format {name} ")
-        raise ConfigError(f"format {name} {problem}; use --format={' or '.join(others)}")
+        remedy = f"use --format={' or '.join(others)}" if others else "no format here has it"
+        raise ConfigError(f"format {name} {problem}; {remedy}")
 
 
 def problem_of(chosen: Format, encoder: Encoder) -> str | None:
@@ -177,12 +178,12 @@ def check(name: str, chosen: Format, path: Path, encoder: Encoder, variables: di
     Raises:
       CheckpointError: they are not the encoder's.
     """
+    if problem := untried(name, encoder):
+        return f"not tried: {problem}"
     try:
         module = [importlib.import_module(module) for module in chosen.runtime][-1]
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch raises a RuntimeError
         return f"not tried: {chosen.runtime[-1]} cannot be imported here ({str(error).splitlines()[0]})"
-    if problem := untried(name, encoder):
-        return f"not tried: {problem}"
     apply = jax.jit(functools.partial(encoder.apply, train=False))
     largest, scale = 0.0, 0.0
     shapes = shapes_of(name, encoder, about)
@@ -342,7 +343,8 @@ def call_onnx(path: Path, images: np.ndarray, encoder: Encoder) -> np.ndarray:
 STABLEHLO_README = """# Encoder as StableHLO
 
 ```python
-import jax, safetensors.numpy
+import jax.export
+import safetensors.numpy
 
 encoder = jax.export.deserialize(bytearray(open("encoder.stablehlo", "rb").read()))
 outputs = encoder.call(safetensors.numpy.load_file("model.safetensors"), images)  # {{"features": [B, C]}}
