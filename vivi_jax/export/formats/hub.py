@@ -20,6 +20,7 @@ from vivi_jax import files
 from vivi_jax.checkpoint import state_sha256
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import resnet, swin, torch_names, vit
+from vivi_jax.export.formats.npz import name_of
 from vivi_jax.export.safetensors_files import ENCODER, SOURCE, save_safetensors
 from vivi_jax.export.torch_names import encoder_json
 from vivi_jax.models.base import Encoder
@@ -149,7 +150,7 @@ def write_huggingface(encoder: Encoder, variables: dict, folder: pathlib.Path, a
     metadata = {
         "format": "pt",
         "loads_into": f"transformers.{config['architectures'][0]}",
-        ENCODER: encoder_json(config["model_type"], encoder),
+        ENCODER: encoder_json(name_of(encoder), encoder),
         "input_mean": json.dumps(encoder.input_mean),
         "input_std": json.dumps(encoder.input_std),
         **about.extra(),
@@ -319,7 +320,7 @@ def write_sums(folder: pathlib.Path) -> None:
 def card(encoder: Encoder, variables: dict, about: About, library: str, load: str) -> str:
     """A model card in the Hub's form, of what the run's files say; what they do not say is not in it."""
     facts = {
-        "encoder": encoder_json(type(encoder).__name__, encoder),
+        "encoder": encoder_json(name_of(encoder), encoder),
         "input": f"RGB in [0, 1], normalised by mean {list(encoder.input_mean)} and std {list(encoder.input_std)}",
         "image size": f"{about.image_size} pixels",
         "sha256 of the parameters": state_sha256(variables),

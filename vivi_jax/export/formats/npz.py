@@ -47,7 +47,11 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
     texts = {ENCODER: str(state[ENCODER])}
     if str(state.get(DIGEST)) != content_sha256(arrays, texts):
         raise CheckpointError("it is damaged: its content has not the SHA-256 that it carries; export it again")
-    config: dict[str, Any] = json.loads(texts[ENCODER])
+    try:
+        config: dict[str, Any] = json.loads(texts[ENCODER])
+        config["name"]
+    except (ValueError, TypeError, KeyError):
+        raise CheckpointError(f"its {ENCODER!r} says of no encoder what it is") from None
     encoder = build_encoder(**config)
     check_entries({name: array.shape for name, array in arrays.items()}, expected(encoder))
     return config, unflatten_dict({tuple(name.split("/")): array for name, array in arrays.items()})
