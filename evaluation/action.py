@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from evaluation import sweep
+from evaluation.protocols import sweep
 from evaluation.protocols.action.evaluate import evaluate, markdown
 from vivi_jax import command_line
 

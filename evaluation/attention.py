@@ -154,7 +154,7 @@ def attention_figure(
     axes = figure.subplots(1 + len(scales), len(images), squeeze=False)
     for image, caption, axis in zip(images, captions, axes[0], strict=True):
         axis.imshow(image)
-        axis.set_title(caption.replace(", ", "\n"), fontsize=7)
+        axis.set_title(caption.replace(", ", "\n"), fontsize=7, parse_math=False)  # names may have a $
     axes[0, 0].set_ylabel("frame", fontsize=8)
     for (stage, mask_NxHxW), row in zip(scales, axes[1:], strict=True):
         height, width = mask_NxHxW.shape[1:]

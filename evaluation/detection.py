@@ -9,7 +9,7 @@ WORKDIR/repeat_N/detections.json holds the boxes in COCO's results format, so th
 in WORKDIR/result.json and result.md, pictures of test images in WORKDIR/repeat_N/pictures.
 """
 
-from evaluation import sweep
+from evaluation.protocols import sweep
 from evaluation.protocols.detection.evaluate import evaluate
 from evaluation.protocols.detection.report import markdown
 from vivi_jax import command_line

@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vivi_jax import checkpoint, export
+from vivi_jax import checkpoint
 from vivi_jax.config import call_with_config
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import CheckpointError
+from vivi_jax.export.pretrained import EXPORT_IMAGE_SIZE, LoadedEncoder, load
 from vivi_jax.models import build_encoder
 from vivi_jax.models.base import Encoder
-
-EXPORT_IMAGE_SIZE = 224  # an export does not say what size it was trained at; a run does
 
 
 class HasApply(Protocol):
@@ -31,20 +30,6 @@ class HasApply(Protocol):
 def apply_to_pixels(network: HasApply, variables: dict, images: jax.Array) -> Any:
     """What a trained network makes of uint8 [..., H, W, 3] images."""
     return network.apply(variables, images.astype(jnp.float32) / 255, train=False)
-
-
-class LoadedEncoder(NamedTuple):
-    """An encoder and its weights.
-
-    Attributes:
-      encoder: the module.
-      variables: {"params", and "batch_stats" with BatchNorm}, ready for encoder.apply; {} of "none".
-      image_size: pixels of a side, as trained.
-    """
-
-    encoder: Encoder
-    variables: dict
-    image_size: int
 
 
 def load_encoder(source: str, *, random: Mapping[str, Any] | None = None) -> LoadedEncoder:
@@ -59,11 +44,7 @@ def load_encoder(source: str, *, random: Mapping[str, Any] | None = None) -> Loa
     """
     if source == "none" and random is not None:
         return LoadedEncoder(call_with_config("encoder", build_encoder, **random), {}, EXPORT_IMAGE_SIZE)
-    if export.is_weight_file(source):
-        kwargs, variables = export.load_encoder(source)
-        return LoadedEncoder(build_encoder(**kwargs), variables, EXPORT_IMAGE_SIZE)
-    kwargs, variables = checkpoint.load_encoder(source)
-    return LoadedEncoder(build_encoder(**kwargs), variables, checkpoint.load_config(source)["data"]["image_size"])
+    return load(str(source))
 
 
 def random_variables(encoder: Encoder, seed: int) -> dict:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+import safetensors
 from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
@@ -26,6 +27,8 @@ from input_pipeline import images
 from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
+from vivi_jax.export.formats.hub import SUMS
+from vivi_jax.export.safetensors_files import SOURCE
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av")
 # One chart each: title, and the names in metrics.jsonl with their labels.
@@ -38,6 +41,7 @@ CHARTS = (
     ("Examples per second", {"examples_per_second": ""}),
     ("Share of time waiting for data", {"data_wait_share": ""}),
 )
+EXPORTED = (".safetensors", ".onnx", ".npz")
 INK, ACCENT, SECOND, RIGHT, WRONG = "#1d2733", "#0b6e99", "#d9822b", "#2e8b57", "#c8553d"
 BANK, QUERIES, NEIGHBOURS, ATTENTION_FRAMES = 1000, 6, 7, 8
 
@@ -81,7 +85,11 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     finished = (run / "summary.json").is_file()
     lead = f"{run.resolve()}, step {metrics[-1]['step'] if metrics else 0}{'' if finished else ' (not finished)'}"
     path = run / "report.html"
-    files.write_text(path, PAGE.format(title=html.escape(config["name"]), lead=html.escape(lead), body=body))
+    page = PAGE.format(title=html.escape(config["name"]), lead=html.escape(lead), body=body)
+    try:
+        files.write_text(path, page)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
     return path
 
 
@@ -89,27 +97,39 @@ def or_sentence(part: Callable[[], str]) -> str:
     """A part of the page, or the reason why it is not there."""
     try:
         return part()
-    except (CheckpointError, ConfigError, DataError) as e:
+    except (CheckpointError, ConfigError, DataError, OSError) as e:  # OSError: a live run removes old checkpoints
         return f'<p class="note">Left out: {html.escape(str(e))}.</p>'
 
 
 def read_metrics(run: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl, [] where there are none yet.
+    """The lines of metrics.jsonl that say their step, [] where there are none yet.
+
+    A last line without its end is of a run that is writing it, or was killed there; it is left out.
 
     Raises:
-      CheckpointError: a line is no JSON object.
+      CheckpointError: another line is no JSON object.
     """
     path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as e:
-        raise CheckpointError(f"{path} is damaged: {e}") from None
+    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    whole, _, last = content.rpartition("\n")
+    found = []
+    for number, line in enumerate([*whole.splitlines(), last], 1):
+        try:
+            value = json.loads(line) if line.strip() else {}
+        except ValueError as e:
+            if number > len(whole.splitlines()):
+                continue
+            raise CheckpointError(f"line {number} of {path} is damaged: {e}; remove it") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"line {number} of {path} is damaged: it is no JSON object; remove it")
+        if isinstance(value.get("step"), int):
+            found.append(value)
+    return found
 
 
 def series(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of the lines that have `name`."""
-    lines = [line for line in metrics if name in line]
+    lines = [line for line in metrics if isinstance(line.get(name), int | float)]
     return [line["step"] for line in lines], [line[name] for line in lines]
 
 
@@ -213,7 +233,7 @@ def neighbours(run: str, dataset: str) -> tuple[Figure, int]:
 
 def _picture(axis, pixels: np.ndarray, caption: str, colour: str) -> None:
     axis.imshow(pixels)
-    axis.set_xlabel(caption, fontsize=8, color=colour, labelpad=2)
+    axis.set_xlabel(caption, fontsize=8, color=colour, labelpad=2, parse_math=False)  # classes may have a $
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color=colour, linewidth=2.5)
 
@@ -233,7 +253,7 @@ def set_up(run: pathlib.Path, config: dict) -> str:
     """Files, versions and the whole config."""
     paths = [run / name for name in ("config.json", "metrics.jsonl", "summary.json")]
     paths += [run / "checkpoints" / str(step) for step in checkpoint.steps(run / "checkpoints")[-1:]]
-    paths += sorted(path for where in (run, run.resolve().parent) for path in files_in(where, {".safetensors"}))
+    paths += exports_of(run)
     links = ", ".join(
         f'<a href="{html.escape(os.path.relpath(f, run))}">{html.escape(f.name)}</a>' for f in paths if f.exists()
     )
@@ -253,15 +273,30 @@ def set_up(run: pathlib.Path, config: dict) -> str:
     )
 
 
+def exports_of(run: pathlib.Path) -> list[pathlib.Path]:
+    """Exports in the run's folder, and those beside it that say they are of this run."""
+    inside = [path for path in sorted(run.iterdir()) if (path / SUMS).is_file() or path.suffix in EXPORTED]
+    beside = [p for p in files_in(run.resolve().parent, {".safetensors"}) if written_from(p) == run.resolve().name]
+    return inside + beside
+
+
+def written_from(path: pathlib.Path) -> str | None:
+    """The name of the run that a safetensors file was written from; None: it does not say."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get(SOURCE)
+    except (safetensors.SafetensorError, OSError):
+        return None
+
+
 def commit() -> str:
     """The commit of this code, with a "+" where files differ from it; "unknown" outside a git checkout."""
     here = pathlib.Path(__file__).parent
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-    )
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        described = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
     return described.stdout.strip() or "unknown"
 
 

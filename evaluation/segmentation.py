@@ -10,7 +10,7 @@ union (mIoU) on the validation images, averaged over the repeats: WORKDIR/result
 WORKDIR/repeat_N/predictions.png shows predictions over their images.
 """
 
-from evaluation import sweep
+from evaluation.protocols import sweep
 from evaluation.protocols.segmentation.evaluate import evaluate
 from evaluation.protocols.segmentation.report import markdown
 from vivi_jax import command_line

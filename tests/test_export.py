@@ -1,7 +1,9 @@
 """Exports: the same features in PyTorch, nothing lost on the way there and back, damage noticed."""
 
 import functools
+import os
 import pathlib
+import resource
 import subprocess
 
 import chex
@@ -122,6 +124,103 @@ def test_a_flipped_bit_a_cut_file_and_a_missing_file_are_noticed(tmp_path):
         safetensors_files.load_safetensors(path)
     with pytest.raises(CheckpointError, match="no file"):
         safetensors_files.load_safetensors(tmp_path / "b.safetensors")
+
+
+def test_damage_is_noticed_without_the_file_beside_it_too(tmp_path):
+    """Seen failing with the comparison in load_safetensors left out: 20 of 20 flips loaded."""
+    encoder = ResNet(**TINY)
+    path = tmp_path / "a.safetensors"
+    export.export_torchvision(encoder, random_variables(encoder), path)
+    pathlib.Path(f"{path}.sha256").unlink()
+    good = path.read_bytes()
+    header = int.from_bytes(good[:8], "little") + 8
+    rng = np.random.default_rng(0)
+    for position in rng.integers(header, len(good), size=20):
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="damaged: its content has not the SHA-256"):
+            safetensors_files.load_safetensors(path)
+    for old, new in ((b"[0.485, 0.456", b"[0.485, 0.457"), (b'"sha256"', b'"sha257"')):
+        assert old in good
+        path.write_bytes(good.replace(old, new))
+        with pytest.raises(CheckpointError, match="damaged: its content has not the SHA-256"):
+            safetensors_files.load_safetensors(path)
+
+
+def test_a_damaged_checksum_file_is_one_line(tmp_path):
+    encoder = ResNet(**TINY)
+    path = tmp_path / "a.safetensors"
+    export.export_torchvision(encoder, random_variables(encoder), path)
+    for content in (b"\xff\xfe\x00", b"", b"cut"):
+        pathlib.Path(f"{path}.sha256").write_bytes(content)
+        with pytest.raises(CheckpointError, match="a.safetensors.sha256 is damaged: it holds no SHA-256"):
+            safetensors_files.load_safetensors(path)
+
+
+def test_files_are_as_readable_as_any_other(tmp_path):
+    """safetensors' own writer makes them readable by their owner alone, whatever the umask."""
+    encoder = ResNet(**TINY)
+    before = os.umask(0o027)
+    try:
+        export.export_torchvision(encoder, random_variables(encoder), tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
+    encoder = ResNet(**TINY)
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"before")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # a write beyond it fails as on a full disk
+    try:
+        with pytest.raises(ConfigError, match="cannot write .*a.safetensors"):
+            export.save("torchvision", encoder, random_variables(encoder), target, export.About(32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert target.read_bytes() == b"before" and list(tmp_path.iterdir()) == [target]
+
+
+UNUSABLE = [
+    ({"input_std": "[0.2, 0.0, 0.2]"}, "input_std=.* divides by zero"),
+    ({"input_std": "[0.2, NaN, 0.2]"}, "input_std='.*', which are not three numbers"),
+    ({"input_mean": "[0.5]"}, "input_mean='.0.5.', which are not three numbers"),
+    ({"input_mean": "half"}, "input_mean='half', which are not three numbers"),
+    ({"norm_eps": "much"}, "norm_eps='much', which is no number"),
+]
+
+
+@pytest.mark.parametrize("metadata, message", UNUSABLE)
+def test_what_no_encoder_could_use_is_not_read(metadata, message, tmp_path):
+    encoder = ResNet(**TINY)
+    state = torch_names.to_torch(TORCHVISION, encoder, random_variables(encoder))
+    safetensors.numpy.save_file(state, tmp_path / "a.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=f"a.safetensors: .*{message}"):
+        export.load_encoder(tmp_path / "a.safetensors")
+
+
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(tmp_path):
+    encoder = ResNet(**TINY)
+    variables = random_variables(encoder)
+    good = torch_names.to_torch(TORCHVISION, encoder, variables)
+    for name, value, message in (
+        ("layer2.0.conv1.weight", np.nan, "1 of 100 arrays hold NaN or infinity, such as params/stage2_block1/conv1"),
+        ("bn1.running_var", -2.0, "1 variances are negative, such as batch_stats/stem_norm/var"),
+    ):
+        state = {n: a.copy() for n, a in good.items()}
+        state[name][..., 0] = value
+        safetensors.numpy.save_file(state, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            export.load_encoder(tmp_path / "a.safetensors")
+        broken = torch_names.from_torch(TORCHVISION, encoder, state)
+        with pytest.raises(CheckpointError, match=message):
+            export.export_encoder("torchvision", encoder, broken, tmp_path / "b.safetensors")
+    flat_std = ResNet(**TINY, input_std=(0.2, 0.0, 0.2))
+    with pytest.raises(CheckpointError, match="divides by zero"):
+        export.export_encoder("torchvision", flat_std, variables, tmp_path / "b.safetensors")
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def test_files_from_elsewhere_are_read_or_refused_with_the_reason(tmp_path):

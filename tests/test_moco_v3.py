@@ -115,10 +115,10 @@ def test_an_export_is_read_back_bit_for_bit(tmp_path):
 
 def test_what_a_format_does_not_hold_is_one_line(tmp_path):
     encoder, variables = random_vit()
-    with pytest.raises(ConfigError, match="format torchvision has no VisionTransformer: use --format=timm"):
+    with pytest.raises(ConfigError, match="format torchvision has no VisionTransformer; use --format=timm"):
         export.export_encoder("torchvision", encoder, variables, str(tmp_path / "x"))
     vdim = build_encoder("vdim", table="small")
-    with pytest.raises(ConfigError, match="format timm has no VdimEncoder: no format here has it"):
+    with pytest.raises(ConfigError, match="format timm has no VdimEncoder; use --format=onnx"):
         export.export_encoder("timm", vdim, {}, str(tmp_path / "x"))
     state = export.vit.pos_embed(24, 4) + 0.1
     with pytest.raises(CheckpointError, match="its positions were learned"):

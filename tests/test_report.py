@@ -10,6 +10,8 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import safetensors.numpy
+from matplotlib.figure import Figure
 
 from evaluation import report
 from helpers.runs import make_run, make_store
@@ -43,7 +45,8 @@ def run(tmp_path_factory):
     writer.write(7, {"knn_top1": 0.875, "linear_top1": 1.0})
     writer.close()
     (run / "summary.json").write_text("{}")
-    (root / "encoder.safetensors").write_bytes(b"")
+    (root / "encoder.safetensors").write_bytes(b"")  # says nothing of whose it is
+    (run / "encoder.safetensors").write_bytes(b"")
     return run
 
 
@@ -99,7 +102,7 @@ def test_page_holds_everything_and_needs_nothing(run):
     assert "<td>jax</td>" in text
     for link in page.links:
         assert (run / link).exists()
-    assert {"checkpoints/7", "../encoder.safetensors", "metrics.jsonl"} <= set(page.links)
+    assert {"checkpoints/7", "encoder.safetensors", "metrics.jsonl"} <= set(page.links)
 
 
 def test_neighbours_are_the_nearest_and_the_query_itself_comes_first(run):
@@ -148,7 +151,32 @@ def test_no_run_and_damaged_metrics_are_one_line(run, tmp_path):
     with pytest.raises(SystemExit, match="^error: no .*config.json: is .* a run directory"):
         report.main([f"--workdir={tmp_path}"])
     shutil.copy(run / "config.json", tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st')
-    with pytest.raises(CheckpointError, match="metrics.jsonl is damaged"):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st\n{"step": 2}\n')
+    with pytest.raises(CheckpointError, match="line 2 of .*metrics.jsonl is damaged"):
         report.write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_live_run_s_metrics_are_read_as_far_as_they_go(run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"loss": 9.0}\n{"step": 2, "loss": null}\n{"st')
+    assert report.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    assert report.series(report.read_metrics(tmp_path), "loss") == ([1], [2.0])
+    assert "step 2 (not finished)" in text_of(report.write_report(tmp_path))
+
+
+def test_class_names_are_no_formulas():
+    """Matplotlib reads what is between two $ as TeX, and fails where it is none."""
+    figure = Figure()
+    axis = figure.subplots()
+    report._picture(axis, np.zeros((4, 4, 3), np.uint8), r"price $\frac{$ of $x", report.INK)
+    report.image(figure)
+
+
+def test_exports_of_other_runs_are_not_listed(run):
+    """Of what lies beside the run only files that say they are of it; of what lies in it all."""
+    others = {"mine": run.name, "theirs": "another_run"}
+    for name, source in others.items():
+        safetensors.numpy.save_file({"a": np.zeros(1)}, run.parent / f"{name}.safetensors", {"run": source})
+    found = {path.name for path in report.exports_of(run)}
+    assert "mine.safetensors" in found and not found & {"theirs.safetensors", "encoder.safetensors"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import action, detection, segmentation
-from evaluation import sweep
+from evaluation.protocols import sweep
 from evaluation.protocols.action.data import Part
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection.data import DetectionSet

@@ -1,32 +1,25 @@
-"""Writes a pretrained encoder under the names other people's code knows, and reads such files back.
+"""Writes a pretrained encoder in the form that other people's code reads, and tries it there before it says so.
 
-    python -m vivi_jax.export --checkpoint=RUN --format=torchvision --out=FILE.safetensors     ResNet v1 (VITO)
-    python -m vivi_jax.export --checkpoint=RUN --format=timm --out=FILE.safetensors            ResNet v2 (VIVI)
+    python -m vivi_jax.export --checkpoint=RUN --format=torchvision --out=FILE.safetensors     ResNet v1, Swin
+    python -m vivi_jax.export --checkpoint=RUN --format=timm --out=FOLDER                      ResNet, Swin, ViT
+    python -m vivi_jax.export --checkpoint=RUN --format=huggingface --out=FOLDER --licence=cc-by-4.0
+    python -m vivi_jax.export --checkpoint=RUN --format=onnx --out=FILE.onnx                   any encoder
+    python -m vivi_jax.export --checkpoint=RUN --format=stablehlo --out=FOLDER                 or savedmodel, or npz
 
-and, where torch and torchvision or timm are:
+What loads each, and what differs, is in docs/exports.md. RUN may also be a file of weights from elsewhere
+(docs/weights.md). `--format=timm --out=FILE.safetensors` writes the file alone.
 
-    model = torchvision.models.resnet50()
-    model = timm.create_model("resnetv2_50x1_bit", num_classes=0)  # what to call is printed, and in the file's metadata
-    model.load_state_dict(safetensors.torch.load_file("FILE.safetensors"))
-
-The file loads strictly where the library has the model (torch_names.py). torchvision's always has a classifier: an
-encoder without one gets an `fc` of zeros for 1000 classes. timm's does without, by num_classes=0. The encoder here
-normalises its input itself, theirs do not: input_mean and input_std are in the file's metadata.
-
-timm's BiT models add 1e-8 to the variance of a kernel, ours 1e-10 as BiT's own code; on kernels of the usual size (1e-3
-and more) features agree to 1e-4. timm's plain resnetv2_50 pads its max-pool with -inf and ours, as VIVI's code, with
-zeros: it must be built with stem_type="fixed", which is in the metadata too.
-
-Swin transformers go into both formats. RUN may also be a file of weights from elsewhere (docs/weights.md).
-
-FILE.safetensors.sha256 lies beside it (`sha256sum -c` reads it), because safetensors does not notice flipped bits.
+Encoders here normalise their input themselves; the models of torchvision, timm and transformers do not: input_mean and
+input_std are in the file's metadata, and in the folders' configs.
 """
 
 import argparse
+import pathlib
 
 from vivi_jax import checkpoint, command_line
 from vivi_jax.errors import ConfigError
-from vivi_jax.export import EXPORTERS, export_encoder, is_weight_file, load_encoder
+from vivi_jax.export import FORMATS, About, is_weight_file, load_encoder, save
+from vivi_jax.export.pretrained import EXPORT_IMAGE_SIZE
 from vivi_jax.models import build_encoder
 
 
@@ -38,22 +31,34 @@ def main(argv: list[str] | None = None) -> None:
         required=True,
         help="run directory, whose newest good checkpoint is exported, or file of weights",
     )
-    parser.add_argument("--format", default="torchvision", choices=sorted(EXPORTERS))
-    parser.add_argument("--out", required=True, help="file to write, usually NAME.safetensors")
+    parser.add_argument("--format", default="torchvision", choices=sorted(FORMATS))
+    parser.add_argument("--out", required=True, help="file or folder to write; an earlier export is replaced")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        help=f"pixels of a side: of onnx, stablehlo and savedmodel, which take one size; by default what the run was "
+        f"trained at, or {EXPORT_IMAGE_SIZE} for a file",
+    )
+    parser.add_argument("--licence", default="unknown", help="of the weights, for the model card: apache-2.0, ...")
     command_line.run_parser(export, parser, argv)
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes the file and says what is in it."""
-    load = load_encoder if is_weight_file(options.checkpoint) else checkpoint.load_encoder
-    config, variables = load(options.checkpoint)
-    try:
-        metadata = export_encoder(options.format, build_encoder(**config), variables, options.out)
-    except OSError as error:
-        raise ConfigError(f"cannot write {options.out}: {error}") from error
-    print(f"wrote {options.out} and {options.out}.sha256")
+    """Writes the export, and says what is in it and how it was tried."""
+    of_file = is_weight_file(options.checkpoint)
+    config, variables = (load_encoder if of_file else checkpoint.load_encoder)(options.checkpoint)
+    size = options.image_size
+    if size is None:
+        size = EXPORT_IMAGE_SIZE if of_file else checkpoint.load_config(options.checkpoint)["data"]["image_size"]
+    if size < 1:
+        raise ConfigError(f"--image_size={size}: must be 1 or more")
+    about = About(size, pathlib.Path(options.checkpoint), options.licence)
+    metadata, tried = save(options.format, build_encoder(**config), variables, options.out, about)
+    beside = "" if pathlib.Path(options.out).is_dir() else f" and {options.out}.sha256"
+    print(f"wrote {options.out}{beside}")
     for key, value in metadata.items():
         print(f"  {key}: {value}")
+    print(tried)
 
 
 if __name__ == "__main__":

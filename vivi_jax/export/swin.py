@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vivi_jax import files
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
-from vivi_jax.export.safetensors_files import save_safetensors
-from vivi_jax.export.torch_names import TORCH_AXES, abstract_leaves, check_entries
+from vivi_jax.export.safetensors_files import ENCODER, channels, save_safetensors
+from vivi_jax.export.torch_names import TORCH_AXES, abstract_leaves, check_entries, encoder_json, timm_call
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
 from vivi_jax.models.swin import TABLE, SwinTransformer, relative_positions
 
@@ -146,7 +147,9 @@ def from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     return np.array(array.transpose(axes), np.float32, order="C")
 
 
-def export_torchvision(encoder: SwinTransformer, variables: dict, path: str) -> dict[str, str]:
+def export_torchvision(
+    encoder: SwinTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's file in torchvision's names; returns the metadata it carries."""
     model = model_name(encoder, 0)
     classes = "" if encoder.num_classes is None else f"(num_classes={encoder.num_classes})"
@@ -158,26 +161,34 @@ def export_torchvision(encoder: SwinTransformer, variables: dict, path: str) -> 
         {
             "loads_strictly_into": f"torchvision.models.{model}{classes}" if model else "none (custom sizes)",
             "classifier": "none: head is all zeros" if encoder.num_classes is None else "head",
+            **extra,
         },
     )
 
 
-def export_timm(encoder: SwinTransformer, variables: dict, path: str) -> dict[str, str]:
+def export_timm(
+    encoder: SwinTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
     """Writes the encoder's file in timm's names; returns the metadata it carries."""
-    model = model_name(encoder, 1)
-    call = f"timm.create_model('{model}_patch4_window7_224', num_classes={encoder.num_classes or 0})"
     return _export(
         TIMM,
         encoder,
         variables,
         path,
         {
-            "loads_strictly_into": call if model else "none (custom sizes)",
+            "loads_strictly_into": timm_call(timm_spec(encoder), encoder.num_classes) or "none (custom sizes)",
             "classifier": "none" if encoder.num_classes is None else "head.fc",
+            **extra,
             # timm shifts a map before it fills it up to whole windows, torchvision and the encoder here after.
             "same_features_at": f"sides that are multiples of {8 * encoder.patch * encoder.window}",
         },
     )
+
+
+def timm_spec(encoder: SwinTransformer) -> tuple[str, dict] | None:
+    """timm's name of the model of this encoder, and its arguments; None: it has none of these sizes."""
+    model = model_name(encoder, 1)
+    return (f"{model}_patch4_window7_224", {}) if model else None
 
 
 def model_name(encoder: SwinTransformer, library: int) -> str | None:
@@ -187,10 +198,10 @@ def model_name(encoder: SwinTransformer, library: int) -> str | None:
 
 
 def _export(
-    naming: SwinNaming, encoder: SwinTransformer, variables: dict, path: str, metadata: dict[str, str]
+    naming: SwinNaming, encoder: SwinTransformer, variables: dict, path: files.Path, metadata: dict[str, str]
 ) -> dict[str, str]:
     statistics = {"input_mean": json.dumps(encoder.input_mean), "input_std": json.dumps(encoder.input_std)}
-    metadata = {"format": "pt", **metadata, **statistics}
+    metadata = {"format": "pt", **metadata, ENCODER: encoder_json("swin", encoder), **statistics}
     save_safetensors(path, to_state(naming, encoder, variables), metadata)
     return metadata
 
@@ -224,8 +235,8 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
         "window": (round(len(first[0]) ** 0.5) + 1) // 2,
         "patch": patches.shape[-1],
         "num_classes": len(classifier) if classifier.any() else None,
-        "input_mean": json.loads(metadata.get("input_mean", json.dumps(IMAGENET_MEAN))),
-        "input_std": json.loads(metadata.get("input_std", json.dumps(IMAGENET_STD))),
+        "input_mean": channels(metadata, "input_mean", IMAGENET_MEAN),
+        "input_std": channels(metadata, "input_std", IMAGENET_STD),
     }
     encoder = SwinTransformer(**without_name(config))
     index = relative_positions(encoder.window).reshape(-1)

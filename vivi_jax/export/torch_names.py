@@ -5,6 +5,7 @@ with BatchNorm, and BiT's `resnetv2_50x1_bit`, `resnetv2_50x3_bit` with GroupNor
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -172,9 +173,24 @@ def from_torch_layout(array: np.ndarray, ndim: int) -> np.ndarray:
     return np.array(array.transpose(np.argsort(TORCH_AXES[ndim])), np.float32, order="C")
 
 
+def encoder_json(name: str, encoder: Encoder) -> str:
+    """The arguments of models.build_encoder as JSON, which exports carry."""
+    fields = (f for f in dataclasses.fields(encoder) if f.name not in ("parent", "name"))
+    arguments = {field.name: getattr(encoder, field.name) for field in fields}
+    return json.dumps({"name": name} | arguments, default=str)
+
+
+def timm_call(spec: tuple[str, dict] | None, num_classes: int | None) -> str:
+    """timm's call for a model's name and arguments; "" if there is none."""
+    if spec is None:
+        return ""
+    arguments = {"num_classes": num_classes or 0} | spec[1]
+    return f"timm.create_model({spec[0]!r}, {', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
 def abstract_variables(encoder: Encoder) -> dict:
     """The encoder's variables as ShapeDtypeStructs."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 160, 160, 3), jnp.float32)  # VDIM's encoder takes nothing smaller than 131
     variables: Any = jax.eval_shape(lambda key, x: encoder.init(key, x, train=False), jax.random.key(0), image)
     return variables
 

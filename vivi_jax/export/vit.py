@@ -5,15 +5,17 @@ timm holds positions as parameters; here they are fixed, so a file is read only 
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vivi_jax import files
 from vivi_jax.config import without_name
 from vivi_jax.errors import CheckpointError
-from vivi_jax.export.safetensors_files import save_safetensors
-from vivi_jax.export.torch_names import abstract_leaves, check_entries
+from vivi_jax.export.safetensors_files import ENCODER, channels, number, save_safetensors
+from vivi_jax.export.torch_names import abstract_leaves, check_entries, encoder_json, timm_call
 from vivi_jax.models.base import IMAGENET_MEAN, IMAGENET_STD
 from vivi_jax.models.vit import VisionTransformer, positions
 
@@ -48,33 +50,45 @@ def pos_embed(width: int, grid: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, 1, width), np.float32), of_patches], axis=1)
 
 
-def export_timm(encoder: VisionTransformer, variables: dict, path: str) -> dict[str, str]:
-    """Writes the encoder's file for images of encoder.image_size; returns the metadata it carries."""
+def timm_state(encoder: VisionTransformer, variables: dict) -> dict[str, np.ndarray]:
+    """timm's `state_dict` with the weights of ours, for images of encoder.image_size."""
     params: Any = flatten_dict(variables["params"])
     state = {timm_name(path): to_timm(leaf) for path, leaf in params.items()}
     state[TOKEN] = state[TOKEN].reshape(1, 1, -1)
-    state[POSITIONS] = pos_embed(encoder.width, -(-encoder.image_size // encoder.patch))
+    return state | {POSITIONS: pos_embed(encoder.width, -(-encoder.image_size // encoder.patch))}
+
+
+def export_timm(
+    encoder: VisionTransformer, variables: dict, path: files.Path, extra: Mapping[str, str] = {}
+) -> dict[str, str]:
+    """Writes the encoder's file for images of encoder.image_size; returns the metadata it carries."""
     metadata = {
         "format": "pt",
         "loads_strictly_into": timm_model(encoder),
         "classifier": "none",
+        **extra,
+        ENCODER: encoder_json("vit", encoder),
         "heads": str(encoder.heads),
         "image_size": str(encoder.image_size),
         "input_mean": json.dumps(encoder.input_mean),
         "input_std": json.dumps(encoder.input_std),
     }
-    save_safetensors(path, state, metadata)
+    save_safetensors(path, timm_state(encoder, variables), metadata)
     return metadata
+
+
+def timm_spec(encoder: VisionTransformer) -> tuple[str, dict]:
+    """timm's name of a model like this encoder, and the arguments that make it this one."""
+    size = TIMM_MODELS.get(encoder.width, "small")
+    return f"vit_{size}_patch16_224", dict(
+        img_size=encoder.image_size, patch_size=encoder.patch, embed_dim=encoder.width,
+        depth=encoder.depth, num_heads=encoder.heads,
+    )  # fmt: skip
 
 
 def timm_model(encoder: VisionTransformer) -> str:
     """The call of timm that makes the model of this encoder."""
-    size = TIMM_MODELS.get(encoder.width, "small")
-    options = dict(
-        num_classes=0, img_size=encoder.image_size, patch_size=encoder.patch, embed_dim=encoder.width,
-        depth=encoder.depth, num_heads=encoder.heads,
-    )  # fmt: skip
-    return f"timm.create_model('vit_{size}_patch16_224', {', '.join(f'{k}={v}' for k, v in options.items())})"
+    return timm_call(timm_spec(encoder), None)
 
 
 def recognises(state: dict[str, np.ndarray]) -> bool:
@@ -102,10 +116,10 @@ def read(state: dict[str, np.ndarray], metadata: dict[str, str]) -> tuple[dict, 
         "patch": int(patch),
         "width": int(width),
         "depth": len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
-        "heads": int(metadata.get("heads") or max(width // 64, 1)),  # 64 channels a head: timm's models
+        "heads": int(number(metadata, "heads", max(width // 64, 1))),  # 64 channels a head: timm's models
         "image_size": int(grid * patch),
-        "input_mean": json.loads(metadata.get("input_mean", json.dumps(IMAGENET_MEAN))),
-        "input_std": json.loads(metadata.get("input_std", json.dumps(IMAGENET_STD))),
+        "input_mean": channels(metadata, "input_mean", IMAGENET_MEAN),
+        "input_std": channels(metadata, "input_std", IMAGENET_STD),
     }
     encoder = VisionTransformer(**without_name(config))
     leaves = {path[1:]: leaf for path, leaf in abstract_leaves(encoder).items()}  # without "params"

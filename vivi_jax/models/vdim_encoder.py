@@ -142,7 +142,7 @@ class VdimEncoder(Encoder):
         """
         check_images(clips, dims=(4, 5))
         if clips.ndim == 4:
-            clips = jnp.broadcast_to(clips[:, None], (len(clips), self.frames, *clips.shape[1:]))
+            clips = jnp.broadcast_to(clips[:, None], (clips.shape[0], self.frames, *clips.shape[1:]))
         x = ((clips - channelwise(self.input_mean, 5)) / channelwise(self.input_std, 5)).astype(self.dtype)
 
         views = {}

@@ -85,17 +85,17 @@ class VisionTransformer(Encoder):
         x = PatchProjection(self.patch, self.width, self.freeze_patches, self.dtype, name="patches")(x)  # [B, h, w, C]
         x = x + positions(rows, columns, self.width).astype(x.dtype)[None]
         token = self.param("cls_token", nn.initializers.normal(1e-6), (self.width,))
-        tokens = jnp.broadcast_to(token.astype(x.dtype)[None, None], (len(x), 1, self.width))
-        x = jnp.concatenate([tokens, x.reshape(len(x), -1, self.width)], axis=1)  # [B, 1 + h w, C]
+        tokens = jnp.broadcast_to(token.astype(x.dtype)[None, None], (x.shape[0], 1, self.width))
+        x = jnp.concatenate([tokens, x.reshape(x.shape[0], -1, self.width)], axis=1)  # [B, 1 + h w, C]
 
         maps, attention_BxN = {}, jnp.zeros(x.shape[:2])
         for i in range(1, self.depth + 1):
             x, attention_BxN = Block(self.heads, self.dtype, name=f"block{i}")(x)
             if i == self.depth:
                 x = nn.LayerNorm(EPS, dtype=jnp.float32, name="norm")(x).astype(self.dtype)
-            maps[f"block{i}"] = x[:, 1:].reshape(len(x), rows, columns, self.width)
+            maps[f"block{i}"] = x[:, 1:].reshape(x.shape[0], rows, columns, self.width)
         attention = attention_BxN[:, 1:] / attention_BxN[:, 1:].sum(axis=1, keepdims=True)
-        maps["attention"] = attention.reshape(len(x), rows, columns)
+        maps["attention"] = attention.reshape(x.shape[0], rows, columns)
         return self.classified(x[:, 0].astype(jnp.float32), maps)
 
 

@@ -9,7 +9,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from evaluation import encoders, sweep, transfer
+from evaluation import encoders, transfer
+from evaluation.protocols import sweep
 from evaluation.protocols.action import data as actions
 from evaluation.protocols.action.classifier import ActionClassifier, ActionNetwork, ClassProbabilities, optimizer
 from evaluation.protocols.action.data import ActionSplit

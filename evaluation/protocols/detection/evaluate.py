@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from evaluation import sweep, transfer
+from evaluation import transfer
+from evaluation.protocols import sweep
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection import report
 from evaluation.protocols.detection.data import DetectionSet

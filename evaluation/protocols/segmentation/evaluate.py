@@ -10,7 +10,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from evaluation import sweep, transfer
+from evaluation import transfer
+from evaluation.protocols import sweep
 from evaluation.protocols.interpolation import dense_encoder
 from evaluation.protocols.segmentation import data as segmentation_data
 from evaluation.protocols.segmentation import report
