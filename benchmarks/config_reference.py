@@ -235,9 +235,7 @@ def sources(module: str, root: pathlib.Path = ROOT) -> dict[str, str]:
 
 def _fills(node: ast.FunctionDef) -> bool:
     """Whether a function makes the whole config, as a variable of that name."""
-    return any(
-        isinstance(statement, ast.Assign) and _path(statement.targets[0]) == "" for statement in ast.walk(node)
-    )
+    return any(isinstance(statement, ast.Assign) and _path(statement.targets[0]) == "" for statement in ast.walk(node))
 
 
 def _path(node: ast.expr) -> str | None:
