@@ -39,9 +39,7 @@ def options_of(file: pathlib.Path) -> frozenset[str]:
     tree = ast.parse(file.read_text())
     found: set[str] = set()
     assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    shorthand = {
-        _name(node.targets[0]) for node in assigned if _name(node.value).startswith("DEFINE_")
-    }  # vtab's `text`
+    shorthand = {_name(node.targets[0]) for node in assigned if _name(node.value).startswith("DEFINE_")}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGES):
             for alias in node.names:
