@@ -62,6 +62,7 @@ setuptools.setup(
         "scipy",
     ],
     extras_require={
+        "docs": ["mkdocs-material"],  # mkdocs serve
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "plan": ["jax[tpu]"],  # for its TPU compiler, libtpu (0.0.42.* with jax 0.10.2): Linux, needs no TPU

@@ -354,6 +354,48 @@ def gpu_table(result: dict) -> str:
     return f"{_table(head, rows)}\n\n{parity if cosines else ''}{source}{_source(result)}"
 
 
+# Config that benchmarks/plan.py has planned -> the row of its paper.
+PLANNED = {
+    "vito": "VITO, 300 epochs",
+    "vivi-ex4": "VIVI-Ex(4)",
+    "vivi-ex4-big": "VIVI-Ex(4)-Big",
+    "vivi-ex4-co100": "VIVI-Ex(4)-Co(100%)",
+    "vivi-ex4-co100-big-aa": "VIVI-Ex(4)-Co(100%)-Big",
+    "vdim-datakinetics600": "VDIM on Kinetics-600",
+}
+
+
+def pretraining_table(result: dict) -> str:
+    """benchmarks/plan.py: what the papers' runs would cost where they fit, at the papers' batch."""
+    planned = result["values"]["rows"].items()
+    rows = [
+        (
+            PLANNED[row["config"]],
+            f"`{command.split()[0]}`" + "".join(f" `{flag}`" for flag in command.split()[2:]),
+            row["topology"],
+            row["devices"],
+            f"{row['estimate']['steps']:,}",
+            f"{24 * row['estimate']['days']:.1f}",
+            f"{24 * row['estimate']['days'] * row['devices']:,.0f}",
+        )
+        for name in PLANNED
+        for command, row in planned
+        if row["config"] == name and row["fits"] and "batch_size" not in command
+    ]
+    head = ("row", "config and flags", "hardware", "devices", "steps", "hours", "device-hours")
+    return _table(head, rows) + "\n\n" + _source(result)
+
+
+def knn_of_vito(result: dict, when: str) -> str:
+    """benchmarks/learning.py: the median over seeds of VITO's k-NN accuracy."""
+    (row,) = (
+        row
+        for row in result["values"]["rows"]
+        if (row["method"], row["measure"], row["when"]) == ("VITO", "knn_top1", when)
+    )
+    return f"{row['median']:.1%}"
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -372,6 +414,9 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "action": ("protocols", lambda result: protocols_table(result, "action")),
     "gpu": ("gpu", gpu_table),
     "gpu_vito": ("gpu_vito", gpu_table),
+    "pretraining": ("plan", pretraining_table),
+    "learning.untrained": ("learning", lambda result: knn_of_vito(result, "untrained")),
+    "learning.trained": ("learning", lambda result: knn_of_vito(result, "trained")),
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }

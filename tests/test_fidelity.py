@@ -1,9 +1,6 @@
 """docs/fidelity.md: every command in it parses, and every config it names builds."""
 
-import ast
 import functools
-import importlib
-import operator
 import pathlib
 import re
 
@@ -12,6 +9,7 @@ import pytest
 from configs import vivi
 from evaluation import attention, davis, probe, vid_robust
 from helpers.commands import run_module
+from helpers.documented import configured
 from vivi_jax.build import build
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "fidelity.md"
@@ -24,18 +22,6 @@ PARSERS = {  # of the commands without a config, and what else they must be give
     "evaluation.probe": (probe, ["--checkpoint=/nowhere", "--data=/nowhere"]),
     "evaluation.vid_robust": (vid_robust, ["--checkpoint=/nowhere", "--data=/nowhere"]),
 }
-
-
-def configured(file: str, overrides: dict[str, str]):
-    """The config of `FILE.py:ARGUMENT` with `--config.KEY=VALUE`; raises where one does not exist."""
-    path, _, argument = file.partition(":")
-    config = importlib.import_module(path.removesuffix(".py").replace("/", ".")).get_config(argument)
-    for key, text in overrides.items():
-        *sections, name = key.split(".")
-        section = functools.reduce(operator.getitem, sections, config)
-        old = section[name]  # KeyError: there is none
-        section[name] = text if isinstance(old, str) else type(old)(ast.literal_eval(text))
-    return config
 
 
 @functools.cache
