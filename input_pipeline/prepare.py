@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     if len(argv) > 1:
         raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
+    for name in ("videos", "out", "labels", "only"):
+        command_line.refuse_remote(f"--{name}", values[name].value)
     made = prepare(
         values.videos,
         values.out,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from vivi_jax import metrics as metrics_lib
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
+from vivi_jax.config import Count, NonNegative, Whole
 from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.errors import NotFinite
@@ -33,12 +34,12 @@ def train(
     seed: int,
     micro_batches: int,
     evaluators: list[Evaluator],
-    eval_every: int,
-    log_every: int,
-    checkpoint_every: int,
-    keep_checkpoints: int,
-    watchdog_seconds: float,
-    fsdp: int,
+    eval_every: Whole,
+    log_every: Count,
+    checkpoint_every: Count,
+    keep_checkpoints: Count,
+    watchdog_seconds: NonNegative,
+    fsdp: Count,
 ) -> TrainState:
     """Trains to experiment.total_steps, from the newest good checkpoint in `workdir` if there is one.
 

@@ -23,6 +23,7 @@ from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
+from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -437,10 +438,10 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
-    image_size: tuple[int, int],
-    scale: tuple[float, float],
-    flip_prob: float,
-    max_boxes: int,
+    image_size: tuple[Count, Count],
+    scale: tuple[Positive, Positive],
+    flip_prob: Chance,
+    max_boxes: Count,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
