@@ -91,14 +91,14 @@ def _check(what: str, given: str, known: tuple[str, ...]) -> None:
 
 
 def own(config: ml_collections.ConfigDict, *, largest_batch: int, paper: str) -> None:
-    """Leaves to the data what follows from their number: vivi_jax.main.fit_to_data fills it in. None of it is a paper's.
+    """Leaves to the data what follows from their number; vivi_jax.main.fit_to_data fills it in.
 
     config.batch_size becomes the largest power of two that the data fill, at most `largest_batch`, unless it is given;
     an epoch becomes one pass over the data. `paper` says what the run of the paper is, for the log.
 
-    The batch is one that a single device takes, and far below the papers'. BatchNorm stays: exports to torchvision
-    need it, and 16 pictures or more are enough for its statistics. LARS goes: it is made for batches of thousands, and
-    Adam needs less care with the rate.
+    The batch is one that a single device takes, far below the papers'. BatchNorm stays: exports to torchvision need it,
+    and 16 pictures or more are enough for its statistics. LARS goes: it is made for batches of thousands, and Adam
+    needs less care with the rate.
     """
     config.batch_size = placeholder(int)
     config.schedule.examples_per_epoch = placeholder(int)

@@ -18,7 +18,7 @@ from typing import Any, Never
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vivi_jax.distributed.preemption import EXIT_CODE, Preempted
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
@@ -218,15 +218,27 @@ def config_file(given: str) -> str:
     """NAME:ARGUMENT, or FILE:ARGUMENT -> the same with the path of a file that is there."""
     name, colon, argument = given.partition(":")
     refuse_remote("--config", given)
-    if pathlib.Path(name).is_file():
+    path = pathlib.Path(name)
+    if path.is_file():
         return given
-    here = configs_folder() / pathlib.Path(name).with_suffix(".py").name
-    if pathlib.Path(name).parent.name in ("", "configs") and here.stem in config_names():
+    here = configs_folder() / f"{path.stem}.py"
+    if path.parent.name in ("", "configs") and here.stem in config_names():
         return f"{here}{colon}{argument}"
     nearest = difflib.get_close_matches(here.stem, config_names(), n=1, cutoff=0.0)[0]
     raise ConfigError(
         f"--config={name}: there is no such file or config; did you mean {nearest}? Known: {', '.join(config_names())}"
     )
+
+
+def load_config(given: str) -> ConfigDict:
+    """The config of FILE or FILE:ARGUMENT, as it is without other options."""
+    name, colon, argument = given.partition(":")
+    spec = importlib.util.spec_from_file_location("config", name)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={name}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument) if colon else module.get_config()
 
 
 def flat(section: dict, prefix: str = "") -> dict[str, Any]:
@@ -279,7 +291,7 @@ def _keys(argv: list[str]) -> set[str]:
     if not given:
         given = [flags.FLAGS["config"].default] if isinstance(flags.FLAGS["config"].default, str) else []
     try:
-        return set(flat(config_flags.ConfigFileFlagParser("config").parse(given[-1]).to_dict())) if given else set()
+        return set(flat(load_config(given[-1]).to_dict())) if given else set()
     except (OSError, TypeError, ValueError):  # which the parsing itself tells
         return set()
 

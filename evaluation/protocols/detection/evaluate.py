@@ -14,7 +14,7 @@ from evaluation import sweep, transfer
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection import report
 from evaluation.protocols.detection.data import DetectionSet
-from evaluation.protocols.detection.method import Detector
+from evaluation.protocols.detection.method import DETECTORS, Detector
 from evaluation.protocols.detection.scores import METRICS, check_truth, read_rows, to_rows
 from vivi_jax import files
 from vivi_jax.build import Experiment
@@ -96,6 +96,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         {key: value for key, value in config.data.items() if key not in places},
         besides=(*transfer.FROM_CODE, "first_step"),
     )
+    of_code = ("encoder", "num_classes", "image_size", "max_boxes")
+    check("method", Detector, config.method, besides=of_code)
+    form = lookup("config.method.form", config.method.form, DETECTORS)
+    check("method.options", form, config.method.options)
     check("test", {"batch_size": Count}, {"batch_size": config.test.batch_size})
     check("test", Detector.detect, {key: value for key, value in config.test.items() if key != "batch_size"})
 

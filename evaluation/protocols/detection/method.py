@@ -6,7 +6,7 @@ FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class
 RetinaNet   Lin et al. 2017, with the values of detectron2 where those differ.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from evaluation.encoders import apply_to_pixels
 from evaluation.protocols.detection import targets
 from evaluation.protocols.detection.heads import DetectionNetwork, pyramid_levels
 from evaluation.protocols.detection.nms import select
-from vivi_jax.config import Chance, Count, NonNegative, Positive, Whole, call_with_config
+from vivi_jax.config import Chance, Count, NonNegative, NotEmpty, OneOf, Positive, call_with_config
 from vivi_jax.errors import lookup
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.base import Encoder
@@ -64,7 +64,7 @@ class RetinaNet:
         *,
         cells_per_side: Positive,
         octaves: Count,
-        aspects: tuple[Positive, ...],
+        aspects: Annotated[tuple[Positive, ...], NotEmpty()],
         positive: Chance,
         negative: Chance,
         huber: Positive,
@@ -111,8 +111,8 @@ class Detector:
         alpha: Chance,
         gamma: NonNegative,
         channels: Count,
-        layers: Whole,
-        norm: str,
+        layers: Count,
+        norm: Annotated[str, OneOf(("", "group", "batch"))],
     ):
         self.form = call_with_config("method.options", lookup("config.method.form", form, DETECTORS), **options)
         height, width = image_size
