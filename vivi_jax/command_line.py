@@ -241,6 +241,25 @@ def load_config(given: str) -> ConfigDict:
     return module.get_config(argument) if colon else module.get_config()
 
 
+def config_text(config: ConfigDict, given: str) -> str:
+    """A line for each key of a config; of those that are not as in its file without variants and flags, both values.
+
+    Args:
+      given: FILE or FILE:ARGUMENT.
+    """
+    plain = flat(load_config(given.partition(":")[0]).to_dict())
+    here = flat(config.to_dict())
+    lines = []
+    for key in sorted(here.keys() | plain.keys()):
+        was = f"{plain[key]!r} in the file itself" if key in plain else "not in the file itself"
+        if key not in here:
+            lines.append(f"# config.{key} is not there; {was}")
+        else:
+            changed = key not in plain or plain[key] != here[key]
+            lines.append(f"config.{key} = {here[key]!r}" + (f"  # {was}" if changed else ""))
+    return "\n".join(lines)
+
+
 def flat(section: dict, prefix: str = "") -> dict[str, Any]:
     """Nested dict -> {dotted key: value}.
 

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import jax
 from absl import flags
+from ml_collections import config_flags
 
 from evaluation import probe
 from input_pipeline.streams import sources
@@ -35,12 +36,19 @@ _LOG = logging.getLogger("vivi_jax.main")
 CONFIG = command_line.define_config(None, "a name or file, such as vito, with variants: vito:demo")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
 
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print every key, and what variants and flags changed.")
+
 
 def main(values: dict) -> None:
     config = values["config"]
     call_with_config("hosts", processes.start, **config.hosts)
     if jax.process_index() != 0:  # one host's log is enough; what goes wrong is said by all
         command_line.set_log_level(logging.WARNING)
+    if values["print_config"]:
+        if config.data.path:
+            fit_to_data(config)
+        print(command_line.config_text(config, config_flags.get_config_filename(flags.FLAGS["config"])))
+        return
     run(config, values["workdir"] or f"runs/{config.name}")
 
 
@@ -192,4 +200,4 @@ def claim_workdir(workdir: str, config) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR}, optional=["workdir"])
+    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR, "print_config": PRINT_CONFIG}, optional=["workdir"])

@@ -84,6 +84,7 @@ def train(
             with stop.interruptible():
                 log.scalars(0, call_evaluators(evaluators, 0, state))
         saved = first_step
+        log.start()
         for step in range(first_step + 1, experiment.total_steps + 1):
             preemption.rearm_watchdog(watchdog_seconds)
             try:
@@ -154,6 +155,7 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh):
         with jax.set_mesh(mesh):  # for sharding.replicate_params; of the thread that traces
             return step.lower(state, experiment.batch_spec).compile(options)
 
+    _LOG.info("compiling the step: minutes for large networks, and nothing is printed meanwhile")
     return in_thread(compile_on_mesh)
 
 
@@ -183,6 +185,10 @@ class StepLog:
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         if scalars:
             self._writer.write(step, scalars)
+
+    def start(self) -> None:
+        """The steps begin now: the first rate, and the time left that follows from it, are theirs alone."""
+        self._progress.start(self._feed.wait_seconds)
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Checks and logs the step before this one."""

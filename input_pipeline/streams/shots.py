@@ -150,7 +150,7 @@ def _consecutive_shots(
         possible = [f"--config.data.{option}" for option in possible]
         possible += [f"--config.batch_size={rows}"] if rows >= _LOSSES_NEED else []
         # Single frames ask nothing of the shots: what is left to those whose videos have too few of them.
-        possible += ["--config=configs/vivi.py:ex-f"] if len(store) >= order.batch_size else []
+        possible += ["--config=configs/vivi.py:ex-f,own"] if len(store) >= order.batch_size else []
         remedy = f"possible is one of {', '.join(possible)}, or" if possible else ""
         raise DataError(
             f"{len(videos)} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "
