@@ -92,7 +92,7 @@ def stuck(count: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
 
 
 def late(store: pathlib.Path, folder: pathlib.Path) -> dict:
-    """R10: the second process comes 15 s late, which works; then never, which is one line after the time that is set."""
+    """R10: the second process comes 15 s late, which works; then never, which is one line."""
     wrong = []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
