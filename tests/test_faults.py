@@ -1,4 +1,4 @@
-"""The battery of benchmarks/faults: few cases of each row survive; each way of counting was seen to find what is wrong."""
+"""The battery of benchmarks/faults: few cases of each row are survived, and its ways of counting find what is wrong."""
 
 import random
 import subprocess
