@@ -354,7 +354,6 @@ def gpu_table(result: dict) -> str:
     return f"{_table(head, rows)}\n\n{parity if cosines else ''}{source}{_source(result)}"
 
 
-<<<<<<< HEAD
 # Config that benchmarks/plan.py has planned -> the row of its paper.
 PLANNED = {
     "vito": "VITO, 300 epochs",
@@ -395,7 +394,8 @@ def knn_of_vito(result: dict, when: str) -> str:
         if (row["method"], row["measure"], row["when"]) == ("VITO", "knn_top1", when)
     )
     return f"{row['median']:.1%}"
-=======
+
+
 def reliability_table(result: dict) -> str:
     """benchmarks/faults: each row's cases and what went wrong."""
     counted = ("faults", "damages", "files", "killed", "stopped", "cases", "steps", "checkpoints")
@@ -411,7 +411,6 @@ def reliability_table(result: dict) -> str:
         _table(("", "fault", "how many", "what went wrong", "took"), rows)
         + f"\n\n{kills:,} kills and signals and {damages:,} damaged files in all. {_source(result)}"
     )
->>>>>>> faults
 
 
 # marker -> (file in docs/results, its contents -> Markdown)
