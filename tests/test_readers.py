@@ -219,16 +219,22 @@ PROTOCOLS = {
 }
 
 
+ENCODERS = ("vito", "vito-swin", "vivi-ex4", "vivi-ex4,co=10", "vdim", "moco_v3")  # a run of each kind of encoder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_fine_tuning(name, protocol, run_of):
     try:
         line = PROTOCOLS[protocol](run_of(name))
     except (ConfigError, CheckpointError) as error:
         line = str(error)
-    print(protocol, name, "->", line or "ok")
-    assert "\n" not in line
+        assert line and "\n" not in line
+    if protocol == "action-clips":
+        assert (line == "") == (name == "vdim"), line
+    elif name.startswith(("vito", "vivi")):  # the others have no maps for some protocols, and say so
+        assert line == ""
 
 
 @pytest.mark.slow
