@@ -190,7 +190,7 @@ def test_other_features_are_not_called_fine(tmp_path):
 @pytest.mark.parametrize(
     "form, config, works",
     [
-        ("torchvision", V2, "--format=timm or onnx or stablehlo or savedmodel or npz"),
+        ("torchvision", dict(V2, width=1), "--format=timm or onnx or stablehlo or savedmodel or npz"),
         ("torchvision", VDIM, "has no VdimEncoder; use --format=onnx or stablehlo or savedmodel or npz"),
         ("timm", V1, "has no model of these sizes .*use --format=torchvision or huggingface"),
         ("huggingface", V2, "this one has version=2, norm='batch'.*use --format=onnx"),
