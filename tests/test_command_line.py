@@ -34,7 +34,7 @@ MISTAKES = {
     "--config=vito --config.optimizer.learning_rate=1": ".learning_rate; did you mean --config.schedule.base_lr?",
     "--config=vito --config.lr=0.1": "no key config.lr; did you mean --config.schedule.base_lr?",
     "--config=vdim --config.optimizer.lr=0.1": "no key config.optimizer.lr; did you mean --config.schedule.lr?",
-    "--config=vito --config.weight_decay=0.1": "no key config.weight_decay; did you mean --config.optimizer.weight_decay?",
+    "--config=vito --config.weight_decay=0.1": "config.weight_decay; did you mean --config.optimizer.weight_decay?",
     "--config=vito --config.epochs=3": "no key config.epochs; did you mean --config.schedule.epochs?",
     "--config=vdim --config.epochs=3": "no key config.epochs; did you mean --config.schedule.total_steps?",
     "--config=vito --config.batchsize=8": "no key config.batchsize; did you mean --config.batch_size?",
