@@ -225,7 +225,7 @@ def test_what_the_message_says_is_possible_is_so_and_nothing_more(store, changes
 
 
 def test_a_smaller_batch_is_offered_in_whole_shares_of_the_processes(store):
-    with pytest.raises(DataError, match="4 of 6 videos .*batch_size=3, or prepare more"):
+    with pytest.raises(DataError, match="4 of 6 videos .*batch_size=3, .*or prepare more"):
         stream(store, shots=1, frames=4, batch_size=6, process_count=3)
 
 

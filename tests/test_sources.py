@@ -63,7 +63,7 @@ def config_of(variant: str, data: dict[str, str]) -> ConfigDict:
     return config
 
 
-def open_stream(config: ConfigDict) -> sources.Stream:
+def open_stream(config: ConfigDict) -> sources.Batches:
     return sources.open_stream(
         config.data, Order(config.seed, config.batch_size), num_classes=config.method.get("num_classes")
     )

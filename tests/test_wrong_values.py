@@ -164,6 +164,11 @@ def start_protocol(name: str, config, *, whole: bool = True) -> None:
     jax.eval_shape(experiment.train_step, state, experiment.batch_spec)
 
 
+def sampled(names, quick: str) -> list:
+    """All names, the others than `quick` in the slow tests."""
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def verdict(name: str, key: str, value, begin) -> str | None:
     """What is wrong with how a case ends; None: it is legal, or refused in one line that names the key or the value.
 
@@ -185,7 +190,7 @@ def verdict(name: str, key: str, value, begin) -> str | None:
     return None if legal else f"{key}={value!r}: accepted"
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("name", sampled(PRETRAINING, "vito:demo"))
 def test_pretraining(name, store):
     config = PRETRAINING[name]()
     start(config.copy_and_resolve_references(), store)  # as it is, it begins
@@ -197,7 +202,7 @@ def test_pretraining(name, store):
     assert len(cases) > 300 and not [line for line in found if line], "\n".join(filter(None, found))
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", sampled(PROTOCOLS, "vtab:demo"))
 def test_protocols(name):
     config = PROTOCOLS[name]()
     start_protocol(name, changed(config, "seed", 0))

@@ -175,7 +175,7 @@ def parse(
         raise ConfigError(f"there is no option --{error.flagname}{_instead(argv, error.flagname, values)}") from error
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         if option := unknown_key(argv):
-            raise ConfigError(f"the config has no key {option}{_instead(argv, option, values)}") from error
+            raise ConfigError(f"the config has no key config.{option}{_instead(argv, option, values)}") from error
         cause: BaseException = error
         while "Traceback" in str(cause) and (inner := cause.__cause__ or cause.__context__):
             cause = inner  # the config file's own error, without absl's wrapping

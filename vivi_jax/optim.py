@@ -40,7 +40,6 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
-Length = NonNegative | None
 # Keys of config.schedule, of each row exactly one: the length of the run, and of the warm-up where there is one.
 LENGTHS = ("total_steps", "epochs", "examples")
 WARMUPS = ("warmup_steps", "warmup_epochs", "warmup_examples")
@@ -89,7 +88,7 @@ def durations(
 
 
 def cosine(
-    batch_size: int, *, base_lr: Positive, examples_per_epoch: Count | None = None, **lengths: Length
+    batch_size: int, *, base_lr: Positive, examples_per_epoch: Count | None = None, **lengths: NonNegative
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
 
@@ -114,7 +113,7 @@ def piecewise(
     boundaries: tuple[Positive, ...],
     factor: Share,
     examples_per_epoch: Count | None = None,
-    **lengths: Length,
+    **lengths: NonNegative,
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries`: VIVI §4, VDIM §4, detection.
 
@@ -137,7 +136,12 @@ def piecewise(
 
 
 def poly(
-    batch_size: int, *, lr: Positive, power: NonNegative, examples_per_epoch: Count | None = None, **lengths: Length
+    batch_size: int,
+    *,
+    lr: Positive,
+    power: NonNegative,
+    examples_per_epoch: Count | None = None,
+    **lengths: NonNegative,
 ) -> tuple[optax.Schedule, int]:
     """lr * (1 - step / steps) ** power (segmentation).
 
@@ -152,7 +156,7 @@ def poly(
     return optax.polynomial_schedule(lr, 0.0, power, int(length)), int(length)
 
 
-def check_length(warmup_steps: int, total_steps: int, batch_size: int, given: Mapping[str, float | None]) -> None:
+def check_length(warmup_steps: int, total_steps: int, batch_size: int, given: Mapping[str, float]) -> None:
     """Raises ConfigError unless the run has a step, and is longer than its warm-up; `given`: the keys that say so."""
     run, warmup = (next((key for key in row if given.get(key) is not None), "") for row in (LENGTHS, WARMUPS))
     if total_steps < 1:
