@@ -108,6 +108,8 @@ MEANING = {
     "optimizer.b1": "Adam's decay of the mean gradient",
     "optimizer.b2": "Adam's decay of the squared gradient",
     "optimizer.momentum": "of SGD",
+    "own.largest_batch": "the batch is as many videos as there are, up to this",
+    "own.paper": "what the paper's run is, for the log",
     "run.keep_checkpoints": "the newest that stay",
     "schedule.boundaries": "where the rate is multiplied by factor, in the unit of the run's length",
     "schedule.epochs": "length of the run",
