@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def expand(
@@ -89,6 +90,21 @@ def _check(what: str, given: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {given!r}; did you mean {nearest!r}? Known: {', '.join(known)}")
 
 
+def own(config: ml_collections.ConfigDict, *, largest_batch: int, paper: str) -> None:
+    """Leaves to the data what follows from their number; vivi_jax.main.fit_to_data fills it in.
+
+    config.batch_size becomes the largest power of two that the data fill, at most `largest_batch`, unless it is given;
+    an epoch becomes one pass over the data. `paper` says what the run of the paper is, for the log.
+
+    The batch is one that a single device takes, far below the papers'. BatchNorm stays: exports to torchvision need it,
+    and 16 pictures or more are enough for its statistics. LARS goes: it is made for batches of thousands, and Adam
+    needs less care with the rate.
+    """
+    config.batch_size = placeholder(int)
+    config.schedule.examples_per_epoch = placeholder(int)
+    config.own = ml_collections.ConfigDict(dict(largest_batch=largest_batch, paper=paper))
+
+
 def run_section(**changes) -> ml_collections.ConfigDict:
     """`config.run`: how often to log, save and evaluate. May differ between the starts of one run."""
     return ml_collections.ConfigDict(
@@ -123,5 +139,6 @@ def evaluation_section(*, image_size: int, batch_size: int) -> ml_collections.Co
             image_size=image_size,
             batch_size=batch_size,
             linear=True,  # a linear probe beside k-NN
+            k=20,  # neighbours
         )
     )

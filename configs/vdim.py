@@ -19,6 +19,7 @@ Variants, comma-separated after a colon:
     offset=0|32                 frames from the start of view 1 to that of view 2 (item 4)
     difference=yes|no           temporal difference of view 2's features (item 5)
     down=2|1|3                  down-sampling of view 2 (item 6)
+    own                         your own videos: batch and epochs follow their number; see own() below
     demo                        small network, clips and batch; begins with difference=no,down=1,offset=32
 """
 
@@ -46,6 +47,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         offset=("0", "32"),
         difference=("yes", "no"),
         down=("2", "1", "3"),
+        own=("no", "yes"),
         demo=("no", "yes"),
     )
     config.name = "-".join(["vdim", *filter(None, argument.replace("=", "").split(","))])
@@ -121,9 +123,25 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
         config.encoder.update(dict(input_mean=(0.0, 0.0, 0.0), input_std=(1.0, 1.0, 1.0)))
     if variant["data"] == "kinetics600":
         config.schedule.total_steps = 100_000  # VDIM §4.3
+    if variant["own"] == variant["demo"] == "yes":
+        raise ValueError("own and demo exclude each other: choose one")
+    if variant["own"] == "yes":
+        own(config)
     if variant["demo"] == "yes":
         demo(config)
     return config
+
+
+def own(config: ml_collections.ConfigDict) -> None:
+    """Your own videos, 20 or 200,000 of them, on one device: 300 passes over them. None of this is the paper's.
+
+    The network, the clips and their size stay, and Adam with its rate; a short warm-up is added.
+    """
+    config.schedule = ml_collections.ConfigDict(
+        dict(name="piecewise", lr=2e-4, epochs=300.0, warmup_epochs=3.0, boundaries=(), factor=1.0)
+    )
+    common.own(config, largest_batch=32, paper="batches of 240, and 50,000 steps on 9,537 videos")
+    config.run.update(dict(log_every=10, checkpoint_every=200))
 
 
 def demo(config: ml_collections.ConfigDict) -> None:

@@ -7,6 +7,7 @@ The paper's run: 128 TPU v3 cores, batch 4096, 300 epochs of 1.28 M clips; Video
 same batch with --config.micro_batches=32. `configs/vito.py:demo` is a two-core laptop's version of a few minutes.
 
 Variants, comma-separated after a colon; one that others leave without effect is an error, such as crop beside images:
+    own                             your own videos: batch and epochs follow their number; see own() below
     demo                            small network, images and batch; used by launch/demo.sh
     encoder=resnet50|swin_t|swin_s  VITO §4.3 has "Swin transformers" too; which, and how trained, is in no text at hand
     moclr                           MoCLR baseline: views of one frame, one scale, average pooling (VITO §4.1)
@@ -29,6 +30,7 @@ def get_config(argument: str = "") -> ml_collections.ConfigDict:
         variant_of,
         beside={"demo": {"views": "2"}},  # a third would take half as long again
         demo=("no", "yes"),
+        own=("no", "yes"),
         encoder=("resnet50", "swin_t", "swin_s"),
         moclr=("no", "yes"),
         images=("no", "yes"),
@@ -121,6 +123,10 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
         config.data.min_crop_area = 0.08  # VITO A.1, for ImageNet
         for key in ("sampler", "clip_seconds", "delay_seconds"):  # of videos
             del config.data[key]
+    if variant["own"] == variant["demo"] == "yes":
+        raise ValueError("own and demo exclude each other: choose one")
+    if variant["own"] == "yes":
+        own(config)
     if variant["demo"] == "yes":
         demo(config)
     return config
@@ -153,6 +159,18 @@ def moclr(config: ml_collections.ConfigDict) -> None:
     config.data.min_crop_area = 0.08  # BYOL's, MoCLR's
     config.method.stages = ("stage4",)
     config.method.pooling = "average"
+
+
+def own(config: ml_collections.ConfigDict) -> None:
+    """Your own videos, 20 or 200,000 of them, on one device: 300 passes over them. None of this is the paper's.
+
+    The network, the views and their size stay; Adam's rate goes with the batch, as that of LARS does.
+    """
+    common.own(config, largest_batch=256, paper="batches of 4096, and 384 million clips of 1.28 million videos")
+    config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
+    config.schedule.base_lr = 1e-3  # per 256 examples
+    config.ema.base = 0.95  # 0.99 would hold the target where it began in a run of some hundred steps
+    config.run.update(dict(log_every=10, checkpoint_every=200))
 
 
 def demo(config: ml_collections.ConfigDict) -> None:

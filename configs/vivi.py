@@ -16,6 +16,7 @@ PAPER below gives the argument of every row of the paper's tables and figures; t
     co=10|100       with 10 % or all of a labelled data set (sup: co=100)
     big             three times as wide
     aa              AutoAugment in place of the Inception colours: of the labelled images if there are some (§5.2)
+    own             your own videos: batch and epochs follow their number; see own() below
     demo            two CPU cores, a few minutes: small network, images and batch
 """
 
@@ -77,7 +78,7 @@ SHOTS_PER_STEP = 2048  # NK, VIVI §4 "in all cases"
 def get_config(argument: str = "") -> ml_collections.ConfigDict:
     no_yes = ("no", "yes")
     config = common.expand(
-        argument, variant_of, one_of=MODELS, co=("no", "10", "100"), big=no_yes, aa=no_yes, demo=no_yes
+        argument, variant_of, one_of=MODELS, co=("no", "10", "100"), big=no_yes, aa=no_yes, own=no_yes, demo=no_yes
     )
     config.name = "-".join(["vivi", *filter(None, argument.replace("=", "").split(","))])
     return config
@@ -135,6 +136,10 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
         )
     elif co == "10":
         config.encoder.bn_groups = 16  # so that 16 labelled images share their statistics, and not 2
+    if variant["own"] == "yes":
+        if co != "no" or variant["demo"] == "yes":
+            raise ValueError("own and co, or own and demo, exclude each other: choose one")
+        own(config)
     if variant["demo"] == "yes":
         demo(config)
     return config
@@ -236,6 +241,32 @@ def schedule(co: str, baseline: bool) -> dict:
         boundaries=(70_000, 85_000, 95_000),
         factor=0.1,
     )
+
+
+def own(config: ml_collections.ConfigDict) -> None:
+    """Your own videos, 20 or 200,000 of them, on one device: 300 passes over them. None of this is the paper's.
+
+    The network, its losses and the size of the images stay. A batch of 8 videos has 256 frames with ex4, and BatchNorm
+    and the triplets take them all; the frames of a shot are taken at a higher rate, as few videos have shots of 8 s.
+    The decays come where the paper has them, after 75 % and 92 % of the run.
+    """
+    videos = max(256 // (config.data.shots * config.data.frames), 8)
+    config.encoder.bn_groups = config.method.triplet_groups = 1
+    if "frame_rate" in config.data:
+        config.data.frame_rate = 4.0
+    config.optimizer = ml_collections.ConfigDict(dict(name="adam", weight_decay=1e-4, b1=0.9, b2=0.999))
+    config.schedule = ml_collections.ConfigDict(
+        dict(
+            name="piecewise",
+            lr=3e-4,
+            epochs=300.0,
+            warmup_epochs=10.0,
+            boundaries=(225.0, 275.0),
+            factor=0.1,
+        )
+    )
+    common.own(config, largest_batch=videos, paper="2048 shots a step, for 120,000 steps")
+    config.run.update(dict(log_every=10, checkpoint_every=200))
 
 
 def demo(config: ml_collections.ConfigDict) -> None:

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 from evaluation import encoders
 from input_pipeline import images
 from vivi_jax import checkpoint, command_line, files
+from vivi_jax.config import Count
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.models.base import Encoder
 
@@ -216,7 +217,7 @@ def classifier_scores(
 
 
 def make_evaluator(
-    encoder: nn.Module, *, dataset: str, image_size: int, batch_size: int, linear: bool, k: int = 20
+    encoder: nn.Module, *, dataset: str, image_size: Count, batch_size: Count, linear: bool, k: Count = 20
 ) -> Callable[[dict], dict[str, float]]:
     """Returns evaluate(variables {"params", "batch_stats"}) -> {"knn_top1", and "linear_top1" if linear}.
 

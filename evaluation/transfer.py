@@ -25,7 +25,7 @@ import optax
 from evaluation import encoders
 from vivi_jax import files, optim
 from vivi_jax.build import Experiment
-from vivi_jax.config import call_with_config, without_name
+from vivi_jax.config import Count, Part, Seed, call_with_config, check, without_name
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError, lookup
 from vivi_jax.methods.base import Method, Tree
@@ -53,6 +53,35 @@ class Repeat:
     experiment: Experiment
     batches: Callable[[int], Iterator[dict[str, np.ndarray]]]
     score: Callable[[dict[str, Tree], pathlib.Path], dict[str, Any]]
+
+
+# What the config of every protocol has at its top.
+KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count, "held_out": Part} | dict.fromkeys(
+    ("encoder", "method", "data", "optimizer", "schedule", "test", "run"), dict
+)
+FROM_CODE = ("seed", "batch_size", "process_index", "process_count", "threads")  # of streams; no keys of config.data
+
+
+def check_config(
+    config: ml_collections.ConfigDict,
+    keys: Mapping[str, Any],
+    *,
+    optimizers: Mapping[str, Callable[..., optax.GradientTransformation]] = optim.OPTIMIZERS,
+) -> None:
+    """Checks what all protocols share, before data are read: the top of the config, optimizer, schedule and run.
+
+    Args:
+      keys: those at the top that only this protocol has -> what their values may be.
+
+    Raises:
+      ConfigError: an unknown key, or a value that cannot be.
+    """
+    check("", KEYS | keys, config)
+    schedule = lookup("config.schedule.name", config.schedule.name, optim.SCHEDULES)
+    check("schedule", schedule, without_name(config.schedule), besides=("batch_size", "examples_per_epoch"))
+    optimizer = lookup("config.optimizer.name", config.optimizer.name, optimizers)
+    check("optimizer", optimizer, without_name(config.optimizer), besides=("steps_per_epoch",))
+    check("run", train, config.run, besides=("seed", "micro_batches", "workdir"))
 
 
 def numbered(config: ml_collections.ConfigDict, make: Callable[[int], Repeat]) -> dict[str, Repeat]:

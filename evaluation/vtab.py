@@ -9,10 +9,7 @@ WORKDIR/runs; started again, the program goes on after the last one. Machines th
 WORKDIR/vtab.{json,csv,md,png}.
 """
 
-import pathlib
-
 from absl import flags
-from ml_collections import config_flags
 
 from evaluation import encoders
 from evaluation.protocols.vtab import tasks as vtab_tasks
@@ -22,10 +19,10 @@ from vivi_jax.errors import ConfigError
 
 
 def define_flags() -> dict[str, flags.FlagHolder]:
-    default = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "vtab.py")
+    default = str(command_line.configs_folder() / "vtab.py")
     text = flags.DEFINE_string
     return {
-        "config": config_flags.DEFINE_config_file("config", default, "The numbers; configs/vtab.py:demo is small."),
+        "config": command_line.define_config(default, "The numbers; configs/vtab.py:demo is small."),
         "checkpoint": text("checkpoint", None, "Run directory, file of weights, or none: random weights."),
         "tasks": text("tasks", "all", f"all, groups ({', '.join(vtab_tasks.GROUPS)}) or names, comma-separated."),
         "protocol": text("protocol", "v1", f"One of {', '.join(PROTOCOLS)}."),
@@ -61,4 +58,4 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags())
+    command_line.run(main, define_flags(), remote=["data"])  # TFDS reads data sets from buckets

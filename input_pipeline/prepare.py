@@ -21,7 +21,7 @@ from absl import app, flags
 from input_pipeline import store
 from input_pipeline.preparation import flags as shared_flags
 from input_pipeline.preparation.local import prepare, summary
-from vivi_jax import command_line
+from vivi_jax import command_line, files
 from vivi_jax.errors import DataError
 
 
@@ -30,6 +30,8 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     if len(argv) > 1:
         raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
+    for name in ("videos", "out", "labels", "only"):
+        files.refuse_remote(f"--{name}", values[name].value)
     made = prepare(
         values.videos,
         values.out,

@@ -31,9 +31,9 @@ GOLDEN_ARGUMENTS = {
     "detection": detection.VARIANTS,
     "segmentation": ("voc", "ade20k"),
     "moco_v3": ("", "video"),
-    "vdim": ("", "data=kinetics600"),
-    "vito": ("", "moclr", "encoder=swin_t", "encoder=swin_s"),
-    "vivi": ("", *vivi.PAPER.values()),
+    "vdim": ("", "own", "data=kinetics600"),
+    "vito": ("", "own", "moclr", "encoder=swin_t", "encoder=swin_s"),
+    "vivi": ("", "own", *vivi.PAPER.values()),
     "vtab": ("",),
 }
 GOLDEN_TEXTS = {
@@ -126,6 +126,7 @@ NO_YES = ("no", "yes")
 WORDS = {
     "vito": dict(
         demo=NO_YES,
+        own=NO_YES,
         moclr=NO_YES,
         images=NO_YES,
         scales=("2", "1"),
@@ -143,10 +144,11 @@ WORDS = {
         offset=("0", "32"),
         difference=NO_YES,
         down=("2", "1", "3"),
+        own=NO_YES,
         demo=NO_YES,
     ),
     "moco_v3": dict(demo=NO_YES, video=NO_YES),
-    "vivi": dict.fromkeys(vivi.MODELS) | dict(co=("10", "100", "no"), big=NO_YES, aa=NO_YES, demo=NO_YES),
+    "vivi": dict.fromkeys(vivi.MODELS) | dict(co=("10", "100", "no"), big=NO_YES, aa=NO_YES, own=NO_YES, demo=NO_YES),
     "action": dict.fromkeys(action.VARIANTS),
     "detection": dict.fromkeys(detection.VARIANTS) | dict(demo=NO_YES),
     "segmentation": dict.fromkeys(("voc", "ade20k")) | dict(demo=("yes",)),

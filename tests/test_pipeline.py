@@ -231,7 +231,10 @@ def test_short_videos_are_counted_in_one_line(store, caplog):
 @pytest.mark.parametrize(
     "changes,message",
     [
-        (dict(batch_size=6), "4 usable videos in .*, fewer than a batch of 6: lower batch_size or prepare more videos"),
+        (
+            dict(batch_size=6),
+            "4 usable videos in .*, fewer than a batch of 6: lower --config.batch_size .to 4., or prep",
+        ),
         (dict(clip_seconds=60), "all 5 videos of .* are shorter than clip_seconds=60 .*: lower clip_seconds"),
         (dict(sampler="marginl"), "sampler='marginl' is unknown; did you mean 'marginal'"),
         (dict(clip_seconds=-5), "clip_seconds=-5: it is a length, above 0"),

@@ -349,7 +349,10 @@ def test_crops_of_the_two_streams_are_drawn_apart(labelled):
         ),
         (dict(fraction=0), "fraction=0: it is a share"),
         (dict(fraction=10), "fraction=10: it is a share"),
-        (dict(batch_size=41), "40 labelled images .*, fewer than a batch of 41: lower batch_size or raise fraction"),
+        (
+            dict(batch_size=41),
+            "40 labelled images .*, fewer than a batch of 41: lower --config.data.labelled_batch_size .to 32., or",
+        ),
     ],
 )
 def test_impossible_fractions_are_refused(labelled, changes, message):

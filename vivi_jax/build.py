@@ -6,12 +6,17 @@ import ml_collections
 import optax
 
 from vivi_jax import optim
-from vivi_jax.config import call_with_config, without_name
+from vivi_jax.config import Count, Seed, call_with_config, check, without_name
 from vivi_jax.errors import lookup
 from vivi_jax.methods import METHODS
 from vivi_jax.methods.base import BatchSpec, Method
 from vivi_jax.models import build_encoder
 from vivi_jax.train_step import TrainStep, make_train_step
+
+# What a config of pretraining has at its top.
+KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count} | dict.fromkeys(
+    ("encoder", "method", "ema", "data", "optimizer", "schedule", "evaluation", "run", "hosts", "own"), dict
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Experiment:
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
     """Every section of the config becomes the keyword arguments of one function, so an unknown key is an error."""
+    check("", KEYS, config)
     method = build_method(config)
     schedule, total_steps = call_with_config(
         "schedule",

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 Path = str | os.PathLike[str]
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # "gs://" is "gs:/" once a path is normalised
 
 
 @contextlib.contextmanager
@@ -178,3 +180,12 @@ def claim(
 
 def _among(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)
+
+
+def refuse_remote(option: str, value: Any) -> None:
+    """Raises ConfigError if a value is a path with a scheme: `open` would take gs://BUCKET for a folder named "gs:"."""
+    if isinstance(value, str) and _REMOTE.match(value):
+        raise ConfigError(
+            f"{option}={value}: this command reads and writes local files only; mount the bucket (gcsfuse, s3fs), or "
+            "copy the files, and give that folder"
+        )

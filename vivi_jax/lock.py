@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 import socket
 import sys
 import threading
@@ -47,7 +46,7 @@ def hold(directory: str | os.PathLike[str], *, option: str = "--workdir") -> Ite
     Raises:
       ConfigError: a living process holds it, or it is no directory of a file system.
     """
-    check_is_path(directory, option=option)
+    files.refuse_remote(option, os.fspath(directory))
     directory = pathlib.Path(directory).absolute()
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
@@ -70,15 +69,6 @@ def hold(directory: str | os.PathLike[str], *, option: str = "--workdir") -> Ite
         with contextlib.suppress(OSError):  # not empty: something was written
             for path in made:
                 path.rmdir()
-
-
-def check_is_path(directory: str | os.PathLike[str], *, option: str) -> None:
-    """Raises ConfigError for an address such as gs://bucket/run, of which a local folder "gs:" would be made."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(directory)):
-        raise ConfigError(
-            f"{option}={os.fspath(directory)} is an address, and a path is needed: mount the bucket, as the launchers "
-            "do (docs/launch.md)"
-        )
 
 
 def _take(directory: pathlib.Path, option: str) -> dict:

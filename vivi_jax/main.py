@@ -15,6 +15,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import jax
 from absl import flags
@@ -22,9 +23,11 @@ from ml_collections import config_flags
 
 from evaluation import probe
 from input_pipeline.streams import sources
+from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
-from vivi_jax import checkpoint, command_line, files, lock
-from vivi_jax.build import Experiment, build, call_with_config
+from vivi_jax import checkpoint, command_line, files
+from vivi_jax.build import Experiment, build
+from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import encoder_variables
@@ -32,13 +35,13 @@ from vivi_jax.train import Evaluator, train
 from vivi_jax.train_step import TrainState
 
 _LOG = logging.getLogger("vivi_jax.main")
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "such as configs/vito.py, with variants: configs/vito.py:demo", lock_config=True
-)
+CONFIG = command_line.define_config(None, "a name or file, such as vito, with variants: vito:demo")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config.name>.")
 MAY_CHANGE = flags.DEFINE_list(
     "may_change", [], "Keys or sections of the config, such as schedule, in which a run goes on with other values."
 )
+
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print every key, and what variants and flags changed.")
 
 
 def main(values: dict) -> None:
@@ -46,6 +49,11 @@ def main(values: dict) -> None:
     call_with_config("hosts", processes.start, **config.hosts)
     if jax.process_index() != 0:  # one host's log is enough; what goes wrong is said by all
         command_line.set_log_level(logging.WARNING)
+    if values["print_config"]:
+        if config.data.path:
+            fit_to_data(config)
+        print(command_line.config_text(config, config_flags.get_config_filename(flags.FLAGS["config"])))
+        return
     run(config, values["workdir"] or f"runs/{config.name}", may_change=tuple(values["may_change"]))
 
 
@@ -92,9 +100,12 @@ def prepare(
     config, workdir: str, may_change: tuple[str, ...]
 ) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator], Callable[[], None]], dict]:
     """The parts of the run, what takes its directory, and what must be equal on all hosts."""
+    check_sections(config)
+    fit_to_data(config)
     experiment = build(config)
     batches = open_data(config)  # raises what is wrong with the data now, before anything is written
     evaluators = online_evaluation(config, experiment.method)
+    say_length(config, experiment.total_steps, batches.examples)
     facts = {
         "config": json.loads(config.to_json()),
         "code": code_identity(),
@@ -106,13 +117,79 @@ def prepare(
         claim_workdir(workdir, config, may_change, write=write)
         sources.claim(workdir, facts["data"], write=write)
 
-    lock.check_is_path(workdir, option="--workdir")
+    files.refuse_remote("--workdir", workdir)
     if jax.process_index() == 0:
         claim(write=False)
     return (experiment, batches, evaluators, claim), facts
 
 
-def open_data(config) -> sources.Stream:
+def check_sections(config) -> None:
+    """Checks the sections that build() does not, before anything is opened or written."""
+    sources.check_keys(config.data)
+    check("evaluation", probe.make_evaluator, config.evaluation)
+    check("run", train, config.run, besides=("seed", "micro_batches", "workdir"))
+    check("hosts", processes.start, config.hosts)
+    if "own" in config:
+        check("own", {"largest_batch": Annotated[int, Within(2)], "paper": str}, config.own)
+        check("", {"batch_size": Count | None}, {"batch_size": config.batch_size})
+
+
+def fit_to_data(config) -> None:
+    """Fills in what the variant `own` of a config leaves to the data, see configs/common.py; leaves others as they are.
+
+    Raises:
+      DataError: not even two examples can be used.
+    """
+    if "own" not in config or None not in (config.batch_size, config.schedule.examples_per_epoch):
+        return
+    level = logging.getLogger("input_pipeline").level
+    logging.getLogger("input_pipeline").setLevel(logging.ERROR)  # open_data opens them again, and tells
+    try:
+        least = 2 * jax.process_count()
+        order = Order(config.seed, least, jax.process_index(), jax.process_count())
+        examples = sources.open_stream(config.data, order).examples
+    finally:
+        logging.getLogger("input_pipeline").setLevel(level)
+    if config.batch_size is None:
+        config.batch_size = fitting_batch(examples, config.own.largest_batch)
+    if config.schedule.examples_per_epoch is None:
+        config.schedule.examples_per_epoch = examples
+
+
+def fitting_batch(examples: int, largest: int) -> int:
+    """The largest power of two that is neither above `largest` nor above the number of examples (2 or more).
+
+    >>> [fitting_batch(examples, 256) for examples in (2, 20, 255, 200_000)]
+    [2, 16, 128, 256]
+    """
+    return 1 << min(examples, largest).bit_length() - 1
+
+
+def say_length(config, total_steps: int, examples: int) -> None:
+    """Logs how long the run is, in its own data; and if an epoch of the config is not a pass over them."""
+    passes = total_steps * config.batch_size / examples
+    _LOG.info(
+        "%d steps of %d examples: %.4g passes over the %d videos or images that are used",
+        total_steps,
+        config.batch_size,
+        passes,
+        examples,
+    )
+    per_epoch = config.schedule.get("examples_per_epoch")
+    if "own" in config:
+        _LOG.info("for comparison, the paper: %s", config.own.paper)
+        if config.batch_size < 16:
+            _LOG.warning("a batch of %d compares each with few others: more videos would help most", config.batch_size)
+    elif per_epoch and per_epoch > 2 * examples:
+        _LOG.warning(
+            "an epoch of this config is %d examples (config.schedule.examples_per_epoch), not a pass over your %d; for "
+            "your own videos take its variant own, such as --config=vito:own",
+            per_epoch,
+            examples,
+        )
+
+
+def open_data(config) -> Batches:
     """First step -> batches of this process's share of what config.data says."""
     order = Order(config.seed, config.batch_size, jax.process_index(), jax.process_count())
     return sources.open_stream(config.data, order, num_classes=config.method.get("num_classes"))
@@ -163,4 +240,5 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
 
 
 if __name__ == "__main__":
-    command_line.run(main, {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE}, optional=["workdir"])
+    flags_of_main = {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE, "print_config": PRINT_CONFIG}
+    command_line.run(main, flags_of_main, optional=["workdir"])

@@ -115,7 +115,12 @@ class Progress:
 
     def __init__(self, first_step: int, total_steps: int, batch_size: int):
         self._total_steps, self._batch_size = total_steps, batch_size
-        self._step, self._time, self._waited = first_step, time.perf_counter(), 0.0
+        self._step = first_step
+        self.start(0.0)
+
+    def start(self, wait_seconds: float) -> None:
+        """The next step begins now: what came before, such as compiling, is no part of the first rate."""
+        self._time, self._waited = time.perf_counter(), wait_seconds
 
     def rates(self, step: int, wait_seconds: float) -> dict[str, float]:
         """Rates since the last call; `wait_seconds` counts from the start of the run."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vivi_jax.config import Chance, Count, Decay, NonNegative, Positive, Share
 from vivi_jax.errors import ConfigError
 
 # Which parameters with two axes or more get weight decay and the LARS trust ratio, by leaf name. Those with one axis
@@ -39,6 +40,7 @@ def decay_mask(params: dict) -> dict:
     return jax.tree_util.tree_map_with_path(decayed, params)
 
 
+Length = NonNegative | None
 # Keys of config.schedule, of each row exactly one: the length of the run, and of the warm-up where there is one.
 LENGTHS = ("total_steps", "epochs", "examples")
 WARMUPS = ("warmup_steps", "warmup_epochs", "warmup_examples")
@@ -61,7 +63,7 @@ def durations(
       For each of `rows`: (steps, steps in one of its units).
 
     Raises:
-      ConfigError: none or several of a row, a key of no row, or epochs without examples_per_epoch.
+      ConfigError: none or several of a row, a key of no row, a part of a step, or epochs without examples_per_epoch.
     """
     known = [key for row in rows for key in row]
     if unknown := [key for key in given if key not in known]:
@@ -78,6 +80,8 @@ def durations(
             raise ConfigError(
                 f"config.schedule.{keys[0]} needs examples_per_epoch, which is not known here; give {row[0]}"
             )
+        if unit == "steps" and given[keys[0]] != int(given[keys[0]]):
+            raise ConfigError(f"config.schedule.{keys[0]}={given[keys[0]]}: steps are whole")
         examples = {"steps": batch_size, "epochs": examples_per_epoch or 0, "examples": 1}[unit]
         # Divided last: 49 epochs of 1 example in batches of 49 are 1 step, and not 1 - 1e-16, rounded down.
         found.append((given[keys[0]] * examples / batch_size, examples / batch_size))
@@ -85,7 +89,7 @@ def durations(
 
 
 def cosine(
-    batch_size: int, *, base_lr: float, examples_per_epoch: int | None = None, **lengths: float
+    batch_size: int, *, base_lr: Positive, examples_per_epoch: Count | None = None, **lengths: Length
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to base_lr * batch_size / 256, then cosine to 0 at the last step (VITO A.2, BYOL).
 
@@ -97,7 +101,7 @@ def cosine(
     """
     (length, _), (warmup, _) = durations(batch_size, examples_per_epoch, lengths, LENGTHS, WARMUPS)
     total_steps, warmup_steps = int(length), int(warmup)
-    check_length(warmup_steps, total_steps, batch_size)
+    check_length(warmup_steps, total_steps, batch_size, lengths)
     return optax.warmup_cosine_decay_schedule(
         0.0, base_lr * batch_size / 256, warmup_steps=warmup_steps, decay_steps=total_steps
     ), total_steps
@@ -106,11 +110,11 @@ def cosine(
 def piecewise(
     batch_size: int,
     *,
-    lr: float,
-    boundaries: tuple[float, ...],
-    factor: float,
-    examples_per_epoch: int | None = None,
-    **lengths: float,
+    lr: Positive,
+    boundaries: tuple[Positive, ...],
+    factor: Share,
+    examples_per_epoch: Count | None = None,
+    **lengths: Length,
 ) -> tuple[optax.Schedule, int]:
     """Linear warm-up from 0 to `lr`, then times `factor` at each of `boundaries`: VIVI §4, VDIM §4, detection.
 
@@ -125,13 +129,15 @@ def piecewise(
     """
     (length, unit), (warmup, _) = durations(batch_size, examples_per_epoch, lengths, LENGTHS, WARMUPS)
     total_steps, warmup_steps = round(length), round(warmup)
-    check_length(warmup_steps, total_steps, batch_size)
+    check_length(warmup_steps, total_steps, batch_size, lengths)
+    if sorted({*boundaries}) != list(boundaries):
+        raise ConfigError(f"config.schedule.boundaries={tuple(boundaries)}: each must come after the one before")
     decayed = optax.piecewise_constant_schedule(lr, {round(time * unit): factor for time in boundaries})
     return (lambda step: decayed(step) * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))), total_steps
 
 
 def poly(
-    batch_size: int, *, lr: float, power: float, examples_per_epoch: int | None = None, **lengths: float
+    batch_size: int, *, lr: Positive, power: NonNegative, examples_per_epoch: Count | None = None, **lengths: Length
 ) -> tuple[optax.Schedule, int]:
     """lr * (1 - step / steps) ** power (segmentation).
 
@@ -142,27 +148,32 @@ def poly(
       (learning rate by step, steps of the run, rounded down).
     """
     ((length, _),) = durations(batch_size, examples_per_epoch, lengths, LENGTHS)
-    check_length(0, int(length), batch_size)
+    check_length(0, int(length), batch_size, lengths)
     return optax.polynomial_schedule(lr, 0.0, power, int(length)), int(length)
 
 
-def check_length(warmup_steps: int, total_steps: int, batch_size: int) -> None:
-    """Raises ConfigError unless the run has a step, and is longer than its warm-up."""
+def check_length(warmup_steps: int, total_steps: int, batch_size: int, given: Mapping[str, float | None]) -> None:
+    """Raises ConfigError unless the run has a step, and is longer than its warm-up; `given`: the keys that say so."""
+    run, warmup = (next((key for key in row if given.get(key) is not None), "") for row in (LENGTHS, WARMUPS))
     if total_steps < 1:
         raise ConfigError(
-            f"config.schedule: less than one batch of {batch_size}; make the run longer or lower config.batch_size"
+            f"config.schedule.{run}={given[run]:g} is less than one batch of {batch_size}: raise it, or lower "
+            "config.batch_size"
         )
     if not 0 <= warmup_steps < total_steps:
+        works = (
+            f"{given[warmup] * total_steps / warmup_steps / 10:.2g}" if warmup != "warmup_steps" else total_steps // 10
+        )
         raise ConfigError(
-            f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps); "
-            "shorten it in config.schedule, or make the run longer"
+            f"the warm-up ({warmup_steps} steps) must be shorter than the run ({total_steps} steps, "
+            f"config.schedule.{run}={given[run]:g}): make the run longer, or give --config.schedule.{warmup}={works}"
         )
 
 
 SCHEDULES = {"cosine": cosine, "piecewise": piecewise, "poly": poly}
 
 
-def ema_cosine(total_steps: int, *, base: float) -> optax.Schedule:
+def ema_cosine(total_steps: int, *, base: Chance) -> optax.Schedule:
     """Decay of the target's moving average by step: `base` at step 0, 1 at the end, along a cosine (BYOL).
 
     >>> decay = ema_cosine(100, base=0.99)
@@ -172,7 +183,7 @@ def ema_cosine(total_steps: int, *, base: float) -> optax.Schedule:
     return lambda step: 1 - (1 - base) * (jnp.cos(jnp.pi * step / total_steps) + 1) / 2
 
 
-def ema_constant(total_steps: int, *, decay: float) -> optax.Schedule:
+def ema_constant(total_steps: int, *, decay: Chance) -> optax.Schedule:
     """The same decay at all steps (MoCo)."""
     del total_steps
     return lambda step: jnp.float32(decay)
@@ -187,7 +198,7 @@ EMA_SCHEDULES = {"cosine": ema_cosine, "constant": ema_constant, "none": no_ema}
 
 
 def lars(
-    schedule: optax.Schedule, *, weight_decay: float, momentum: float, trust_coefficient: float
+    schedule: optax.Schedule, *, weight_decay: NonNegative, momentum: Decay, trust_coefficient: Positive
 ) -> optax.GradientTransformation:
     """LARS as in BYOL's code: decay, trust ratio, momentum, and the learning rate last.
 
@@ -202,7 +213,7 @@ def lars(
     )
 
 
-def sgd(schedule: optax.Schedule, *, weight_decay: float, momentum: float) -> optax.GradientTransformation:
+def sgd(schedule: optax.Schedule, *, weight_decay: NonNegative, momentum: Decay) -> optax.GradientTransformation:
     """SGD with heavy-ball momentum; weight decay as L2 in the loss (added to the gradient), kernels only."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay, decay_mask),
@@ -211,7 +222,7 @@ def sgd(schedule: optax.Schedule, *, weight_decay: float, momentum: float) -> op
     )
 
 
-def adam(schedule: optax.Schedule, *, weight_decay: float, b1: float, b2: float) -> optax.GradientTransformation:
+def adam(schedule: optax.Schedule, *, weight_decay: NonNegative, b1: Decay, b2: Decay) -> optax.GradientTransformation:
     """Adam with decoupled weight decay on kernels."""
     return optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decay_mask)
 

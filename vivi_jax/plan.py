@@ -17,33 +17,32 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from vivi_jax import command_line
 from vivi_jax.errors import ConfigError
 from vivi_jax.planning.planner import plan, text
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with variants: configs/vito.py", lock_config=True
-)
+CONFIG = command_line.define_config(None, "Config file, with variants: configs/vito.py")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v3:8x8 (chips) or gpu:h100x8.")
 ALL = flags.DEFINE_bool("all", False, "All rows of docs/plan.md that are missing (benchmarks/plan.py).")
 JSON = flags.DEFINE_string("json", None, "File to write the plan to.")
 
 
-def main(_) -> None:
+def main(values: dict) -> None:
     if ALL.value:
         sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.plan"]))
-    if not TOPOLOGY.value or CONFIG.value is None:
+    if not values["topology"] or values["config"] is None:
         raise ConfigError("give --config and --topology; for example --config=configs/vito.py --topology=v3:8x8")
-    result = plan(CONFIG.value, TOPOLOGY.value)
+    result = plan(values["config"], values["topology"])
     print(text(result))
-    if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps(result, indent=1) + "\n")
+    if values["json"]:
+        pathlib.Path(values["json"]).write_text(json.dumps(result, indent=1) + "\n")
     if not result["fits"]:
         sys.exit(2)
 
 
 if __name__ == "__main__":
-    command_line.ended(lambda: app.run(main))
+    command_line.run(
+        main, {"config": CONFIG, "topology": TOPOLOGY, "json": JSON}, optional=["config", "topology", "json"]
+    )

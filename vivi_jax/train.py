@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from vivi_jax import files
 from vivi_jax import metrics as metrics_lib
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
+from vivi_jax.config import Count, NonNegative, Whole
 from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.distributed.watchdog import Watchdog
@@ -39,13 +40,13 @@ def train(
     seed: int,
     micro_batches: int,
     evaluators: list[Evaluator],
-    eval_every: int,
-    log_every: int,
-    checkpoint_every: int,
-    keep_checkpoints: int,
-    watchdog_seconds: float,
-    on_nan: str,
-    fsdp: int,
+    eval_every: Whole,
+    log_every: Count,
+    checkpoint_every: Count,
+    keep_checkpoints: Count,
+    watchdog_seconds: NonNegative,
+    on_nan: Literal["stop", "skip", "roll_back"],
+    fsdp: Count,
     claim: Callable[[], None] = lambda: None,
     initial: Callable[[], TrainState] | None = None,
 ) -> TrainState:
@@ -152,6 +153,7 @@ def run_steps(
         with watchdog.phase("the first evaluation"), stop.interruptible():
             log.scalars(0, call_evaluators(evaluators, 0, state))
     saved = first_step
+    log.start()
     for step in range(first_step + 1, total_steps + 1):
         watchdog.expect(f"step {step}")
         try:
@@ -258,6 +260,7 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh, *, skip_
         with jax.set_mesh(mesh):  # for sharding.replicate_params; of the thread that traces
             return step.lower(state, experiment.batch_spec).compile(options)
 
+    _LOG.info("compiling the step: minutes for large networks, and nothing is printed meanwhile")
     return in_thread(compile_on_mesh)
 
 
@@ -308,6 +311,10 @@ class StepLog:
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         if scalars:
             self._writer.write(step, scalars)
+
+    def start(self) -> None:
+        """The steps begin now: the first rate, and the time left that follows from it, are theirs alone."""
+        self._progress.start(self._feed.wait_seconds)
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Checks and logs the step before this one."""

@@ -17,14 +17,21 @@ import itertools
 import logging
 import pathlib
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import ml_collections
 import numpy as np
 
 from vivi_jax import files
+from vivi_jax.config import NonNegative, NotEmpty, Part, Positive, check
 from vivi_jax.errors import ConfigError
 
+KEYS = {
+    "lr": Annotated[tuple[Positive, ...], NotEmpty()],
+    "weight_decay": Annotated[tuple[NonNegative, ...], NotEmpty()],
+    "held_out": Part,
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,15 +74,14 @@ def evaluate(
       config: its `sweep`, which no protocol sees, is {"lr", "weight_decay": values to try, "held_out": share}.
 
     Raises:
-      ConfigError: there is nothing to try; and what `protocol` raises.
+      ConfigError: a value of config.sweep that cannot be, or nothing to try; and what `protocol` raises.
     """
     grid = config.sweep
+    check("sweep", KEYS, grid)
     config = ml_collections.ConfigDict({key: value for key, value in config.to_dict().items() if key != "sweep"})
     if not sweep:
         return protocol(config, workdir=workdir, **arguments)
     settings = [Setting(lr, decay) for lr, decay in itertools.product(grid.lr, grid.weight_decay)]
-    if not settings:
-        raise ConfigError("config.sweep: lr and weight_decay need a value each")
     root, scores, name = pathlib.Path(workdir), {}, ""
     for setting in settings:
         trial = ml_collections.ConfigDict(config.to_dict() | {"held_out": grid.held_out})

@@ -4,6 +4,7 @@ TensorFlow decodes and OpenCV resizes, both without Python's lock; Python only s
 """
 
 import atexit
+import dataclasses
 import itertools
 import math
 import os
@@ -44,8 +45,17 @@ class Example(NamedTuple):
     fields: Mapping[str, Any] = {}  # scalars that go into the batch beside the pixels, such as its label
 
 
-# (first_step=0, num_steps=None, threads=None) -> iterator over batches, see training_batches
-Batches = Callable[..., Iterator[dict[str, np.ndarray]]]
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """A stream: batches(first_step=0, num_steps=None, threads=None) -> iterator, see training_batches."""
+
+    examples: int  # in an epoch: the videos or images that are used
+    make: Callable[..., Iterator[dict[str, np.ndarray]]]
+
+    def __call__(
+        self, first_step: int = 0, num_steps: int | None = None, threads: int | None = None
+    ) -> Iterator[dict[str, np.ndarray]]:
+        return self.make(first_step, num_steps, threads)
 
 
 def from_store(store: FrameStore, video: int, plan: ViewPlan, fields: Mapping[str, Any] = {}) -> Example:
@@ -123,19 +133,20 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return buffer[start : start + size].reshape(shape)
 
 
-def training_batches(example: Callable[[int], Example], order: Order, **options) -> Batches:
+def training_batches(example: Callable[[int], Example], order: Order, *, examples: int, **options) -> Batches:
     """Returns batches(first_step=0, num_steps=None, threads=None): this process's share of each batch from a step on.
 
     Args:
       example: number in the global order -> what to cut out.
+      examples: in an epoch.
       options: those of `decoded` that say what a batch holds.
     """
 
-    def batches(first_step: int = 0, num_steps: int | None = None, threads: int | None = None):
+    def batches(first_step: int, num_steps: int | None, threads: int | None) -> Iterator[dict[str, np.ndarray]]:
         start, stop = order.span(first_step, num_steps)
         return decoded(lambda n: example(order.example(n)), start, stop, rows=order.rows, threads=threads, **options)
 
-    return batches
+    return Batches(examples, batches)
 
 
 def decoded(

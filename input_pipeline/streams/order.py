@@ -62,8 +62,9 @@ def check_values(*, min_crop_area: float, **counts: int) -> None:
         raise DataError(f"min_crop_area={min_crop_area}: it is a share of the image's area, above 0 and at most 1")
 
 
-def check_enough(count: int, batch_size: int, what: str, remedy: str) -> None:
-    """Raises DataError unless there are as many examples as a batch has."""
+def check_enough(count: int, batch_size: int, what: str, remedy: str, *, key: str = "batch_size") -> None:
+    """Raises DataError unless there are as many examples as a batch has; config.KEY says how many."""
     # A batch with the same video twice would hold false negatives, so this is refused and not padded.
     if count < batch_size:
-        raise DataError(f"{count} {what}, fewer than a batch of {batch_size}: lower batch_size or {remedy}")
+        lower = f"lower --config.{key} (to {1 << count.bit_length() - 1}), or " if count > 1 else ""
+        raise DataError(f"{count} {what}, fewer than a batch of {batch_size}: {lower}{remedy}")

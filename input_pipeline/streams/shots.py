@@ -17,6 +17,7 @@ from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Batches, Example, decode_jpeg, from_store, training_batches
 from input_pipeline.streams.order import Order, check_enough, check_values
 from input_pipeline.streams.views import image_crops
+from vivi_jax.config import Count, NonNegative, Positive, Share
 from vivi_jax.errors import DataError, lookup
 
 _LOG = logging.getLogger(__name__)
@@ -27,13 +28,13 @@ def shot_frames(
     store: FrameStore,
     order: Order,
     *,
-    shots: int,
-    frames: int,
-    frame_rate: float,
-    min_shot_seconds: float,
+    shots: Count,
+    frames: Count,
+    frame_rate: Positive,
+    min_shot_seconds: NonNegative,
     sampler: str,
-    image_size: int,
-    min_crop_area: float,
+    image_size: Count,
+    min_crop_area: Share,
 ) -> Batches:
     """M frames of each of K consecutive shots (VIVI section 4): every video once per epoch, at a random place.
 
@@ -89,11 +90,13 @@ def shot_frames(
         return from_store(store, video, plan)
 
     pictures = {"shots": (shots, frames)}
-    return training_batches(example, order, pictures=pictures, image_size=image_size, decode=decode_jpeg)
+    return training_batches(
+        example, order, examples=len(videos), pictures=pictures, image_size=image_size, decode=decode_jpeg
+    )
 
 
 def image_frames(
-    images: LabelledImages, order: Order, *, shots: int, frames: int, image_size: int, min_crop_area: float
+    images: LabelledImages, order: Order, *, shots: Count, frames: Count, image_size: Count, min_crop_area: Share
 ) -> Batches:
     """Still images in the form of shots (VIVI section 4, Ex-ImageNet and Rot-ImageNet): M crops of one image.
 
@@ -144,7 +147,10 @@ def _consecutive_shots(
         asked = dict(shots=shots, frames=frames, frame_rate=frame_rate)
         possible = _possible(store, counted, order.batch_size, **asked)
         rows = len(videos) // order.process_count * order.process_count
-        possible += [f"batch_size={rows}"] if rows >= _LOSSES_NEED else []
+        possible = [f"--config.data.{option}" for option in possible]
+        possible += [f"--config.batch_size={rows}"] if rows >= _LOSSES_NEED else []
+        # Single frames ask nothing of the shots: what is left to those whose videos have too few of them.
+        possible += ["--config=configs/vivi.py:ex-f,own"] if len(store) >= order.batch_size else []
         remedy = f"possible is one of {', '.join(possible)}, or" if possible else ""
         raise DataError(
             f"{len(videos)} of {len(store)} videos in {store.directory} have shots={shots} consecutive shots of "

@@ -10,17 +10,14 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from input_pipeline import folders, images
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import shots, views, windows
+from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
 from vivi_jax import files
-from vivi_jax.config import call_with_config
+from vivi_jax.config import Count, Share, Whole, call_with_config, check
 from vivi_jax.errors import ConfigError, DataError, lookup
-
-Stream = Callable[[int], Iterator[dict[str, np.ndarray]]]  # first step -> this process's share of each batch
 
 _training_images = functools.partial(images.load_labelled, split="train")
 # Name -> what opens config.data.path, and the stream whose keyword arguments are the other keys of config.data.
@@ -38,7 +35,29 @@ _IMAGES = (
 UNLABELLED = {"videos": (FrameStore, shots.shot_frames), "images": (_training_images, shots.image_frames)}
 
 
-def open_stream(data: Mapping[str, Any], order: Order, *, num_classes: int | None = None) -> Stream:
+def check_keys(data: Mapping[str, Any]) -> None:
+    """Checks the keys and values of config.data without opening what it names; open_stream says the rest.
+
+    Raises:
+      ConfigError: a key that the source does not read, or a value that cannot be.
+    """
+    check("data", {"source": str}, {"source": data["source"]})
+    options = {key: value for key, value in data.items() if key not in ("source", "path")}
+    check("data", {"path": str}, {key: data[key] for key in ("path",) if key in data})
+    stream = lookup("config.data.source", data["source"], SOURCES | {"shots": (None, _shots)})[1]
+    if stream is _shots:
+        check("data", _shots, options)
+        labelled = {key: options.pop(key) for key in list(options) if key.startswith("labelled_")}
+        shared = {key: options[key] for key in ("image_size", "min_crop_area") if key in options}
+        if labelled.pop("labelled_batch_size", 0):
+            check("data", _labelled, labelled | shared)
+        unlabelled = options.pop("unlabelled")
+        stream = lookup("config.data.unlabelled", unlabelled, UNLABELLED | {"none": (None, None)})[1]
+    if stream:
+        check("data", stream, options)
+
+
+def open_stream(data: Mapping[str, Any], order: Order, *, num_classes: int | None = None) -> Batches:
     """Opens what config.data names.
 
     Args:
@@ -56,7 +75,7 @@ def open_stream(data: Mapping[str, Any], order: Order, *, num_classes: int | Non
     return _opened(lookup("config.data.source", data["source"], SOURCES | {"shots": _shots}), order, options)
 
 
-def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, Any]) -> Stream:
+def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, Any]) -> Batches:
     load, stream = source
     if not options["path"]:
         what = _STORE if load is FrameStore else _IMAGES
@@ -70,11 +89,11 @@ def _shots(
     num_classes: int | None,
     *,
     unlabelled: str,
-    labelled_batch_size: int,
-    image_size: int,
-    min_crop_area: float,
+    labelled_batch_size: Whole,
+    image_size: Count,
+    min_crop_area: Share,
     **options,
-) -> Stream:
+) -> Batches:
     crop = dict(image_size=image_size, min_crop_area=min_crop_area)
     labelled = {key: options.pop(key) for key in list(options) if key.startswith("labelled_")}
     streams = []
@@ -88,7 +107,7 @@ def _shots(
         streams.append(call_with_config("data", _labelled, order, num_classes, **labelled, **crop))
     elif labelled:
         raise ConfigError(f"config.data.{min(labelled)} is not read where config.data.labelled_batch_size is 0")
-    return lambda first_step: zip_streams([stream(first_step) for stream in streams])
+    return Batches(streams[0].examples, lambda *place: zip_streams([stream(*place) for stream in streams]))
 
 
 def _labelled(
@@ -96,10 +115,10 @@ def _labelled(
     num_classes: int | None,
     *,
     labelled_path: str,
-    labelled_fraction: float,
-    image_size: int,
-    min_crop_area: float,
-) -> Stream:
+    labelled_fraction: Share,
+    image_size: Count,
+    min_crop_area: Share,
+) -> Batches:
     if not labelled_path:
         raise ConfigError(f"config.data.labelled_path is empty: give --config.data.labelled_path={_IMAGES}")
     labelled = _training_images(labelled_path)

@@ -23,6 +23,7 @@ from input_pipeline.streams.decode import (
     training_batches,
 )
 from input_pipeline.streams.order import Order, check_enough, check_values
+from vivi_jax.config import Count, NonNegative, Positive, Share
 from vivi_jax.errors import DataError, lookup
 
 _LOG = logging.getLogger(__name__)
@@ -32,12 +33,12 @@ def clip_views(
     store: FrameStore,
     order: Order,
     *,
-    views: int,
+    views: Count,
     sampler: str,
-    clip_seconds: float,
-    delay_seconds: float,
-    image_size: int,
-    min_crop_area: float,
+    clip_seconds: Positive,
+    delay_seconds: NonNegative,
+    image_size: Count,
+    min_crop_area: Share,
 ) -> Batches:
     """Views of video clips (VITO section 3.1): every video once per epoch, a random clip of it each time.
 
@@ -80,10 +81,15 @@ def clip_views(
         )
         return from_store(store, video, plan)
 
-    return training_batches(example, order, pictures={"views": (views,)}, image_size=image_size, decode=decode_jpeg)
+    pictures = {"views": (views,)}
+    return training_batches(
+        example, order, examples=len(videos), pictures=pictures, image_size=image_size, decode=decode_jpeg
+    )
 
 
-def image_views(images: LabelledImages, order: Order, *, views: int, image_size: int, min_crop_area: float) -> Batches:
+def image_views(
+    images: LabelledImages, order: Order, *, views: Count, image_size: Count, min_crop_area: Share
+) -> Batches:
     """Views of still images (MoCLR): V crops of one image, every image once per epoch; labels are not used.
 
     Args:
@@ -127,7 +133,7 @@ def labelled_images(
     order = dataclasses.replace(order, seed=order.seed + 2**63)
     used = images.take(_balanced(images, order.seed, fraction))
     what = f"labelled images ({fraction:.3g} of those in {images.source})"
-    check_enough(len(used), order.batch_size, what, "raise fraction")
+    check_enough(len(used), order.batch_size, what, "raise fraction", key="data.labelled_batch_size")
     return image_crops(used, order, "image", (), image_size=image_size, min_crop_area=min_crop_area, labels=True)
 
 
@@ -167,6 +173,7 @@ def image_crops(
     return training_batches(
         example,
         order,
+        examples=len(images),
         pictures={name: layout},
         image_size=image_size,
         decode=decode_any,

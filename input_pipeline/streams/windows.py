@@ -13,6 +13,7 @@ from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Batches, Example, decode_jpeg, decoded, from_store, training_batches
 from input_pipeline.streams.order import Order, check_enough, check_values
+from vivi_jax.config import Chance, Count, Positive, Share, Whole
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -23,13 +24,13 @@ def clip_pairs(
     store: FrameStore,
     order: Order,
     *,
-    frames: int,
-    offset: int,
-    downsample: int,
+    frames: Count,
+    offset: Whole,
+    downsample: Count,
     difference: bool,
-    image_size: int,
-    min_crop_area: float,
-    flip_prob: float,
+    image_size: Count,
+    min_crop_area: Share,
+    flip_prob: Chance,
     rotate: bool,
 ) -> Batches:
     """Two views of a random window of each video (VDIM section 3.1): every video once per epoch.
@@ -81,7 +82,9 @@ def clip_pairs(
         return from_store(store, video, plan)
 
     pictures = {"view1": (frames,), "view2": (len(offsets[1]),)}
-    return training_batches(example, order, pictures=pictures, image_size=image_size, decode=decode_jpeg)
+    return training_batches(
+        example, order, examples=len(store), pictures=pictures, image_size=image_size, decode=decode_jpeg
+    )
 
 
 def labelled_clips(
@@ -90,14 +93,14 @@ def labelled_clips(
     labels: np.ndarray,
     order: Order,
     *,
-    views: int,
-    frames: int,
-    downsample: int,
-    fps: float | None,
-    image_size: int,
-    min_crop_area: float,
-    aspect: tuple[float, float],
-    flip_prob: float,
+    views: Count,
+    frames: Count,
+    downsample: Count,
+    fps: Positive | None,
+    image_size: Count,
+    min_crop_area: Share,
+    aspect: tuple[Positive, Positive],
+    flip_prob: Chance,
 ) -> Batches:
     """Training clips with labels: K consecutive views from a random start, each with a crop and flip of its own.
 
@@ -145,6 +148,7 @@ def labelled_clips(
     return training_batches(
         example,
         order,
+        examples=len(videos),
         pictures={"clips": (views, frames)},
         image_size=image_size,
         decode=decode_jpeg,
@@ -156,15 +160,15 @@ def test_clips(
     store: FrameStore,
     videos: np.ndarray,
     *,
-    batch_size: int,
-    views: int,
-    frames: int,
-    downsample: int,
-    fps: float | None,
-    image_size: int,
-    resize: int,
-    stride: int | None,
-    clips: int | None,
+    batch_size: Count,
+    views: Count,
+    frames: Count,
+    downsample: Count,
+    fps: Positive | None,
+    image_size: Count,
+    resize: Count,
+    stride: Count | None,
+    clips: Count | None,
     threads: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Test clips: fixed windows of every video, with central crops, in the layout of labelled_clips.

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vivi_jax import files, lock
+from vivi_jax.config import Count, Positive
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
 
@@ -34,7 +35,7 @@ _RANKS = (
 _SHUTDOWN_SECONDS = 60  # a process waits so long for the others at its end; after an error in one they never come
 
 
-def start(*, start_timeout_seconds: float, heartbeat_seconds: int) -> None:
+def start(*, start_timeout_seconds: Positive, heartbeat_seconds: Count) -> None:
     """Connects the processes of the run; must be called before any other use of JAX. A single process does nothing.
 
     TPU VMs, GKE, Slurm and Open MPI are detected. Elsewhere set in the environment JAX_COORDINATOR_ADDRESS=host:port

@@ -19,6 +19,8 @@ from flax import linen as nn
 
 from vivi_jax import losses
 from vivi_jax.augment import byol
+from vivi_jax.config import Count, Positive
+from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import (
     Batch,
     BatchSpec,
@@ -73,13 +75,15 @@ class MocoV3Network(nn.Module):
 class MocoV3:
     """The method: how examples become embeddings, and embeddings a loss."""
 
-    def __init__(self, encoder: Encoder, *, hidden: int, out: int, temperature: float):
+    def __init__(self, encoder: Encoder, *, hidden: Count, out: Count, temperature: Positive):
         self.network = MocoV3Network(encoder, Head(3, hidden, out, encoder.dtype), Head(2, hidden, out, encoder.dtype))
         self.online_network = self.network.clone(encoder=encoder.on_cast_kernels())  # of `embed`'s cast parameters
         self.temperature = temperature
 
     def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"views": uint8[B, 2, H, W, 3]}."""
+        if data.views != 2:
+            raise ConfigError(f"config.data.views={data.views}: MoCo v3 has 2")
         return {"views": jax.ShapeDtypeStruct((batch_size, 2, data.image_size, data.image_size, 3), jnp.uint8)}
 
     def init(self, key: jax.Array, batch: Batch | BatchSpec) -> MethodState:

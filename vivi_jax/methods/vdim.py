@@ -11,12 +11,15 @@ Read beside Sections 3 and 4 of the paper:
 The layers are named local1 (5), local2 (6) and global (8) here; Section 4.2 calls the last one 9.
 """
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from vivi_jax import losses
 from vivi_jax.augment import vdim as augment_vdim
+from vivi_jax.config import Count, NonNegative, OneOf, Positive
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
 from vivi_jax.models.base import Encoder, cast_kernels
@@ -71,13 +74,16 @@ class Vdim:
         encoder: Encoder,
         *,
         layers: tuple[str, ...],
-        embed_dim: int,
-        color: str,
-        clip_score: float,
-        score_penalty: float,
+        embed_dim: Count,
+        color: Annotated[str, OneOf(augment_vdim.COLORS)],
+        clip_score: Positive,
+        score_penalty: NonNegative,
     ):
         if "global" not in layers:
             raise ConfigError(f"config.method.layers={tuple(layers)}: 'global' must be among them, every pair has it")
+        if {*layers} - {*encoder.feature_maps()}:
+            known = ", ".join(encoder.feature_maps())
+            raise ConfigError(f"config.method.layers={tuple(layers)}: they are among the encoder's maps {known}")
         self.network = VdimNetwork(encoder, layers=tuple(layers), embed_dim=embed_dim)
         self.color = color
         self.clip_score = clip_score

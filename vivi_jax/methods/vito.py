@@ -15,7 +15,7 @@ MoCLR: one scale, average pooling, all views from one frame (data.sampler="singl
 
 import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -23,9 +23,11 @@ import jax.numpy as jnp
 
 from vivi_jax import losses
 from vivi_jax.augment import byol
+from vivi_jax.config import Count, OneOf, Positive
+from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network, noise
 from vivi_jax.models.base import Encoder, cast_kernels
-from vivi_jax.models.heads import FLOAT32_LAYERS, MultiScalePool, Projector
+from vivi_jax.models.heads import FLOAT32_LAYERS, POOLINGS, MultiScalePool, Projector
 
 
 class VitoNetwork(nn.Module):
@@ -49,12 +51,15 @@ class Vito:
         encoder: Encoder,
         *,
         stages: tuple[str, ...],
-        pooling: str,
-        attention_hidden: int,
-        projector_hidden: int,
-        projector_out: int,
-        temperature: float,
+        pooling: Annotated[str, OneOf(POOLINGS)],
+        attention_hidden: Count,
+        projector_hidden: Count,
+        projector_out: Count,
+        temperature: Positive,
     ):
+        if not stages or {*stages} - {*encoder.feature_maps()}:
+            known = ", ".join(encoder.feature_maps())
+            raise ConfigError(f"config.method.stages={tuple(stages)}: one or more of the encoder's maps {known}")
         self.network = VitoNetwork(
             encoder,
             MultiScalePool(stages=tuple(stages), pooling=pooling, hidden=attention_hidden, dtype=encoder.dtype),
@@ -66,6 +71,10 @@ class Vito:
 
     def batch_spec(self, batch_size: int, data) -> BatchSpec:
         """Shapes of the global batch, from config.data: {"views": uint8[B, V, H, W, 3]}."""
+        if data.views < 2:
+            raise ConfigError(
+                f"config.data.views={data.views}: the loss compares views of a clip, so there must be 2 or more"
+            )
         shape = (batch_size, data.views, data.image_size, data.image_size, 3)
         return {"views": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 

@@ -14,12 +14,15 @@ Sums over examples are means here. With lambda = 0 no critic is trained: video_l
 shots of one frame cut several times; without videos the method is plain supervised training.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vivi_jax import losses
 from vivi_jax.augment import vivi as augment_vivi
+from vivi_jax.config import Chance, Count, NonNegative, OneOf
 from vivi_jax.errors import ConfigError, lookup
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Traffic, Tree, init_network
 from vivi_jax.models.base import Encoder
@@ -106,21 +109,21 @@ class Vivi:
         frame_loss: str,
         shot_loss: str,
         video_loss: str,
-        triplet_margin: float,
-        triplet_groups: int,
-        lambda_video: float,
-        gamma: float,
-        exemplar_dim: int,
-        shot_dim: int,
-        predictor_hidden: int,
-        predictor_out: int,
-        lstm_layers: int,
-        order_hidden: int,
-        num_classes: int,
-        color: str,
-        labelled_color: str,
+        triplet_margin: NonNegative,
+        triplet_groups: Count,
+        lambda_video: NonNegative,
+        gamma: NonNegative,
+        exemplar_dim: Count,
+        shot_dim: Count,
+        predictor_hidden: Count,
+        predictor_out: Count,
+        lstm_layers: Count,
+        order_hidden: Count,
+        num_classes: Count,
+        color: Annotated[str, OneOf(augment_vivi.COLORS)],
+        labelled_color: Annotated[str, OneOf(augment_vivi.COLORS)],
         hsv: bool,
-        grey_prob: float,
+        grey_prob: Chance,
         standardize: bool,
     ):
         for option, value in (("frame_loss", frame_loss), ("shot_loss", shot_loss), ("video_loss", video_loss)):

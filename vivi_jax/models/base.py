@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vivi_jax.config import Count, DType, Positive
 from vivi_jax.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -30,9 +31,9 @@ class Encoder(nn.Module):
     """
 
     input_mean: tuple[float, float, float] = IMAGENET_MEAN
-    input_std: tuple[float, float, float] = IMAGENET_STD
-    dtype: Any = "float32"
-    num_classes: int | None = None
+    input_std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    dtype: DType = "float32"
+    num_classes: Count | None = None
 
     @property
     def head_norm(self) -> str:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from vivi_jax.config import Count, Decay, NonNegative, Positive
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.base import Encoder, check_choice, check_images
 
@@ -66,17 +67,17 @@ class ResNet(Encoder):
     version: int = 1
     norm: str = "batch"
     weight_standardization: bool = False
-    norm_decay: float = 0.9
-    norm_eps: float = 1e-5
+    norm_decay: Decay = 0.9
+    norm_eps: Positive = 1e-5
     kernel_init: str = "torchvision"
     last_scale: float = 1.0
-    width: float = 1
+    width: Positive = 1
     stem: str = "imagenet"
     output_stride: int = 32
     dilate: bool = True
-    bn_groups: int = 1
+    bn_groups: Count = 1
     padding: str = "torch"
-    kernel_eps: float = 1e-10
+    kernel_eps: NonNegative = 1e-10
     remat: bool = False
 
     def __post_init__(self):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from vivi_jax.config import Count, Decay
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.base import Encoder, check_images
 
@@ -44,12 +45,12 @@ class SwinTransformer(Encoder):
       remat: recompute each block in the backward pass: less memory, about a third more time.
     """
 
-    width: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    heads: tuple[int, ...] = (3, 6, 12, 24)
-    window: int = 7
-    patch: int = 4
-    stochastic_depth: float = 0.0
+    width: Count = 96
+    depths: tuple[Count, ...] = (2, 2, 6, 2)
+    heads: tuple[Count, ...] = (3, 6, 12, 24)
+    window: Count = 7
+    patch: Count = 4
+    stochastic_depth: Decay = 0.0
     remat: bool = False
 
     def __post_init__(self):

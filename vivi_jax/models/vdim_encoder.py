@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from vivi_jax.config import Count, Positive
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.base import Encoder, check_choice, check_images
 from vivi_jax.models.resnet import NORMS, channelwise, make_norm
@@ -100,8 +101,8 @@ class VdimEncoder(Encoder):
     """
 
     table: str = "paper"
-    width: float = 1
-    frames: int = 32
+    width: Positive = 1
+    frames: Count = 32
     norm: str = "batch"
 
     def __post_init__(self):

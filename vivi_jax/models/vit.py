@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vivi_jax.config import Count
 from vivi_jax.errors import ConfigError
 from vivi_jax.models.base import Encoder, check_images
 
@@ -30,12 +31,12 @@ class VisionTransformer(Encoder):
       image_size: side of the images it is trained on in pixels; for exports, whose positions are of one size.
     """
 
-    patch: int = 16
-    width: int = 384
-    depth: int = 12
-    heads: int = 12
+    patch: Count = 16
+    width: Count = 384
+    depth: Count = 12
+    heads: Count = 12
     freeze_patches: bool = True
-    image_size: int = 224
+    image_size: Count = 224
 
     def __post_init__(self):
         if min(self.patch, self.width, self.depth, self.heads) < 1 or self.width % 4 or self.width % self.heads:

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from vivi_jax import optim
 from vivi_jax.augment import vdim as augment_vdim
+from vivi_jax.config import Count, Decay, NonNegative, Whole
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.base import Encoder
 from vivi_jax.models.heads import ResidualMlp
@@ -33,9 +34,9 @@ class ActionNetwork(nn.Module):
 
     encoder: Encoder
     num_classes: int
-    phi_dim: int | None
-    hidden: int
-    dropout: float
+    phi_dim: Count | None
+    hidden: Whole
+    dropout: Decay
 
     @nn.compact
     def __call__(self, clips_BxKxTxHxWx3: jax.Array, keys_B: jax.Array | None, *, train: bool) -> jax.Array:
@@ -141,10 +142,10 @@ class ClassProbabilities:
 def optimizer(
     schedule: optax.Schedule,
     *,
-    b1: float,
-    b2: float,
-    weight_decay: float,
-    frozen_epochs: float,
+    b1: Decay,
+    b2: Decay,
+    weight_decay: NonNegative,
+    frozen_epochs: NonNegative,
     steps_per_epoch: float,
 ) -> optax.GradientTransformation:
     """Adam; for the first `frozen_epochs` the encoder's parameters do not change, nor does its Adam state.

@@ -27,6 +27,7 @@ from input_pipeline.preparation.local import prepare
 from input_pipeline.preparation.steps import Settings
 from input_pipeline.store import LEDGER, META, FrameStore
 from vivi_jax import files
+from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ class ActionSplit:
     class_names: list[str]
 
 
-def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decoding) -> dict[str, ActionSplit]:
+def load_splits(
+    data: str, splits: str, out: str, *, max_missing: Chance, fps: Positive, short_side: Count
+) -> dict[str, ActionSplit]:
     """Reads a data set of labelled videos, decoding it first where that was not done before.
 
     Args:
@@ -69,7 +72,7 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
       splits: "1", "2", "3" or "all"; data without official lists have only "1".
       out: folder for the frame stores of videos; not used if `data` is frame stores already.
       max_missing: share of the videos of a list that may be missing or refused; they are named in OUT/missing.txt.
-      **decoding: of preparation.steps.Settings, such as fps and short_side.
+      fps, short_side: of preparation.steps.Settings.
 
     Returns:
       {"1": ..., ...}.
@@ -77,6 +80,7 @@ def load_splits(data: str, splits: str, out: str, *, max_missing: float, **decod
     Raises:
       DataError: no such layout, lists that contradict each other, too many missing videos, a class without a video.
     """
+    decoding = dict(fps=fps, short_side=short_side)
     root = pathlib.Path(data)
     numbers = ("1", "2", "3") if splits == "all" else (splits,)
     if data == tfds_videos.NAME and not root.is_dir():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+from typing import Annotated
 
 import jax
 import ml_collections
@@ -17,8 +18,9 @@ from evaluation.protocols.action.data import ActionSplit
 from input_pipeline.streams import windows
 from input_pipeline.streams.order import Order
 from vivi_jax import checkpoint
+from vivi_jax.augment import vdim as augment_vdim
 from vivi_jax.build import Experiment
-from vivi_jax.config import call_with_config
+from vivi_jax.config import Chance, Count, OneOf, call_with_config, check
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import Tree
 from vivi_jax.models import build_encoder
@@ -40,6 +42,7 @@ def evaluate(
     Raises:
       CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
     """
+    check_config(config)
     encoder, phi_dim, pretrained = load_pretrained(source, config)
     loaded = call_with_config(
         "prepare",
@@ -60,6 +63,17 @@ def evaluate(
         summary=lambda results: {},
         markdown=markdown,
     )
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks every value of the config, before anything is read."""
+    keys = {"max_missing": Chance, "videos_per_class": Count | None, "clips_per_video": Count, "prepare": dict}
+    transfer.check_config(config, keys, optimizers={"adam": optimizer})
+    check("prepare", actions.load_splits, config.prepare, besides=("data", "splits", "out", "max_missing"))
+    check("method", {"color": Annotated[str, OneOf(augment_vdim.COLORS)]}, {"color": config.method.color})
+    check("method", ActionNetwork, {key: value for key, value in config.method.items() if key != "color"})
+    check("data", windows.labelled_clips, config.data)
+    check("test", windows.test_clips, config.test, besides=tuple(config.data))
 
 
 def make_repeat(

@@ -23,6 +23,7 @@ from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from input_pipeline.streams.picture_size import opened
+from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -440,10 +441,10 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
-    image_size: tuple[int, int],
-    scale: tuple[float, float],
-    flip_prob: float,
-    max_boxes: int,
+    image_size: tuple[Count, Count],
+    scale: tuple[Positive, Positive],
+    flip_prob: Chance,
+    max_boxes: Count,
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,

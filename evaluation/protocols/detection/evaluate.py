@@ -15,16 +15,18 @@ from evaluation.protocols import sweep
 from evaluation.protocols.detection import data as detection_data
 from evaluation.protocols.detection import report
 from evaluation.protocols.detection.data import DetectionSet
-from evaluation.protocols.detection.method import Detector
+from evaluation.protocols.detection.method import DETECTORS, Detector
 from evaluation.protocols.detection.scores import METRICS, check_truth, read_rows, to_rows
 from vivi_jax import files
 from vivi_jax.build import Experiment
-from vivi_jax.config import call_with_config
+from vivi_jax.config import Count, Whole, call_with_config, check
 from vivi_jax.distributed import sharding
 from vivi_jax.distributed.prefetch import Prefetcher
-from vivi_jax.errors import ConfigError
+from vivi_jax.errors import ConfigError, lookup
 from vivi_jax.methods.base import Tree
 from vivi_jax.models.base import Encoder
+
+PLACES = ("_annotations", "_images")  # how keys of config.data end that name files
 
 
 def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workdir: str) -> dict:
@@ -35,6 +37,7 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     Raises:
       CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
     """
+    check_config(config)
     encoder, pretrained = load_pretrained(source, config)
     train_set = detection_data.load_set(data, config.data.train_annotations, config.data.train_images)
     test_set = detection_data.load_set(data, config.data.test_annotations, config.data.test_images)
@@ -82,9 +85,30 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     )
 
 
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks the values of the config that no other call reads before the data are."""
+    transfer.check_config(config, {"repeats": Count, "pictures": Whole, "metric": str, "network": dict})
+    lookup("config.metric", config.metric, METRICS)
+    places = {key: value for key, value in config.data.items() if key.endswith(PLACES)}
+    check("data", dict.fromkeys(places, str), places)
+    check(
+        "data",
+        detection_data.train_batches,
+        {key: value for key, value in config.data.items() if key not in places},
+        besides=(*transfer.FROM_CODE, "first_step"),
+    )
+    of_code = ("encoder", "num_classes", "image_size", "max_boxes")
+    check("method", Detector, config.method, besides=of_code)
+    form = lookup("config.method.form", config.method.form, DETECTORS)
+    check("method.options", form, config.method.options)
+    check("test", {"batch_size": Count}, {"batch_size": config.test.batch_size})
+    check("test", Detector.detect, {key: value for key, value in config.test.items() if key != "batch_size"})
+
+
 def load_pretrained(source: str, config: ml_collections.ConfigDict) -> tuple[Encoder, transfer.Parts]:
     """As transfer.load_pretrained, with config.network's values and ready for fine-tuning."""
     encoder, pretrained = transfer.load_pretrained(source, config)
+    check("network", type(encoder), config.network)
     return call_with_config("network", encoder.for_transfer().clone, **config.network), pretrained
 
 
@@ -105,7 +129,7 @@ def make_batches(
     config: ml_collections.ConfigDict, dataset: DetectionSet, seed: int, first_step: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's training batches; of config.data, the places of files are left out."""
-    options = {key: value for key, value in config.data.items() if not key.endswith(("_annotations", "_images"))}
+    options = {key: value for key, value in config.data.items() if not key.endswith(PLACES)}
     return call_with_config(
         "data",
         detection_data.train_batches,

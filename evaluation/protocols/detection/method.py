@@ -6,8 +6,7 @@ FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class
 RetinaNet   Lin et al. 2017, with the values of detectron2 where those differ.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from evaluation.encoders import apply_to_pixels
 from evaluation.protocols.detection import targets
 from evaluation.protocols.detection.heads import DetectionNetwork, pyramid_levels
 from evaluation.protocols.detection.nms import select
+from vivi_jax.config import Chance, Count, NonNegative, NotEmpty, OneOf, Positive, call_with_config
 from vivi_jax.errors import lookup
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.base import Encoder
@@ -33,7 +33,7 @@ class Fcos:
 
     anchors_per_cell, predict_iou, scale_levels, extra_from_encoder = 1, True, True, False
 
-    def __init__(self, *, cells_per_side: float, nearest: int, box_weight: float):
+    def __init__(self, *, cells_per_side: Positive, nearest: Count, box_weight: NonNegative):
         self.shapes = dict(cells_per_side=cells_per_side, octaves=1, aspects=(1.0,))
         self.nearest, self.box_weight = nearest, box_weight
 
@@ -62,12 +62,12 @@ class RetinaNet:
     def __init__(
         self,
         *,
-        cells_per_side: float,
-        octaves: int,
-        aspects: Sequence[float],
-        positive: float,
-        negative: float,
-        huber: float,
+        cells_per_side: Positive,
+        octaves: Count,
+        aspects: Annotated[tuple[Positive, ...], NotEmpty()],
+        positive: Chance,
+        negative: Chance,
+        huber: Positive,
     ):
         self.shapes = dict(cells_per_side=cells_per_side, octaves=octaves, aspects=tuple(aspects))
         self.anchors_per_cell = octaves * len(aspects)
@@ -106,15 +106,15 @@ class Detector:
         form: str,
         options: dict,
         num_classes: int,
-        image_size: tuple[int, int],
-        max_boxes: int,
-        alpha: float,
-        gamma: float,
-        channels: int,
-        layers: int,
-        norm: str,
+        image_size: tuple[Count, Count],
+        max_boxes: Count,
+        alpha: Chance,
+        gamma: NonNegative,
+        channels: Count,
+        layers: Count,
+        norm: Annotated[str, OneOf(("", "group", "batch"))],
     ):
-        self.form = lookup("config.method.form", form, DETECTORS)(**options)
+        self.form = call_with_config("method.options", lookup("config.method.form", form, DETECTORS), **options)
         height, width = image_size
         self.image_size, self.max_boxes, self.alpha, self.gamma = (height, width), max_boxes, alpha, gamma
         self.network = DetectionNetwork(
@@ -197,10 +197,10 @@ class Detector:
         variables: dict,
         images_BxHxWx3: jax.Array,
         *,
-        min_score: float,
-        per_level: int,
-        max_overlap: float,
-        max_detections: int,
+        min_score: Chance,
+        per_level: Count,
+        max_overlap: Chance,
+        max_detections: Count,
     ) -> dict[str, jax.Array]:
         """uint8 images -> {"boxes": float32[B, D, 4], "scores": [B, D], "classes": [B, D]}, see nms.select.
 

@@ -18,6 +18,7 @@ from input_pipeline.lists import read_lines
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from input_pipeline.streams.picture_size import opened
+from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
 
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
@@ -316,11 +317,11 @@ def train_batches(
     *,
     seed: int,
     batch_size: int,
-    crop_size: int,
-    short_side: int,
-    long_side: int,
-    scale: tuple[float, float],
-    flip_prob: float,
+    crop_size: Count,
+    short_side: Count,
+    long_side: Count,
+    scale: tuple[Positive, Positive],
+    flip_prob: Chance,
     fill: tuple[int, int, int],
     process_index: int = 0,
     process_count: int = 1,

@@ -5,6 +5,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Annotated
 
 import jax
 import ml_collections
@@ -17,11 +18,13 @@ from evaluation.protocols.segmentation import data as segmentation_data
 from evaluation.protocols.segmentation import report
 from evaluation.protocols.segmentation.data import SegmentationSet
 from evaluation.protocols.segmentation.network import FCN, Segmenter, confusion, predict, scores
-from vivi_jax.config import call_with_config
+from vivi_jax.config import Count, OneOf, Whole, call_with_config, check
 from vivi_jax.errors import lookup
 from vivi_jax.methods.base import Tree
 from vivi_jax.models.base import Encoder
+from vivi_jax.models.resnet import OUTPUT_STRIDES
 
+METHOD = {"output_stride": Annotated[int, OneOf(OUTPUT_STRIDES)], "channels": Count, "dilation": Count}
 _LOG = logging.getLogger(__name__)
 
 
@@ -33,6 +36,7 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
     Raises:
       CheckpointError, ConfigError, DataError: before anything is trained, where that is possible.
     """
+    check_config(config)
     encoder, pretrained = transfer.load_pretrained(source, config)
     train_set, val_set = load_sets(config.name, data)
     if held_out := config.get("held_out"):
@@ -72,6 +76,14 @@ def evaluate(config: ml_collections.ConfigDict, *, source: str, data: str, workd
         summary=functools.partial(report.over_repeats, class_names=val_set.class_names),
         markdown=report.markdown,
     )
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Checks every value of the config, before anything is read."""
+    transfer.check_config(config, {"repeats": Count, "pictures": Whole})
+    check("method", METHOD, config.method)
+    check("data", segmentation_data.train_batches, config.data, besides=(*transfer.FROM_CODE, "first_step", "fill"))
+    check("test", predict, config.test, besides=("fill",))
 
 
 def load_sets(name: str, data: str) -> tuple[SegmentationSet, SegmentationSet]:

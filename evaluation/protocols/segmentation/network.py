@@ -14,6 +14,7 @@ from evaluation.encoders import HasApply, apply_to_pixels
 from evaluation.protocols.interpolation import EXACT, as_map, linear_weights, upsample
 from evaluation.protocols.parallel import in_parallel
 from evaluation.protocols.segmentation.data import IGNORE, SegmentationSet, on_canvas, resized
+from vivi_jax.config import Count
 from vivi_jax.distributed import sharding
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, MethodState, Metrics, Tree, init_network
 from vivi_jax.models.base import Encoder
@@ -33,8 +34,8 @@ class FCN(nn.Module):
     encoder: Encoder
     layer: str
     num_classes: int
-    channels: int
-    dilation: int
+    channels: Count
+    dilation: Count
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -128,8 +129,8 @@ def predict(
     variables: dict,
     dataset: SegmentationSet,
     *,
-    short_side: int,
-    long_side: int,
+    short_side: Count,
+    long_side: Count,
     fill: tuple[int, int, int],
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Segments every image of a set as a whole: resized, through the network once, logits brought back to full size.

@@ -7,6 +7,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import ml_collections
 import numpy as np
@@ -17,10 +18,27 @@ from evaluation.protocols.vtab import report as vtab_report
 from evaluation.protocols.vtab.data import Examples
 from evaluation.protocols.vtab.tasks import Task
 from vivi_jax import checkpoint, files, lock
+from vivi_jax.config import Count, Decay, NotEmpty, Positive, Seed, Share, check
 from vivi_jax.errors import DataError, lookup
 from vivi_jax.models.base import Encoder
 
 _LOG = logging.getLogger(__name__)
+
+
+KEYS = {
+    "seed": Seed,
+    "image_size": Count,
+    "batch_size": Count,
+    "learning_rates": Annotated[tuple[Positive, ...], NotEmpty()],
+    "steps": Annotated[tuple[Count, ...], NotEmpty()],
+    "decay_at": tuple[Share, ...],
+    "decay_factor": Share,
+    "momentum": Decay,
+    "repeats": Count,
+    "shuffle_buffer": Count,
+    "check_sizes": bool,
+    "encoder": dict,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +204,7 @@ def evaluate(
     Raises:
       ConfigError, DataError: before anything is trained, unless an image does not decode.
     """
+    check("", KEYS, config)
     rules = lookup("--protocol", protocol, PROTOCOLS)
     found, absent = find_all(tasks, data, config.check_sizes)
     identity = {
@@ -193,7 +212,7 @@ def evaluate(
         "protocol": protocol,
         "encoder_sha256": checkpoint.state_sha256(variables),
     }
-    lock.check_is_path(workdir, option="--workdir")
+    files.refuse_remote("--workdir", workdir)
     root = pathlib.Path(workdir)
     files.claim(root / "evaluation.json", identity)
     runs = Runs(config, encoder, variables, root)
