@@ -23,6 +23,7 @@ PAGE = pathlib.Path("docs") / "config_reference.md"
 ARGUMENTS = {
     "vito": (
         "",
+        "own",
         "demo",
         "moclr",
         "images",
@@ -53,10 +54,12 @@ ARGUMENTS = {
         "sup,co=100",
         "ex4,big",
         "ex4,aa",
+        "ex4,own",
         "ex4,demo",
     ),
     "vdim": (
         "",
+        "own",
         "data=kinetics600",
         "layers=68",
         "layers=8",
@@ -113,10 +116,12 @@ MEANING = {
     "run.keep_checkpoints": "the newest that stay",
     "schedule.boundaries": "where the rate is multiplied by factor, in the unit of the run's length",
     "schedule.epochs": "length of the run",
+    "schedule.examples_per_epoch": "how many make an epoch; None: one pass over the data",
     "schedule.factor": "what the rate is multiplied by at each boundary",
     "schedule.lr": "learning rate after the warm-up",
     "schedule.name": "cosine, piecewise or poly",
     "schedule.total_steps": "length of the run",
+    "schedule.warmup_epochs": "in which the rate rises from 0",
     "schedule.warmup_steps": "in which the rate rises from 0",
     "test.batch_size": "examples that are scored at once",
     "test.clips": "evenly spaced windows of a video; None: by stride",
