@@ -396,6 +396,23 @@ def knn_of_vito(result: dict, when: str) -> str:
     return f"{row['median']:.1%}"
 
 
+def reliability_table(result: dict) -> str:
+    """benchmarks/faults: each row's cases and what went wrong."""
+    counted = ("faults", "damages", "files", "killed", "stopped", "cases", "steps", "checkpoints")
+    rows = []
+    for name, row in result["values"]["rows"].items():
+        cases = row.get("not measured") or next((f"{row[key]:,} {key}" for key in counted if key in row), "")
+        rows.append(
+            (name, row["what"], cases, "; ".join(sorted(set(row["wrong"]))) or "nothing", f"{row['seconds']} s")
+        )
+    kills = sum(row.get("faults", 0) for name, row in result["values"]["rows"].items() if name in ("R1", "R2", "R3"))
+    damages = sum(row.get("damages", 0) for row in result["values"]["rows"].values())
+    return (
+        _table(("", "fault", "how many", "what went wrong", "took"), rows)
+        + f"\n\n{kills:,} kills and signals and {damages:,} damaged files in all. {_source(result)}"
+    )
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -412,6 +429,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
     "detection": ("protocols", lambda result: protocols_table(result, "detection")),
     "action": ("protocols", lambda result: protocols_table(result, "action")),
+    "reliability": ("reliability", reliability_table),
     "gpu": ("gpu", gpu_table),
     "gpu_vito": ("gpu_vito", gpu_table),
     "pretraining": ("plan", pretraining_table),

@@ -40,8 +40,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<
 MAY_CHANGE = flags.DEFINE_list(
     "may_change", [], "Keys or sections of the config, such as schedule, in which a run goes on with other values."
 )
-
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print every key, and what variants and flags changed.")
+FLAGS = {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE, "print_config": PRINT_CONFIG}
 
 
 def main(values: dict) -> None:
@@ -240,5 +240,4 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
 
 
 if __name__ == "__main__":
-    flags_of_main = {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE, "print_config": PRINT_CONFIG}
-    command_line.run(main, flags_of_main, optional=["workdir"])
+    command_line.run(main, FLAGS, optional=["workdir"])

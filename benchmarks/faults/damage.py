@@ -1,0 +1,221 @@
+"""R11, R12, R16, R20: what lies on a disk is damaged, and must be noticed or make no difference."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import pickle
+import random
+import shutil
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks.faults import runs
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
+
+KINDS = ("flip", "flip", "flip", "cut", "zero", "grow", "empty", "delete", "swap")
+
+
+@contextlib.contextmanager
+def damaged(files: list[pathlib.Path], kind: str, rng: random.Random) -> Iterator[str]:
+    """Damages one of the files (two with "swap") and puts it back; yields what was done."""
+    path = rng.choice(files)
+    data = path.read_bytes()
+    others = [other for other in files if other != path and other.suffix == path.suffix] if kind == "swap" else []
+    other = rng.choice(others) if others else None
+    other_data = other.read_bytes() if other else b""
+    if kind == "delete":
+        path.unlink()
+    elif kind == "swap":
+        if other:
+            path.write_bytes(other_data)
+            other.write_bytes(data)
+    else:
+        path.write_bytes(changed(data, kind, rng))
+    try:
+        yield f"{kind} {path.name}"
+    finally:
+        path.write_bytes(data)
+        if other:
+            other.write_bytes(other_data)
+
+
+def changed(data: bytes, kind: str, rng: random.Random) -> bytes:
+    """The bytes with one bit flipped, a part cut off, set to zero, grown, or none left."""
+    if not data or kind == "empty":
+        return b""
+    place = rng.randrange(len(data))
+    if kind == "flip":
+        return data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :]
+    if kind == "cut":
+        return data[:place]
+    if kind == "zero":
+        length = min(len(data) - place, rng.randrange(1, 4096))
+        return data[:place] + bytes(length) + data[place + length :]
+    return data + rng.randbytes(rng.randrange(1, 64))
+
+
+def judge(
+    count: int, seed: int, files: list[pathlib.Path], read: Callable[[], str], right: Callable[[str], bool]
+) -> dict:
+    """Damages `files` `count` times; each time `read` gives a digest that `right` takes, or raises an error of ours."""
+    rng, counts, wrong = random.Random(seed), {"noticed": 0, "no difference": 0}, []
+    logging.disable(logging.WARNING)  # of a fall back to the checkpoint before, a thousand times
+    for _ in range(count):
+        with damaged(files, rng.choice(KINDS), rng) as what:
+            try:
+                if right(read()):
+                    counts["no difference"] += 1
+                else:
+                    wrong.append(f"silent: {what}")
+            except (CheckpointError, ConfigError, DataError):
+                counts["noticed"] += 1
+            except Exception as error:
+                wrong.append(f"{type(error).__name__} of no line of ours: {what}")
+    return {"damages": count, **counts, "wrong": wrong}
+
+
+# ---- What is read ---------------------------------------------------------------------------------------------------
+
+
+def of_tree(tree) -> str:
+    """Digest of a nested dict of arrays and values."""
+    digest = hashlib.sha256()
+
+    def add(name: str, value) -> None:
+        if isinstance(value, dict):
+            for key in sorted(value):
+                add(f"{name}/{key}", value[key])
+        else:
+            array = np.asarray(value)
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+
+    add("", tree)
+    return digest.hexdigest()
+
+
+def checkpoints(count: int, seed: int, workdir: str) -> dict:
+    """R11: all files of a run's checkpoints; a fall back to an older good step is right."""
+    from vivi_jax import checkpoint
+
+    folder = pathlib.Path(workdir) / "checkpoints"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    good = {of_tree(checkpoint.load_state(workdir, int(step.name))) for step in folder.iterdir() if step.name.isdigit()}
+    return judge(count, seed, files, lambda: of_tree(checkpoint.load_state(workdir)), good.__contains__)
+
+
+def exports(count: int, seed: int, workdir: str, folder: str) -> dict:
+    """R12: an exported encoder with what lies beside it."""
+    from vivi_jax import checkpoint, export
+    from vivi_jax.models import build_encoder
+
+    out = pathlib.Path(folder) / "encoder.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    config, variables = checkpoint.load_encoder(workdir)
+    export.export_encoder("torchvision", build_encoder(**config), variables, str(out))
+
+    def read() -> str:
+        config, variables = export.load_encoder(str(out))
+        return of_tree({"config": json.dumps(config, sort_keys=True), "variables": variables})
+
+    whole = read()
+    return judge(count, seed, [path for path in out.parent.iterdir() if path.is_file()], read, whole.__eq__)
+
+
+def stores(count: int, seed: int, source: str, folder: str) -> dict:
+    """R12, R16: all files of a frame store, which is then opened and read whole."""
+    from input_pipeline.store import FrameStore
+
+    copy = pathlib.Path(folder)
+    shutil.copytree(source, copy)
+
+    def read() -> str:
+        store = FrameStore(copy)
+        digest = hashlib.sha256(repr((store.videos.tolist(), store.class_names)).encode())
+        for name in ("first_record", "num_frames", "fps", "height", "width", "label", "shot_starts", "shot_offsets"):
+            digest.update(getattr(store, name).tobytes())
+        for jpeg in store.read(np.arange(store.num_frames.sum())):
+            digest.update(jpeg)
+        return digest.hexdigest()
+
+    whole = read()
+    return judge(count, seed, [path for path in copy.iterdir() if path.is_file()], read, whole.__eq__)
+
+
+def ledgers(count: int, seed: int, source: str, videos: str, folder: str) -> dict:
+    """R12: the files of a preparation that was cut off; started again it ends with the same store, or says a line."""
+    from input_pipeline.preparation.local import prepare
+
+    wrong, counts, rng = [], {"noticed": 0, "no difference": 0}, random.Random(seed)
+    whole = {path.name: path.read_bytes() for path in pathlib.Path(source).iterdir() if path.is_file()}
+    for case in range(count):
+        out = pathlib.Path(folder) / f"store{case}"
+        half = runs.fork(lambda out=out: prepare(videos, str(out), labels="folder", workers=2), out.with_suffix(".log"))
+        while half.poll() is None and len(list((out / ".partial").glob("*.json"))) < 4 + rng.randrange(10):
+            pass
+        half.signal(9)
+        half.wait()
+        files = [path for path in out.rglob("*") if path.is_file() and path.stat().st_size and "lock" not in path.name]
+        path = rng.choice(files)
+        kind = rng.choice(("flip", "cut", "zero", "grow", "empty"))
+        path.write_bytes(changed(path.read_bytes(), kind, rng))
+        try:
+            prepare(videos, str(out), labels="folder", workers=2)
+        except DataError:
+            counts["noticed"] += 1
+        except Exception as error:
+            wrong.append(f"{type(error).__name__} of no line of ours: {kind} {path.name}")
+        else:
+            found = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+            if found == whole:
+                counts["no difference"] += 1
+            else:
+                wrong.append(f"silent: {kind} {path.name}")
+        shutil.rmtree(out)
+    return {"damages": count, **counts, "wrong": wrong}
+
+
+class _Canary:
+    """A pickle of this makes a file where it is loaded."""
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self._path,)
+
+
+def pickles(workdir: str, folder: str) -> dict:
+    """R20: files that run code when a careless reader opens them, under every name that a reader here takes."""
+    from input_pipeline.store import FrameStore
+    from vivi_jax import export
+
+    root = pathlib.Path(folder)
+    canary = root / "canary"
+    wrong, tried = [], 0
+    for suffix in (".safetensors", ".pth", ".pt", ".npz", ".npy", ".pkl", ".bin", ".msgpack"):
+        path = root / f"weights{suffix}"
+        path.write_bytes(pickle.dumps({"model": _Canary(str(canary))}))
+        tried += 1
+        try:
+            export.load_encoder(str(path))
+            wrong.append(f"{path.name} was loaded")
+        except (CheckpointError, ConfigError):
+            pass
+    store = root / "store"
+    shutil.copytree(workdir, store)
+    index = dict(np.load(store / "index.npz"))
+    index["videos"] = np.array([_Canary(str(canary))], object)
+    np.savez(store / "index.npz", **index)
+    tried += 1
+    try:
+        FrameStore(store)
+        wrong.append("a store's index of pickles was read")
+    except DataError:
+        pass
+    if canary.exists():
+        wrong.append("code in a file was run")
+    return {"damages": tried, "wrong": wrong}
