@@ -163,8 +163,8 @@ def test_what_hosts_must_share_is_the_data_by_name(tmp_path):
 
 
 def store_of(directory, grey: int):
-    videos = [dict(frames=40, fps=25, height=48, width=64)] * 8
-    return write_store(directory, videos, [jpeg(np.full((48, 64, 3), grey, np.uint8))] * 320)
+    videos = [dict(frames=80, fps=25, height=48, width=64)] * 8
+    return write_store(directory, videos, [jpeg(np.full((48, 64, 3), grey, np.uint8))] * 640)
 
 
 def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path):
