@@ -178,5 +178,4 @@ def test_exports_of_other_runs_are_not_listed(run):
     others = {"mine": run.name, "theirs": "another_run"}
     for name, source in others.items():
         safetensors.numpy.save_file({"a": np.zeros(1)}, run.parent / f"{name}.safetensors", {"run": source})
-    found = {path.name for path in report.exports_of(run)}
-    assert "mine.safetensors" in found and not found & {"theirs.safetensors", "encoder.safetensors"}
+    assert set(report.exports_of(run)) == {run / "encoder.safetensors", run.parent / "mine.safetensors"}
