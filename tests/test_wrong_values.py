@@ -63,7 +63,7 @@ LEGAL = [
     (r".*(action|vdim).* (data\.offset|method\.hidden)", (0,), "no offset, or a linear classifier"),
     (r".* optimizer\.frozen_epochs", (0.0, 1.5), "none, or some"),
     (r".*(_seconds|fps|frame_rate)", (1.5,), "a time or rate"),
-    (r"action.* (data\.fps|test\.stride|method\.phi_dim)", (None,), "every frame; clips instead; no phi"),
+    (r"action.* (data\.fps|method\.phi_dim)", (None,), "every frame; no phi"),
     (r".*(lr|temperature|width|cells_per_side|huber|norm_eps|clip_score|triplet_margin|power)", (1.5,), "no share"),
     (r".*(weight_decay|lambda_video|gamma|box_weight|score_penalty)", (0.0, 1.5), "a weight; 0: without"),
     (r".* sweep\.weight_decay", ((0, 0),), "no decay"),

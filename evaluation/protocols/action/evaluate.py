@@ -74,6 +74,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     check("method", ActionNetwork, {key: value for key, value in config.method.items() if key != "color"})
     check("data", windows.labelled_clips, config.data)
     check("test", windows.test_clips, config.test, besides=tuple(config.data))
+    if (config.test.stride is None) == (config.test.clips is None):
+        raise ConfigError(
+            f"config.test: give a stride or a number of clips, not stride={config.test.stride} and "
+            f"clips={config.test.clips}"
+        )
 
 
 def make_repeat(
