@@ -62,7 +62,7 @@ def _clip_pairs(store: FrameStore, clips: int) -> list[tuple[bytes, str, str]]:
         gap = round(PAIR_SECONDS * float(store.fps[v]))
         first = (store.num_frames[v] - gap) // 2
         for frame in np.clip([first, first + gap], 0, store.num_frames[v] - 1):
-            name = pathlib.Path(store.videos[v]).stem
+            name = pathlib.Path(str(store.videos[v])).stem
             pairs.append(
                 (
                     store.read(store.first_record[v] + frame).item(),

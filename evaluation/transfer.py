@@ -76,7 +76,7 @@ def check_config(
     Raises:
       ConfigError: an unknown key, or a value that cannot be.
     """
-    check("", KEYS | keys, config)
+    check("", {**KEYS, **keys}, config)
     schedule = lookup("config.schedule.name", config.schedule.name, optim.SCHEDULES)
     check("schedule", schedule, without_name(config.schedule), besides=("batch_size", "examples_per_epoch"))
     optimizer = lookup("config.optimizer.name", config.optimizer.name, optimizers)

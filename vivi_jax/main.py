@@ -52,7 +52,8 @@ def main(values: dict) -> None:
     if values["print_config"]:
         if config.data.path:
             fit_to_data(config)
-        print(command_line.config_text(config, config_flags.get_config_filename(flags.FLAGS["config"])))
+        filename = config_flags.get_config_filename(flags.FLAGS["config"])  # pyright: ignore[reportAttributeAccessIssue]
+        print(command_line.config_text(config, filename))
         return
     run(config, values["workdir"] or f"runs/{config.name}", may_change=tuple(values["may_change"]))
 

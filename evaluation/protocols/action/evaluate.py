@@ -67,8 +67,8 @@ def evaluate(
 
 def check_config(config: ml_collections.ConfigDict) -> None:
     """Checks every value of the config, before anything is read."""
-    keys = {"max_missing": Chance, "videos_per_class": Count | None, "clips_per_video": Count, "prepare": dict}
-    transfer.check_config(config, keys, optimizers={"adam": optimizer})
+    keys = {"max_missing": Chance, "clips_per_video": Count, "prepare": dict}
+    transfer.check_config(config, {"videos_per_class": Count | None, **keys}, optimizers={"adam": optimizer})
     check("prepare", actions.load_splits, config.prepare, besides=("data", "splits", "out", "max_missing"))
     check("method", {"color": Annotated[str, OneOf(augment_vdim.COLORS)]}, {"color": config.method.color})
     check("method", ActionNetwork, {key: value for key, value in config.method.items() if key != "color"})
