@@ -20,6 +20,9 @@ class PlainEncoder(Encoder):
     def head_norm(self):
         return self.norm
 
+    def feature_maps(self):
+        return ("stage4", "stage3")
+
     def for_transfer(self):
         return self
 
@@ -39,6 +42,9 @@ class TinyEncoder(PlainEncoder):
 
 class TinyVideoEncoder(PlainEncoder):
     """Two convolutions with the real norms, for images and clips: compiles in a tenth of a ResNet's time."""
+
+    def feature_maps(self):
+        return ("global", "local2", *super().feature_maps())
 
     @nn.compact
     def __call__(self, images, *, train):
