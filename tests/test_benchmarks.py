@@ -18,7 +18,7 @@ SMALLEST = {
 IMPORTED = ("davis", "input", "learning", "plan", "prepare", "protocols", "transfer", "vdim_learning", "vivi")
 IMPORTED += ("vivi_learning", "vtab")
 # No commands: what the others share.
-SHARED = ("__init__", "gpu", "results", "same_work", "tables")
+SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables")
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:
