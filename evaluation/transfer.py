@@ -57,7 +57,8 @@ class Repeat:
 
 # What the config of every protocol has at its top.
 KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count, "held_out": Part} | dict.fromkeys(
-    ("encoder", "method", "data", "optimizer", "schedule", "test", "run"), dict
+    ("encoder", "method", "data", "optimizer", "schedule", "test", "run", "sweep"),  # the last is for --sweep alone
+    dict,
 )
 FROM_CODE = ("seed", "batch_size", "process_index", "process_count", "threads")  # of streams; no keys of config.data
 
