@@ -338,7 +338,8 @@ def gpu_table(result: dict) -> str:
         ours, peer = row["ours"], row["peer"].get("modes", {}).get(row.get("best_peer"), {})
         utilisation = f"{ours['utilisation']:.0%}" if "utilisation" in ours else "-"
         ratio = f"{row['rate_ratio']:.2f}" if "rate_ratio" in row else "-"
-        rows.append((row["what"], rate(ours), rate(peer), ratio, utilisation, peak(ours), peak(peer)))
+        what = row["what"] + (" (ended with an error: see below)" if "error" in ours else "")
+        rows.append((what, rate(ours), rate(peer), ratio, utilisation, peak(ours), peak(peer)))
     head = ("step", "images/s", "PyTorch's best", "ratio", "utilisation", "peak memory", "PyTorch's")
     values, versions = result["values"], result["versions"]
     cosines = [

@@ -9,7 +9,7 @@ same batch with --config.micro_batches=32. `configs/vito.py:demo` is a two-core 
 Variants, comma-separated after a colon; one that others leave without effect is an error, such as crop beside images:
     own                             your own videos: batch and epochs follow their number; see own() below
     demo                            small network, images and batch; used by launch/demo.sh
-    encoder=resnet50|swin_t|swin_s  VITO §4.3 has "Swin transformers" too; which, and how trained, is in no text at hand
+    encoder=resnet50|swin_t|swin_s  VITO §4.3 has "Swin transformers" too, and not which or how trained
     moclr                           MoCLR baseline: views of one frame, one scale, average pooling (VITO §4.1)
     images                          labelled or unlabelled images instead of videos, crops down to 8 % (VITO A.1)
     scales=2|1, pooling=attention|average             the ablation cells of VITO §4.2
@@ -135,7 +135,7 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
 def swin(name: str) -> ml_collections.ConfigDict:
     """VITO's second backbone (§4.3); sizes and stochastic depth of Swin (arXiv:2103.14030, §3.3 and A2.1).
 
-    Of VITO with Swin the paper at hand gives no number. The optimizer, its rate and the two scales stay as with the
+    The paper gives no number of this training. The optimizer, its rate and the two scales stay as with the
     ResNet; stochastic depth is that of Swin's supervised training, and not in the target network (models/swin.py).
     """
     return ml_collections.ConfigDict(
