@@ -98,9 +98,11 @@ def test_ctrl_c_saves_and_meanwhile_no_second_run_is_let_in(straight, store, tmp
     workdir = tmp_path / "run"
     process = start(workdir, store)
     wait_for_a_new_step(process, workdir)
+    process.send_signal(signal.SIGSTOP)  # it must not end before the second has looked
     with open(f"{workdir}.second.log", "w") as log:
         second = start_module("vivi_jax.main", *small_vito(store, workdir), stdout=log, stderr=log)
     assert second.wait(timeout=200) == 1
+    process.send_signal(signal.SIGCONT)
     errors = pathlib.Path(f"{workdir}.second.log").read_text().splitlines()
     assert (
         errors[-1].startswith(f"error: {workdir} is in use by process {process.pid} on ") and "Traceback" not in errors
