@@ -179,7 +179,7 @@ def say_length(config, total_steps: int, examples: int) -> None:
     per_epoch = config.schedule.get("examples_per_epoch")
     if "own" in config:
         _LOG.info("for comparison, the paper: %s", config.own.paper)
-        if config.batch_size < 16:
+        if config.batch_size < min(16, config.own.largest_batch):
             _LOG.warning("a batch of %d compares each with few others: more videos would help most", config.batch_size)
     elif per_epoch and per_epoch > 2 * examples:
         _LOG.warning(

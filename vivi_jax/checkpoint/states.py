@@ -224,7 +224,12 @@ def load_state(workdir: str, step: int | None = None) -> dict:
             )
     elif problem := verify(directory / str(step)):
         raise CheckpointError(f"checkpoint {directory / str(step)} does not verify: {problem}")
-    with ocp.CheckpointManager(directory, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+    return read(directory, step)
+
+
+def read(directory: pathlib.Path, step: int) -> dict:
+    """As load_state, of a checkpoint that was verified, in WORKDIR/checkpoints."""
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=ocp.StandardCheckpointHandler()) as manager:
         placement = SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), manager.item_metadata(step).tree
