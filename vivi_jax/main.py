@@ -25,7 +25,7 @@ from evaluation import probe
 from input_pipeline.streams import sources
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
-from vivi_jax import checkpoint, command_line, files
+from vivi_jax import checkpoint, command_line, files, metrics
 from vivi_jax.build import Experiment, build
 from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes
@@ -117,6 +117,7 @@ def prepare(
     def claim(write: bool = True) -> None:
         claim_workdir(workdir, config, may_change, write=write)
         sources.claim(workdir, facts["data"], write=write)
+        metrics.check(workdir)
 
     files.refuse_remote("--workdir", workdir)
     if jax.process_index() == 0:

@@ -125,7 +125,7 @@ def train(
                 except NotFinite as error:
                     with watchdog.phase("the save before"):
                         checkpoints.wait()
-                    go_back_or_stop(error, on_nan, checkpoints, bad_steps)
+                        go_back_or_stop(error, on_nan, checkpoints, bad_steps)
                     continue
             with watchdog.phase("the last save"):
                 checkpoints.wait()

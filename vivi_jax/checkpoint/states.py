@@ -136,9 +136,18 @@ class Checkpoints:
         return processes.broadcast_from_process0(functools.partial(newest_good_step, self.directory, unfit=unfit))
 
     def newest(self) -> int | None:
-        """The newest checkpoint that was written to its end, as far as its manifest tells."""
-        found = [s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()]
-        return max(found, default=None)
+        """The newest checkpoint that was written to its end, as far as its manifest tells; alike on all processes.
+
+        Process 0 looks, as it writes the manifests: elsewhere the newest may not be there yet.
+        """
+
+        def found() -> int | None:
+            there = [
+                s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()
+            ]
+            return max(there, default=None)
+
+        return processes.broadcast_from_process0(found)
 
     def close(self) -> None:
         """Waits for what is being written; raises what went wrong, unless that was raised before."""
