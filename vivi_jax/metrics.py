@@ -13,6 +13,8 @@ from vivi_jax import files
 from vivi_jax.distributed import processes
 from vivi_jax.errors import DataError
 
+RATE = "examples_per_second"  # in the line of each step, and of no evaluation
+
 
 class MetricWriter:
     """Writes scalars of one run. Only process 0 writes; on the others every call does nothing.
@@ -58,6 +60,13 @@ def read(workdir: str | os.PathLike[str]) -> list[dict]:
     """
     remedy = ": the run goes on from its checkpoints, and the file is a record of it only"
     return files.read_json_lines(pathlib.Path(workdir, "metrics.jsonl"), keys=("step",), remedy=remedy)
+
+
+def evaluated(workdir: str | os.PathLike[str], step: int) -> bool:
+    """Whether metrics.jsonl has the line of the evaluation at a step, beside that of the step itself; alike on all."""
+    return processes.broadcast_from_process0(
+        lambda: any(line["step"] == step and RATE not in line for line in read(workdir))
+    )
 
 
 def check(workdir: str | os.PathLike[str]) -> None:
@@ -138,7 +147,7 @@ class Progress:
         waited = wait_seconds - self._waited
         self._step, self._time, self._waited = step, now, wait_seconds
         return {
-            "examples_per_second": steps_done * self._batch_size / seconds,
+            RATE: steps_done * self._batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
         }
 
