@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from configs import action, detection, moco_v3, segmentation, vdim, vito, vivi, vtab
-from evaluation import encoders, sweep, transfer
+from evaluation import encoders, transfer
+from evaluation.protocols import sweep
 from evaluation.protocols.action import evaluate as action_evaluate
 from evaluation.protocols.detection import evaluate as detection_evaluate
 from evaluation.protocols.segmentation import evaluate as segmentation_evaluate

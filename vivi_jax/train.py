@@ -94,11 +94,8 @@ def train(
                 first_step, state = restore_or_init(experiment, checkpoints, mesh, seed, initial)
             bad_steps.go_on_from(first_step)
             if first_step >= experiment.total_steps:
-                if (
-                    first_step == experiment.total_steps
-                    and evaluators
-                    and not metrics_lib.evaluated(workdir, first_step)
-                ):
+                at_end = first_step == experiment.total_steps
+                if at_end and evaluators and not metrics_lib.evaluated(workdir, first_step):
                     with watchdog.phase("the last evaluation"), stop.interruptible():
                         scalars = call_evaluators(evaluators, first_step, state)
                     with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step)) as writer:
