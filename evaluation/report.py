@@ -10,7 +10,6 @@ import base64
 import html
 import importlib.metadata
 import io
-import json
 import os
 import pathlib
 import platform
@@ -26,6 +25,7 @@ from evaluation import attention, encoders, probe
 from input_pipeline import images
 from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
+from vivi_jax import metrics as metrics_lib
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.export.formats.hub import SUMS
 from vivi_jax.export.safetensors_files import SOURCE
@@ -71,10 +71,11 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     """Writes WORKDIR/report.html about the run in WORKDIR, finished or not, and returns its path.
 
     Raises:
-      CheckpointError: WORKDIR is not a run directory, or its config or metrics are damaged.
+      CheckpointError: WORKDIR is not a run directory, or its config is damaged.
+      DataError: its metrics are damaged.
     """
     run = pathlib.Path(workdir)
-    config, metrics = checkpoint.load_config(str(run)), read_metrics(run)
+    config, metrics = checkpoint.load_config(str(run)), metrics_lib.read(run)
     sections = (
         ("Training", lambda: image(curves(metrics))),
         ("Nearest neighbours", lambda: neighbours_section(run, config)),
@@ -99,32 +100,6 @@ def or_sentence(part: Callable[[], str]) -> str:
         return part()
     except (CheckpointError, ConfigError, DataError, OSError) as e:  # OSError: a live run removes old checkpoints
         return f'<p class="note">Left out: {html.escape(str(e))}.</p>'
-
-
-def read_metrics(run: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl that say their step, [] where there are none yet.
-
-    A last line without its end is of a run that is writing it, or was killed there; it is left out.
-
-    Raises:
-      CheckpointError: another line is no JSON object.
-    """
-    path = run / "metrics.jsonl"
-    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-    whole, _, last = content.rpartition("\n")
-    found = []
-    for number, line in enumerate([*whole.splitlines(), last], 1):
-        try:
-            value = json.loads(line) if line.strip() else {}
-        except ValueError as e:
-            if number > len(whole.splitlines()):
-                continue
-            raise CheckpointError(f"line {number} of {path} is damaged: {e}; remove it") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"line {number} of {path} is damaged: it is no JSON object; remove it")
-        if isinstance(value.get("step"), int):
-            found.append(value)
-    return found
 
 
 def series(metrics: list[dict], name: str) -> tuple[list[int], list[float]]:

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from evaluation import encoders
-from vivi_jax import files, optim
+from vivi_jax import files, metrics, optim
 from vivi_jax.build import Experiment
 from vivi_jax.config import Count, Part, Seed, call_with_config, check, without_name
 from vivi_jax.distributed import processes, sharding
@@ -126,6 +126,7 @@ def evaluate(
         )
 
     claim(write=False)
+    processes.broadcast_from_process0(lambda: [metrics.check(root / name) for name in repeats])
     with processes.locked(workdir):
         results = {
             name: train_and_score(config, repeat, pretrained, root / name, claim) for name, repeat in repeats.items()

@@ -6,6 +6,7 @@ Started again, it goes on where it was; a finished demo is only reported. `rm -r
 import argparse
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -78,7 +79,16 @@ def main() -> None:
 def step(title: str, module: str, *arguments: str) -> None:
     """Runs one command of the project, shown so that it can be copied; its failure is the demo's."""
     print(f"\n== {title}\n   python -m {module} {' '.join(arguments)}", flush=True)
-    code = subprocess.run([sys.executable, "-m", module, *arguments]).returncode
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments])
+    code, interrupted = None, False
+    while code is None:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:  # which the terminal sent to the child too: training saves, then ends
+            interrupted = True
+    if interrupted:
+        print("interrupted; start the demo again, it goes on", file=sys.stderr)
+        sys.exit(code if code > 0 else 128 + signal.SIGINT)
     if code:
         sys.exit(f"error: the command above ended with exit code {code}; mend what it says and start the demo again")
 

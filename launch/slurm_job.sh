@@ -22,6 +22,11 @@ if [ -n "$told_to_leave" ]; then # the signal ended the wait, not the run
 fi
 case "$code" in
   143) scontrol requeue "$SLURM_JOB_ID" ;;
-  75 | 134) [ "${SLURM_RESTART_COUNT:-0}" -ge "$RESTARTS" ] || scontrol requeue "$SLURM_JOB_ID" ;;
+  75 | 134)
+    hangs="runs/slurm-$SLURM_JOB_ID.hangs" # SLURM_RESTART_COUNT counts preemptions too
+    mkdir -p runs
+    echo "$code" >>"$hangs"
+    [ "$(wc -l <"$hangs")" -gt "$RESTARTS" ] || scontrol requeue "$SLURM_JOB_ID"
+    ;;
 esac
 exit "$code"

@@ -136,6 +136,29 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == [2, 3]
 
 
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, caplog):
+    save(tmp_path, 1, 2)
+    path = tmp_path / "checkpoints" / "2" / MANIFEST
+    path.unlink()
+    path.mkdir()  # an error of the system, as of a disk
+    assert restore(tmp_path)[0] == 1
+    assert "checkpoints/2 is not used: it cannot be read (" in caplog.text
+
+
+@pytest.mark.slow
+def test_verifying_leaves_the_accelerator_alone(tmp_path):
+    save(tmp_path, 1)
+    done = subprocess.run(
+        [sys.executable, "-m", "vivi_jax.checkpoint", "verify", str(tmp_path)],
+        cwd=ROOT,
+        env=one_device() | {"JAX_PLATFORMS": "tpu"},  # which there is none of, or one that is in use
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("checkpoints/1: good\n"), done.stderr
+
+
 # --- what is finite ---------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """What the command line answers to mistakes: one line each that names what was meant, from any folder."""
 
 import argparse
+import errno
 import os
 import pathlib
 import subprocess
@@ -110,8 +111,10 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(SystemExit) as stopped:
         command_line.ended(lambda: (tmp_path / "file" / "run").mkdir())
     assert (
-        str(stopped.value) == f"error: {tmp_path / 'file' / 'run'}: not a directory; give a place that can be written"
+        str(stopped.value) == f"error: {tmp_path / 'file' / 'run'}: not a directory; see that it can be read or written"
     )
+    with pytest.raises(SystemExit, match="^error: /a/disk: no space left on device; give a place that can be written$"):
+        command_line.ended(lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/disk")))
     with pytest.raises(FileNotFoundError):  # a fault of ours keeps its traceback
         command_line.ended(lambda: print((tmp_path / "absent").read_text()))
 

@@ -409,16 +409,19 @@ def test_a_slurm_job_saves_is_queued_again_and_ends(cloud, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "code, restarts, again",
-    [(4, "0", False), (130, "0", False), (75, "0", True), (134, "9", True), (75, "10", False), (134, "10", False)],
+    "code, hangs, again",
+    [(4, 0, False), (130, 0, False), (75, 0, True), (134, 9, True), (75, 10, False), (134, 10, False)],
 )
 def test_a_slurm_job_that_hung_or_lost_a_process_is_queued_again_some_times_and_one_that_failed_is_not(
-    cloud, tmp_path, code, restarts, again
+    cloud, tmp_path, code, hangs, again
 ):
+    """However often it was preempted before."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/slurm-7.hangs").write_text("75\n" * hangs)
     write_command(cloud / "srun", RECORD + f"exit {code}\n")
     job = subprocess.run(
         ["bash", str(ROOT / "launch/slurm_job.sh"), *FLAGS],
-        env=os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts},
+        env=os.environ | {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "30"},
     )
     assert job.returncode == code and [call[0] for call in calls(cloud)] == ["srun", *["scontrol"] * again]
 
@@ -447,3 +450,21 @@ def test_the_cloud_has_no_python_that_is_too_old(cloud, tmp_path):
         ).stdout
     )
     assert version >= [3, 11]
+
+
+def test_ctrl_c_in_the_demo_waits_for_what_its_command_saves(tmp_path):
+    child = "import signal, time, pathlib, sys\ntry:\n  pathlib.Path('runs').touch(); time.sleep(60)\n"
+    child += "except KeyboardInterrupt:\n  time.sleep(1); pathlib.Path('saved').touch(); sys.exit(130)\n"
+    (tmp_path / "trainer.py").write_text(child)
+    demo = subprocess.Popen(
+        [sys.executable, "-c", "import demo; demo.step('Training', 'trainer')"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT / 'launch'}"},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for((tmp_path / "runs").exists)
+    os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+    assert demo.communicate(timeout=30)[1] == "interrupted; start the demo again, it goes on\n"
+    assert demo.returncode == 130 and (tmp_path / "saved").exists()

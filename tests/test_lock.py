@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import threading
@@ -86,10 +87,21 @@ def test_the_lock_of_another_host_is_taken_over_only_without_a_sign_of_life(tmp_
 
 
 def test_a_lock_that_was_cut_off_while_it_was_made_holds_nothing_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "STALE", 1.0)
+    monkeypatch.setattr(lock, "UNWRITTEN", 1.0)
     (tmp_path / lock.LOCK).write_text("")
     with lock.hold(tmp_path):
         assert json.loads((tmp_path / lock.LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_is_not_left(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(ConfigError, match="cannot write to"), lock.hold(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_holder_whose_lock_was_taken_over_ends_itself(tmp_path):

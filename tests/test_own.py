@@ -42,6 +42,7 @@ def test_batch_and_length_follow_from_the_videos(name, videos, tmp_path, caplog)
     passes = re.search(rf"{experiment.total_steps} steps of {batch} examples: ([\d.]+) passes", caplog.text)
     assert passes and 298 < float(passes[1]) <= 300
     assert f"passes over the {videos} videos" in caplog.text and "the paper: " in caplog.text
+    assert "more videos would help" not in caplog.text  # 16, or the largest that there is
 
 
 @pytest.mark.parametrize("name", CONFIGS)

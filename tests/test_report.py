@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from evaluation import report
 from helpers.runs import make_run, make_store
-from vivi_jax.errors import CheckpointError, DataError
+from vivi_jax import metrics
+from vivi_jax.errors import DataError
 from vivi_jax.metrics import MetricWriter
 
 
@@ -121,7 +122,7 @@ def test_neighbours_are_the_nearest_and_the_query_itself_comes_first(run):
 
 
 def test_every_chart_that_has_values_and_no_empty_one(run):
-    figure = report.curves(report.read_metrics(run))
+    figure = report.curves(metrics.read(run))
     assert sum(axis.get_visible() for axis in figure.axes) == len(report.CHARTS)
     loss = figure.axes[0].lines[0]
     np.testing.assert_array_equal(loss.get_xydata(), [(2, 18.0), (4, 16.0), (6, 14.0)])
@@ -152,16 +153,16 @@ def test_no_run_and_damaged_metrics_are_one_line(run, tmp_path):
         report.main([f"--workdir={tmp_path}"])
     shutil.copy(run / "config.json", tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"st\n{"step": 2}\n')
-    with pytest.raises(CheckpointError, match="line 2 of .*metrics.jsonl is damaged"):
+    with pytest.raises(DataError, match="metrics.jsonl: line 2 is damaged"):
         report.write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_a_live_run_s_metrics_are_read_as_far_as_they_go(run, tmp_path):
     shutil.copy(run / "config.json", tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"loss": 9.0}\n{"step": 2, "loss": null}\n{"st')
-    assert report.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
-    assert report.series(report.read_metrics(tmp_path), "loss") == ([1], [2.0])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"st')
+    assert metrics.read(tmp_path) == [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}]
+    assert report.series(metrics.read(tmp_path), "loss") == ([1], [2.0])
     assert "step 2 (not finished)" in text_of(report.write_report(tmp_path))
 
 

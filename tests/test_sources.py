@@ -191,6 +191,14 @@ def test_a_run_goes_on_with_the_data_it_was_begun_with(tmp_path):
     (tmp_path / "images/a/2.jpg").touch()
     with pytest.raises(DataError, match="config.data.labelled_path=.*images holds other data"):
         sources.claim(tmp_path / "run", sources.identities(data))
+    moved = {"path": str(tmp_path / "two")}  # as --may_change=data.path lets it
+    for found in (sources.identities(moved), sources.identities({"path": str(tmp_path / "images")})):
+        sources.claim(tmp_path / "run", found, write=False)
+    sources.claim(tmp_path / "run", sources.identities(moved))
+    shutil.rmtree(tmp_path / "two")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(DataError, match="config.data.path=.*two holds other data"):
+        sources.claim(tmp_path / "run", sources.identities(moved))
     (tmp_path / "run/data.json").write_text("{")
     with pytest.raises(DataError, match="data.json is damaged .* remove it"):
         sources.claim(tmp_path / "run", sources.identities(data))

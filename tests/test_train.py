@@ -16,7 +16,7 @@ import pytest
 
 from configs import vito
 from helpers.commands import ROOT, one_device
-from vivi_jax import checkpoint, main
+from vivi_jax import checkpoint, main, metrics
 from vivi_jax.build import Experiment
 from vivi_jax.distributed import preemption, watchdog
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
@@ -366,3 +366,55 @@ def test_a_closed_watchdog_lets_everything_last():
         """
     )
     assert done.returncode == 0, done.stderr
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_that_was_cut_off_is_made_by_the_next_start_and_none_is_made_twice(tmp_path):
+    """Cut off at step 0, at 5 (saved before), before a checkpoint of step 3, and at the last."""
+
+    def evaluate(step, state):
+        if step in cut:
+            cut.remove(step)
+            raise RuntimeError("killed")
+        return {"score": float(state.params["w"].sum())}
+
+    def kill(i: int) -> None:
+        if i == 3 and 3 in cut:
+            cut.remove(3)
+            raise RuntimeError("killed")
+
+    def records(name: str) -> list[dict]:
+        found = lines(tmp_path / name / "metrics.jsonl")
+        return [{key: line[key] for key in ("step", "loss", "score") if key in line} for line in found]
+
+    cut = set()
+    run(tmp_path / "straight", evaluators=[evaluate], eval_every=5)
+    assert [line["step"] for line in records("straight") if "score" in line] == [0, 5, 10, TOTAL]
+    cut = {0, 3, 5, TOTAL}
+    for _ in range(4):
+        with pytest.raises(RuntimeError, match="killed"):
+            run(tmp_path / "cut", data=batches(at=kill), evaluators=[evaluate], eval_every=5)
+    for _ in range(2):  # once to its end, and a start that does nothing
+        run(tmp_path / "cut", evaluators=[evaluate], eval_every=5)
+        assert records("cut") == records("straight")
+
+
+def test_going_back_to_the_beginning_evaluates_it_once(tmp_path):
+    run(tmp_path, data=batches({2}), on_nan="roll_back", evaluators=[lambda step, state: {"score": 1.0}])
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl") if "score" in line] == [0, TOTAL]
+
+
+# --- records that are damaged -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ['{"step": 3', "[]\n", '{"step": 3}\n', '{"step": 3, "action": "roll_back"}\n', "\x00\n"]
+)
+def test_damaged_bad_steps_are_one_line(tmp_path, text):
+    (tmp_path / "bad_steps.jsonl").write_text(text)
+    for look in (run, metrics.check):
+        with pytest.raises(DataError, match=r"bad_steps.jsonl: line 1 is damaged \(.*\); take it out, or "):
+            look(tmp_path)
+    assert (tmp_path / "bad_steps.jsonl").read_text() == text

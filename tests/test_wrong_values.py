@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from configs import action, detection, moco_v3, segmentation, vdim, vito, vivi, vtab
-from evaluation import encoders, sweep, transfer
+from evaluation import encoders, transfer
+from evaluation.protocols import sweep
 from evaluation.protocols.action import evaluate as action_evaluate
 from evaluation.protocols.detection import evaluate as detection_evaluate
 from evaluation.protocols.segmentation import evaluate as segmentation_evaluate
@@ -22,7 +23,7 @@ from evaluation.protocols.vtab.sweep import KEYS as VTAB_KEYS
 from helpers.frame_stores import jpeg, write_store
 from vivi_jax import main
 from vivi_jax.build import build
-from vivi_jax.config import check
+from vivi_jax.config import check, fits
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.train_step import create
@@ -212,3 +213,11 @@ def test_protocols(name):
         for key, value in cases
     ]
     assert len(cases) > 100 and not [line for line in found if line], "\n".join(filter(None, found))
+
+
+def test_a_number_too_large_for_a_float_is_refused_and_no_traceback():
+    assert [fits(value, kind) for kind in (int, float) for value in (10**400, -(10**400), 10**300)] == [
+        False,
+        False,
+        True,
+    ] * 2

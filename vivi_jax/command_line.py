@@ -56,7 +56,9 @@ def ended(command: Callable[[], None], *, resumes: bool = False) -> None:
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM or error.filename is None:
             raise
-        sys.exit(f"error: {error.filename}: {(error.strerror or '').lower()}; give a place that can be written")
+        of_writing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        remedy = "give a place that can be written" if of_writing else "see that it can be read or written"
+        sys.exit(f"error: {error.filename}: {(error.strerror or '').lower()}; {remedy}")
     except Preempted as preempted:
         from vivi_jax.distributed import processes  # JAX, which only training raises this from
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ Decay = Annotated[float, Within(0, 1, below=True)]  # of a moving average, a mom
 DType = Annotated[Any, OneOf(("float32", "bfloat16"))]  # of computations
 
 _PLAIN = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", dict: "a section of keys"}
+_LARGEST = sys.float_info.max  # whole numbers may be larger, and nobody means them
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
@@ -111,7 +113,7 @@ def fits(value: Any, kind: Any) -> bool:
         each = of[:1] * len(value) if of[1:] == (...,) else of
         return len(each) == len(value) and all(map(fits, value, each))
     if kind in _NUMBERS:  # a bool is an int to Python; and nobody means NaN or infinity
-        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool) and abs(value) <= _LARGEST
     if kind is dict:
         return isinstance(value, Mapping | ConfigDict)
     if kind in (Any, types.NoneType):

@@ -58,6 +58,31 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def read_json_lines(path: Path, *, keys: tuple[str, ...] = (), cut: bool = True, remedy: str = "") -> list[dict]:
+    """The JSON objects in the lines of a file, [] without the file.
+
+    Args:
+      keys: each line must have them, as whole numbers or text.
+      cut: a last line without its end is left out, as of a process that is writing it, or was killed there.
+      remedy: for the message: what else than taking the line out; or what follows from it.
+
+    Raises:
+      DataError: a line is damaged.
+    """
+    path = pathlib.Path(path)
+    *lines, last = path.read_bytes().decode(errors="replace").split("\n") if path.exists() else [""]
+    found = []
+    for number, line in enumerate([*lines, last] if last and not cut else lines, 1):
+        try:
+            value = json.loads(line)
+            if not all(type(value[key]) in (int, str) for key in keys) or not isinstance(value, dict):
+                raise ValueError(f"no object with {', '.join(keys) or 'names'}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: line {number} is damaged ({error!r}); take it out{remedy}") from None
+        found.append(value)
+    return found
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:

@@ -33,6 +33,7 @@ from vivi_jax.errors import ConfigError
 _LOG = logging.getLogger(__name__)
 LOCK = "LOCK"
 BEAT, STALE = 15.0, 120.0  # seconds; NFS may show a change to another host only after 60
+UNWRITTEN = 10.0  # seconds; between a lock's making and its content is one write
 EXIT_CODE = 1  # of a holder that has lost its lock
 
 
@@ -84,10 +85,10 @@ def _take(directory: pathlib.Path, option: str) -> dict:
         "command": " ".join(sys.argv)[:300],
         "beat": 0,
     }
-    seen, until = None, 0.0
+    seen, until, patience = None, 0.0, STALE
     while True:
-        with contextlib.suppress(FileExistsError), open(path, "x") as file:
-            json.dump(me, file)
+        with contextlib.suppress(FileExistsError):
+            _make(path, me)
             return me
         there = _read(path)
         if there.get("machine") and there["machine"] == me["machine"]:
@@ -98,10 +99,11 @@ def _take(directory: pathlib.Path, option: str) -> dict:
         if seen and there.get("id") == seen.get("id") and there.get("beat") != seen.get("beat"):
             raise _refused(directory, there, option)
         if there != seen:
-            _LOG.info("%s is held by %s; waiting up to %g s for a sign of life", directory, _who(there), STALE)
-            seen, until = there, time.monotonic() + STALE
+            patience = STALE if there else min(UNWRITTEN, STALE)
+            _LOG.info("%s is held by %s; waiting up to %g s for a sign of life", directory, _who(there), patience)
+            seen, until = there, time.monotonic() + patience
         elif time.monotonic() > until:
-            _LOG.warning("taking over %s: no sign of life of %s for %g s", directory, _who(there), STALE)
+            _LOG.warning("taking over %s: no sign of life of %s for %g s", directory, _who(there), patience)
             break
         time.sleep(1)
     files.write_json(path, me, indent=None)
@@ -119,8 +121,23 @@ def _refused(directory: pathlib.Path, there: dict, option: str) -> ConfigError:
     )
 
 
+def _make(path: pathlib.Path, me: dict) -> None:
+    """Makes the lock; where it cannot be written, as on a full disk, none is left.
+
+    Raises:
+      FileExistsError: there is one.
+    """
+    with open(path, "x") as file:
+        try:
+            json.dump(me, file)
+            file.flush()
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
 def _who(there: dict) -> str:
-    return f"process {there.get('pid')} on {there.get('host')}"
+    return f"process {there.get('pid')} on {there.get('host')}" if there else "a process that wrote nothing into it"
 
 
 def _read(path: pathlib.Path) -> dict:

@@ -25,7 +25,7 @@ from evaluation import probe
 from input_pipeline.streams import sources
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
-from vivi_jax import checkpoint, command_line, files
+from vivi_jax import checkpoint, command_line, files, metrics
 from vivi_jax.build import Experiment, build
 from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes
@@ -117,6 +117,7 @@ def prepare(
     def claim(write: bool = True) -> None:
         claim_workdir(workdir, config, may_change, write=write)
         sources.claim(workdir, facts["data"], write=write)
+        metrics.check(workdir)
 
     files.refuse_remote("--workdir", workdir)
     if jax.process_index() == 0:
@@ -179,7 +180,7 @@ def say_length(config, total_steps: int, examples: int) -> None:
     per_epoch = config.schedule.get("examples_per_epoch")
     if "own" in config:
         _LOG.info("for comparison, the paper: %s", config.own.paper)
-        if config.batch_size < 16:
+        if config.batch_size < min(16, config.own.largest_batch):
             _LOG.warning("a batch of %d compares each with few others: more videos would help most", config.batch_size)
     elif per_epoch and per_epoch > 2 * examples:
         _LOG.warning(

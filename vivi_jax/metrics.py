@@ -1,6 +1,8 @@
 """The scalars of a run: to metrics.jsonl, TensorBoard and the console."""
 
+import itertools
 import json
+import os
 import pathlib
 import sys
 import time
@@ -8,7 +10,10 @@ import time
 import jax
 
 from vivi_jax import files
+from vivi_jax.distributed import processes
 from vivi_jax.errors import DataError
+
+RATE = "examples_per_second"  # in the line of each step, and of no evaluation
 
 
 class MetricWriter:
@@ -25,7 +30,9 @@ class MetricWriter:
             return
         path = pathlib.Path(workdir) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _truncate(path, first_step)
+        # A kill may have cut the last line, or left lines past the checkpoint.
+        kept = itertools.takewhile(lambda line: line["step"] <= first_step, read(workdir))
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._jsonl = open(path, "a", buffering=1)
         # Imported here: clu's writers need TensorFlow, which the core must not load.
         from clu import metric_writers
@@ -45,28 +52,37 @@ class MetricWriter:
             self._tensorboard.close()
 
 
-def _truncate(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the whole lines up to `last_step`; a kill may have cut the last line or left lines past the checkpoint.
+def read(workdir: str | os.PathLike[str]) -> list[dict]:
+    """The lines of a run's metrics.jsonl, [] where there are none yet; a last one that was cut is left out.
 
     Raises:
       DataError: any other damage, which no kill does.
     """
-    if not path.exists():
-        return
-    kept = []
-    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            if json.loads(line)["step"] > last_step:
-                break
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"{path}: line {number} is damaged ({error!r}); take it out: the run goes on from its checkpoints, and "
-                "the file is a record of it only"
-            ) from None
-        kept.append(line)
-    files.write_text(path, "".join(kept))
+    remedy = ": the run goes on from its checkpoints, and the file is a record of it only"
+    return files.read_json_lines(pathlib.Path(workdir, "metrics.jsonl"), keys=("step",), remedy=remedy)
+
+
+def evaluated(workdir: str | os.PathLike[str], step: int) -> bool:
+    """Whether metrics.jsonl has the line of the evaluation at a step, beside that of the step itself; alike on all."""
+    return processes.broadcast_from_process0(
+        lambda: any(line["step"] == step and RATE not in line for line in read(workdir))
+    )
+
+
+def check(workdir: str | os.PathLike[str]) -> None:
+    """Raises DataError if what is there of a run's records is damaged."""
+    read(workdir)
+    _read_bad_steps(workdir)
+
+
+def _read_bad_steps(workdir: str | os.PathLike[str]) -> list[dict]:
+    path = pathlib.Path(workdir, "bad_steps.jsonl")
+    remedy = ", or put it back: batches that it left out come again without it"
+    lines = files.read_json_lines(path, keys=("step", "action"), cut=False, remedy=remedy)
+    for number, line in enumerate(lines, 1):
+        if line["action"] == "roll_back" and not isinstance(line.get("back_to"), int):
+            raise DataError(f"{path}: line {number} is damaged (back_to is missing); take it out{remedy}")
+    return lines
 
 
 class BadSteps:
@@ -76,15 +92,17 @@ class BadSteps:
     of roll_back "back_to"}. "batch" is the number that the data's stream was asked for: main.open_data(config)(batch)
     yields these examples again. "examples" are their numbers, [first, behind the last], in the order of all.
 
-    All processes read the file, and process 0 writes it.
+    Process 0 reads and writes the file. All processes have its lines, as the batches that come next follow from them.
+
+    Raises:
+      DataError: the file is damaged (ConfigError with several processes).
     """
 
     def __init__(self, workdir: str, batch_size: int):
         self.path = pathlib.Path(workdir) / "bad_steps.jsonl"
         self._batch_size = batch_size
         self._writes = jax.process_index() == 0
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.lines = [json.loads(line) for line in lines]
+        self.lines = processes.broadcast_from_process0(lambda: _read_bad_steps(workdir))
 
     def go_on_from(self, step: int) -> None:
         """Forgets what was found after `step`, for it comes again, if it does; not where the run stopped."""
@@ -129,7 +147,7 @@ class Progress:
         waited = wait_seconds - self._waited
         self._step, self._time, self._waited = step, now, wait_seconds
         return {
-            "examples_per_second": steps_done * self._batch_size / seconds,
+            RATE: steps_done * self._batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
         }
 

@@ -94,6 +94,12 @@ def train(
                 first_step, state = restore_or_init(experiment, checkpoints, mesh, seed, initial)
             bad_steps.go_on_from(first_step)
             if first_step >= experiment.total_steps:
+                at_end = first_step == experiment.total_steps
+                if at_end and evaluators and not metrics_lib.evaluated(workdir, first_step):
+                    with watchdog.phase("the last evaluation"), stop.interruptible():
+                        scalars = call_evaluators(evaluators, first_step, state)
+                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step)) as writer:
+                        writer.write(first_step, scalars)
                 _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, experiment.total_steps)
                 return state
             with contextlib.ExitStack() as cleanup_of_steps:
@@ -125,7 +131,7 @@ def train(
                 except NotFinite as error:
                     with watchdog.phase("the save before"):
                         checkpoints.wait()
-                    go_back_or_stop(error, on_nan, checkpoints, bad_steps)
+                        go_back_or_stop(error, on_nan, checkpoints, bad_steps)
                     continue
             with watchdog.phase("the last save"):
                 checkpoints.wait()
@@ -149,9 +155,14 @@ def run_steps(
     anyone_asks: processes.StopConsensus,
 ) -> TrainState:
     """The loop: steps, metrics, checkpoints, evaluations, and signals between them."""
-    if first_step == 0:  # the untrained network, to compare with
+
+    def evaluation_is_due(step: int) -> bool:  # at 0 of the untrained network, to compare with
+        return step in (0, total_steps) or (eval_every > 0 and step % eval_every == 0)
+
+    # A run that ended during the evaluation makes it now, as the state is saved before; and none twice.
+    if evaluators and evaluation_is_due(first_step) and not log.has_evaluation(first_step):
         with watchdog.phase("the first evaluation"), stop.interruptible():
-            log.scalars(0, call_evaluators(evaluators, 0, state))
+            log.scalars(first_step, call_evaluators(evaluators, first_step, state))
     saved = first_step
     log.start()
     for step in range(first_step + 1, total_steps + 1):
@@ -167,7 +178,7 @@ def run_steps(
                 log.flush()  # says which step it was, if the state is not finite
                 checkpoints.save(step, state)
                 saved = step
-            if last or (eval_every and step % eval_every == 0):
+            if evaluation_is_due(step):
                 log.flush()
                 with watchdog.phase(f"the evaluation at step {step}"), stop.interruptible(in_loop=True):
                     log.scalars(step, call_evaluators(evaluators, step, state))
@@ -296,6 +307,7 @@ class StepLog:
         feed: Prefetcher,
         bad_steps: metrics_lib.BadSteps,
     ):
+        self._workdir = workdir
         self._writer = metrics_lib.MetricWriter(workdir, first_step)
         batch_size = next(iter(experiment.batch_spec.values())).shape[0]
         self._progress = metrics_lib.Progress(first_step, experiment.total_steps, batch_size)
@@ -311,6 +323,9 @@ class StepLog:
     def scalars(self, step: int, scalars: dict[str, float]) -> None:
         if scalars:
             self._writer.write(step, scalars)
+
+    def has_evaluation(self, step: int) -> bool:
+        return metrics_lib.evaluated(self._workdir, step)
 
     def start(self) -> None:
         """The steps begin now: the first rate, and the time left that follows from it, are theirs alone."""

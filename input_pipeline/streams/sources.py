@@ -196,3 +196,5 @@ def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: b
                 f"{key} holds other data than {workdir} was begun with ({begun[key]} then, {identity} now): put the "
                 "former back, or use another --workdir"
             )
+    if write and not found.keys() <= begun.keys():
+        files.write_json(path, begun | dict(found))

@@ -11,8 +11,8 @@ import sys
 
 import jax
 
-from vivi_jax import checkpoint, command_line
-from vivi_jax.checkpoint import manifest
+from vivi_jax import command_line
+from vivi_jax.checkpoint import manifest, states
 from vivi_jax.errors import CheckpointError
 
 
@@ -25,23 +25,22 @@ def main(argv: list[str] | None = None) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Prints a line per checkpoint."""
+    jax.config.update("jax_platforms", "cpu")  # the accelerator may be a running training's
     directory = pathlib.Path(options.run) / "checkpoints"
     steps = manifest.steps(directory)
     if not steps:
         raise CheckpointError(f"no checkpoint in {directory}: is {options.run} a run directory?")
-    problems = {step: problem_of(options.run, directory, step) for step in steps}
+    problems = {step: problem_of(directory, step) for step in steps}
     for step, problem in problems.items():
         print(f"{directory / str(step)}: {problem or 'good'}")
     if any(problems.values()):
         sys.exit(1)
 
 
-def problem_of(run: str, directory: pathlib.Path, step: int) -> str | None:
+def problem_of(directory: pathlib.Path, step: int) -> str | None:
     problem = manifest.verify(directory / str(step))
-    if problem is None:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            if not checkpoint.all_finite(checkpoint.load_state(run, step)):
-                return "it holds values that are not finite"
+    if problem is None and not states.all_finite(states.read(directory, step)):
+        return "it holds values that are not finite"
     return problem
 
 

@@ -129,9 +129,9 @@ def written_by(directory: pathlib.Path) -> str:
 def verify(directory: pathlib.Path) -> str | None:
     """None if every file is as the manifest says; else what is wrong, in a few words."""
     manifest = directory / MANIFEST
-    if not manifest.exists():
-        return f"it has no {MANIFEST}: its writing was cut off, or the file was lost"
     try:
+        if not manifest.exists():
+            return f"it has no {MANIFEST}: its writing was cut off, or the file was lost"
         content = json.loads(manifest.read_text())
         if "format" in content:
             if content["format"] > FORMAT:
@@ -148,4 +148,6 @@ def verify(directory: pathlib.Path) -> str | None:
                 return f"the content of {name} has changed (SHA-256 differs)"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
+    except OSError as error:  # of a disk, say: older checkpoints may be readable
+        return f"it cannot be read ({error})"
     return None if entries else f"{MANIFEST} is damaged"

@@ -136,9 +136,18 @@ class Checkpoints:
         return processes.broadcast_from_process0(functools.partial(newest_good_step, self.directory, unfit=unfit))
 
     def newest(self) -> int | None:
-        """The newest checkpoint that was written to its end, as far as its manifest tells."""
-        found = [s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()]
-        return max(found, default=None)
+        """The newest checkpoint that was written to its end, as far as its manifest tells; alike on all processes.
+
+        Process 0 looks, as it writes the manifests: elsewhere the newest may not be there yet.
+        """
+
+        def found() -> int | None:
+            there = [
+                s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()
+            ]
+            return max(there, default=None)
+
+        return processes.broadcast_from_process0(found)
 
     def close(self) -> None:
         """Waits for what is being written; raises what went wrong, unless that was raised before."""
@@ -224,7 +233,12 @@ def load_state(workdir: str, step: int | None = None) -> dict:
             )
     elif problem := verify(directory / str(step)):
         raise CheckpointError(f"checkpoint {directory / str(step)} does not verify: {problem}")
-    with ocp.CheckpointManager(directory, item_handlers=ocp.StandardCheckpointHandler()) as manager:
+    return read(directory, step)
+
+
+def read(directory: pathlib.Path, step: int) -> dict:
+    """As load_state, of a checkpoint that was verified, in WORKDIR/checkpoints."""
+    with ocp.CheckpointManager(directory.absolute(), item_handlers=ocp.StandardCheckpointHandler()) as manager:
         placement = SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), manager.item_metadata(step).tree

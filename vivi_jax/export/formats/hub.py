@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.metadata
 import json
+import logging
 import pathlib
 import re
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from vivi_jax import files
 from vivi_jax.checkpoint import state_sha256
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.export import resnet, swin, torch_names, vit
 from vivi_jax.export.formats.npz import name_of
 from vivi_jax.export.safetensors_files import ENCODER, SOURCE, save_safetensors
@@ -28,6 +29,7 @@ from vivi_jax.models.resnet import DEPTHS, ResNet
 from vivi_jax.models.swin import MLP_RATIO, SwinTransformer
 from vivi_jax.models.vit import EPS, VisionTransformer
 
+_LOG = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
 
 
@@ -371,7 +373,12 @@ def facts_of(source: pathlib.Path) -> dict[str, Any]:
     summary = read_json(source / "summary.json")
     facts |= {name: summary[name] for name in ("step", "commit", "state_sha256") if name in summary}
     scores: dict[str, Any] = {}
-    for line in read_lines(source / "metrics.jsonl"):
+    try:
+        lines = files.read_json_lines(source / "metrics.jsonl", keys=("step",))
+    except DataError as error:  # the weights are good all the same
+        _LOG.warning("%s; the card is written without scores", error)
+        lines = []
+    for line in lines:
         scores |= {name: (line[name], line.get("step")) for name in ("knn_top1", "linear_top1", "loss") if name in line}
     return facts | {name: f"{value:.4g} at step {step}" for name, (value, step) in scores.items()}
 
@@ -388,19 +395,6 @@ def read_json(path: pathlib.Path) -> dict:
         return {}
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def read_lines(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a metrics file; a line that was cut, as a live run's last one, is left out."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
 
 
 # ---- Loaded once ----------------------------------------------------------------------------------------------------
