@@ -1,10 +1,11 @@
 """Prepares videos for training: decodes them once, finds their shots, writes a frame store.
 
-    python -m input_pipeline.prepare --videos=DIR_OR_GLOB --out=DIR [--labels=CSV] [--workers=N] [--contact_sheet] [--retry]
+    python -m input_pipeline.prepare --videos=DIR_OR_GLOB --out=DIR [--labels=CSV] [--workers=N] [--contact_sheet]
 
 Every file under DIR (hidden ones apart) is an input, and every input has one line in OUT/ledger.jsonl: ok, or refused
 and why; its `notes` say what is unusual, such as a variable rate with pauses, or untagged colours. Started again after
-a kill, a crash or a full disk, the same command goes on where it was. The files written do not depend on the number of
+a kill, a crash or a full disk, the same command goes on where it was; a complete store it leaves as it is, unless
+--retry is given and the ledger has files for another try. The files written do not depend on the number of
 workers or of interruptions (a file near its time limit may).
 
     inputs -> sandbox.Sandbox: frames of one video in OUT/.partial/I.jpegs, then its row in I.json

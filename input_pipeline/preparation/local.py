@@ -288,8 +288,8 @@ def how_to_retry(root: str, meta: dict) -> str:
     if storage.is_remote(root) or meta["settings"].get("software") != steps.software():
         return "prepare it anew, into another --out"
     return (
-        "give input_pipeline.prepare the same flags and --retry; runs begun with this store need it as it is, so copy it "
-        "first"
+        "give input_pipeline.prepare the same flags and --retry; runs begun with this store need it as it is, "
+        "so copy it first"
     )
 
 
