@@ -3,7 +3,7 @@
     python -m input_pipeline.check STORE
 
 Prints a line for each problem, and ends with exit code 1 if there is any. It also says what the command that made the
-store would do again: what is damaged in a preparation under way, and files whose decoder was killed or starved. Stores
+store would do again: what is damaged in a preparation under way; with --retry, files whose decoder was killed. Stores
 of versions 1 and 2 have no hashes: all their records are read, and compared with the checksums that they carry.
 """
 
@@ -16,7 +16,7 @@ import tqdm
 
 from input_pipeline import store
 from input_pipeline.preparation import steps
-from input_pipeline.preparation.local import progress
+from input_pipeline.preparation.local import how_to_retry, progress
 from vivi_jax import command_line, files
 from vivi_jax.errors import DataError
 
@@ -128,7 +128,7 @@ def check(directory: str) -> None:
     ledger = store.parse_ledger((root / store.LEDGER).read_bytes(), frames.meta, directory)
     for row in ledger:
         if row.get("retry"):
-            print(f"for another try: {row['input']}, {row['reason']}: prepare decodes it again")
+            print(f"for another try: {row['input']}, {row['reason']}; {how_to_retry(directory, frames.meta)}")
     print(
         f"{root}: all is as it was written: {len(frames)} videos, {frames.meta['frames']} frames, "
         + (

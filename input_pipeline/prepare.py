@@ -4,7 +4,8 @@
 
 Every file under DIR (hidden ones apart) is an input, and every input has one line in OUT/ledger.jsonl: ok, or refused
 and why; its `notes` say what is unusual, such as a variable rate with pauses, or untagged colours. Started again after
-a kill, a crash or a full disk, the same command goes on where it was. The files written do not depend on the number of
+a kill, a crash or a full disk, the same command goes on where it was; a complete store it leaves as it is, unless
+--retry is given and the ledger has files for another try. The files written do not depend on the number of
 workers or of interruptions (a file near its time limit may).
 
     inputs -> sandbox.Sandbox: frames of one video in OUT/.partial/I.jpegs, then its row in I.json
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
         labelled_only=values.labelled_only,
         only=values.only,
         workers=values.workers,
+        retry=values.retry,
     )
     print(summary(values.out))
     if values.contact_sheet:
@@ -58,5 +60,10 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     shared_flags.define_flags()
     flags.DEFINE_integer("workers", None, "files decoded at a time; default: one per core", lower_bound=1)
+    flags.DEFINE_bool(
+        "retry",
+        False,
+        "of a complete store, decode the files that are for another try; it becomes another store, with another id",
+    )
     flags.DEFINE_bool("contact_sheet", False, "also write OUT/contact_sheet.png, a picture of the shots found")
     command_line.ended(lambda: app.run(main), resumes=True)

@@ -212,6 +212,17 @@ def test_a_folder_that_is_no_export_is_left_alone(tmp_path):
     assert (tmp_path / "a" / "thesis.tex").read_text() == "years"
 
 
+@pytest.mark.parametrize("name", ["old", "new"])
+def test_a_folder_of_any_name_replaces_an_earlier_export(name, tmp_path):
+    target, written = tmp_path / name, tmp_path / "beside" / name
+    for version in ("first", "second"):
+        written.mkdir(parents=True)
+        (written / version).touch()
+        formats.move(written, target)
+        assert [path.name for path in target.iterdir()] == [version]
+    assert list(written.parent.iterdir()) == []
+
+
 def test_the_card_says_what_the_run_s_files_say(tmp_path):
     encoder, variables = network(**VIT)
     run = tmp_path / "run"
@@ -219,12 +230,17 @@ def test_the_card_says_what_the_run_s_files_say(tmp_path):
     config = {"name": "mine", "batch_size": 8, "seed": 3, "data": {"path": "/home/someone/kinetics"}, "schedule": {}}
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text('{"step": 1, "knn_top1": 0.25}\n{"step": 9, "knn_top1": 0.75}\n{"step": 12, "kn')
-    export.export_encoder("huggingface", encoder, variables, tmp_path / "a", export.About(24, run, "cc-by-4.0"))
+    about = export.About(24, run, "cc-by-4.0")
+    export.export_encoder("huggingface", encoder, variables, tmp_path / "a", about)
     card = (tmp_path / "a" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: transformers\n")
     for words in ("# mine", "| trained on | kinetics |", "| knn_top1 | 0.75 at step 9 |", "| batch size | 8 |"):
         assert words in card
-    assert "/home/someone" not in card
+    assert "/home/someone" not in card and "arxiv.org" not in card  # without a method no paper
+    for method, paper in (("vivi", "1912.02783"), ("moco_v3", "2104.02057")):
+        (run / "config.json").write_text(json.dumps(config | {"method": {"name": method}}))
+        found = [line for line in hub.card(encoder, variables, about, "timm", "").splitlines() if "arxiv.org" in line]
+        assert found == [f"| paper | [arXiv:{paper}](https://arxiv.org/abs/{paper}) |"]
     sums = (tmp_path / "a" / "SHA256SUMS").read_text().split()
     weights = (tmp_path / "a" / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() in sums

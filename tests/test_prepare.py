@@ -26,12 +26,13 @@ from helpers.folders import LITTER, digests
 from helpers.video_files import loop_video, numbered, scenes, write_video
 from input_pipeline import store
 from input_pipeline.preparation import inputs, steps
-from input_pipeline.preparation.local import prepare, reopen
+from input_pipeline.preparation.local import how_to_retry, prepare, reopen, summary
 from input_pipeline.preparation.steps import Settings
 from vivi_jax.errors import DataError
 
 run_prepare = functools.partial(run_module, "input_pipeline.prepare")
 SMALL = Settings(videos_per_shard=3)
+STARVED = dataclasses.replace(SMALL, wall_s=0.001)
 
 
 @pytest.fixture(scope="module")
@@ -292,20 +293,66 @@ def test_a_decoder_that_stands_still_is_tried_again(many, undisturbed, tmp_path)
 
 
 @pytest.mark.slow
-def test_what_was_killed_at_every_try_is_tried_again_by_the_next_run(many, undisturbed, tmp_path):
+def test_what_was_killed_at_every_try_is_tried_again_on_request(many, undisturbed, tmp_path):
     out = tmp_path / "store"
     output, _ = prepare_under_attack(many, out, signal.SIGKILL, 3)
     assert "1 refused: killed from outside" in output
-    assert "1 of them for another try (such as victim.mp4): run the same command again" in output
+    assert "1 of them for another try (such as victim.mp4): give input_pipeline.prepare the same flags and --" in output
     assert [row["status"] for row in ledger(out)] == ["ok"] * 7 + ["refused"] and len(store.FrameStore(out)) == 7
     before = {name: (out / name).stat().st_mtime_ns for name in digests(out)}
-    prepare_under_attack(many, out, signal.SIGKILL, 2)  # again: the store is left as it is
+    prepare_under_attack(many, out, signal.SIGKILL, 2, "--retry")  # again: the store is left as it is
     assert {name: (out / name).stat().st_mtime_ns for name in digests(out)} == before
-    assert prepare(str(many), str(out), SMALL)
+    assert not prepare(str(many), str(out), SMALL)
+    assert {name: (out / name).stat().st_mtime_ns for name in digests(out)} == before
+    assert prepare(str(many), str(out), SMALL, retry=True)
     assert digests(out) == digests(undisturbed)
     changed = {name for name, time in before.items() if (out / name).stat().st_mtime_ns != time}
     assert "frames-00000-of-00003.array_record" not in changed and "frames-00002-of-00003.array_record" in changed
-    assert not prepare(str(many), str(out), SMALL)
+    assert not prepare(str(many), str(out), SMALL, retry=True)
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory):
+    """(videos, store): no file had the time to be decoded, so all are for another try."""
+    folder = tmp_path_factory.mktemp("starved")
+    (folder / "videos").mkdir()
+    write_video(folder / "videos/a.mp4", numbered(5))
+    assert prepare(str(folder / "videos"), str(folder / "store"), STARVED, workers=1)
+    assert [row.get("retry") for row in ledger(folder / "store")] == [True]
+    return folder / "videos", folder / "store"
+
+
+def test_a_complete_store_is_tried_again_on_request_only(starved):
+    """Not a file is made in it otherwise, not even for a moment: evaluations call prepare at every start."""
+    source, out = starved
+    before, written = digests(out), out.stat().st_mtime_ns
+    assert not prepare(str(source), str(out), STARVED) and out.stat().st_mtime_ns == written
+    assert not prepare(str(source), str(out), STARVED, retry=True) and out.stat().st_mtime_ns > written
+    assert digests(out) == before and not (out / store.PARTIAL).exists()
+
+
+def test_the_work_of_another_retry_stays(starved, tmp_path):
+    source, out = starved[0], tmp_path / "store"
+    shutil.copytree(starved[1], out)
+    partial = out / store.PARTIAL
+    partial.mkdir()
+    with steps.locked(str(out), str(partial)):
+        (partial / "00000000.jpegs").touch()
+        assert not prepare(str(source), str(out), STARVED)
+        with pytest.raises(DataError, match="another preparation is writing to"):
+            prepare(str(source), str(out), STARVED, retry=True)
+        assert sorted(path.name for path in partial.iterdir()) == ["00000000.jpegs", "lock"]
+    assert not prepare(str(source), str(out), STARVED) and not partial.exists()
+
+
+def test_a_retry_is_named_only_where_it_works(starved, tmp_path):
+    """With other software it would do nothing."""
+    out = tmp_path / "store"
+    shutil.copytree(starved[1], out)
+    assert "1 of them for another try (such as a.mp4): give input_pipeline.prepare the same" in summary(str(out))
+    meta = json.loads((out / store.META).read_text())
+    meta["settings"]["software"]["av"] = "1.0"
+    assert how_to_retry(str(out), meta) == "prepare it anew, into another --out"
 
 
 def test_a_crash_at_every_try_is_the_videos_own(many, tmp_path):

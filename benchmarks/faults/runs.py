@@ -14,6 +14,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -164,7 +165,7 @@ def main_command(arguments: list[str]) -> None:
 def in_child(function: Callable[..., Any], *arguments: Any, seconds: float = 7200) -> Any:
     """function(*arguments), a JSON value, computed in a fork: this process must stay without a backend of JAX."""
     reader, writer = multiprocessing.Pipe(duplex=False)
-    log = pathlib.Path(f"/tmp/vivi_jax_faults_{os.getpid()}_{time.monotonic_ns()}.log")
+    log = pathlib.Path(tempfile.gettempdir(), f"vivi_jax_faults_{os.getpid()}_{time.monotonic_ns()}.log")
     process = fork(lambda: writer.send(json.dumps(function(*arguments))), log)
     writer.close()
     try:

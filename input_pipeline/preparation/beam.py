@@ -56,6 +56,7 @@ def prepare_with_beam(
     plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
     try:
         if steps.is_complete(out, plan):
+            steps.remove_left(out)
             return False
         with steps.begin(out, plan) as partial:
             shards_of_plan = functools.partial(

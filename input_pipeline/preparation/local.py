@@ -36,6 +36,7 @@ def prepare(
     labelled_only: bool = False,
     only: str = "",
     workers: int | None = None,
+    retry: bool = False,
 ) -> bool:
     """Makes the frame store `out` from `videos`; does nothing where it is complete.
 
@@ -45,9 +46,11 @@ def prepare(
       labelled_only: files without a label are left out.
       only: "" for all files, or a list of those to use: see inputs.take_listed.
       workers: files decoded at a time; default: the cores this process may use.
+      retry: of a complete store, decode the files that are for another try. If any is better now, the store becomes
+        another one, with another id: runs begun with the former one do not go on with it.
 
     Returns:
-      False if the store was complete already.
+      False if the store was complete already, and stays as it is.
 
     Raises:
       DataError: no inputs; `out` was begun with other inputs or settings, is in use, or cannot be written.
@@ -57,7 +60,8 @@ def prepare(
             raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
     plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
     try:
-        if steps.is_complete(out, plan) and not _try_again(pathlib.Path(out), plan):
+        if steps.is_complete(out, plan) and not (retry and _try_again(pathlib.Path(out), plan)):
+            steps.remove_left(out)
             return False
         with steps.begin(out, plan) as partial:
             _decode_all(pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0)))
@@ -74,19 +78,19 @@ def _try_again(root: pathlib.Path, plan: Plan) -> bool:
       Whether there is more now than before: the store is then one that is under way, with all but the shards of these
       files made.
     """
-    numbers = worth_another_try(root, plan)
-    if not numbers:
+    if not worth_another_try(root, plan):
         return False
     partial = pathlib.Path(steps.partial_of(str(root)))
     partial.mkdir(exist_ok=True)
     with steps.locked(str(root), str(partial)), pool(1, plan.settings.limits) as submit:
+        numbers = worth_another_try(root, plan)  # as the store is now, which nobody else changes
         with progress(len(numbers)) as done:
             rows = [submit(_decode_one, partial, i, plan, done, _TRIES).result() for i in numbers]
         better = [i for i, row in zip(numbers, rows, strict=True) if not row.get("retry")]
         if better:
             reopen(root, partial, plan, better)
-    if not better:
-        storage.remove_tree(str(partial))
+        else:
+            storage.remove_tree(str(partial))
     return bool(better)
 
 
@@ -245,6 +249,7 @@ def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[i
     meta = store.read_meta(root)
     rows, checksums = _rows_of(root, meta), np.fromfile(root / store.CHECKSUMS, "<u4")
     first = np.cumsum([0] + [row.get("frames", 0) for row in rows])  # record of each input
+    frames_of_store = store.FrameStore(root) if first[-1] else None  # refuses a store without a video
     for shard, members in enumerate(plan.shards):
         crc32 = checksums[first[members.start] : first[members.stop]].tolist()
         if not set(members) & set(better):
@@ -253,8 +258,8 @@ def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[i
             files.write_bytes(path, steps.sealed_part(part, plan.id))
             continue
         for i in members:
-            if rows[i]["status"] == "ok":
-                frames = store.FrameStore(root).read(np.arange(first[i], first[i + 1])).tolist()
+            if frames_of_store and rows[i]["status"] == "ok":
+                frames = frames_of_store.read(np.arange(first[i], first[i + 1])).tolist()
                 frame_file_path(partial, i).write_bytes(b"".join(frames))
                 crc32 = checksums[first[i] : first[i + 1]].tolist()
                 row = rows[i] | {"jpeg_bytes": [len(frame) for frame in frames], "jpeg_crc32": crc32}
@@ -278,6 +283,16 @@ def _rows_of(root: pathlib.Path, meta: dict) -> list[dict]:
     return rows
 
 
+def how_to_retry(root: str, meta: dict) -> str:
+    """For people: what decodes those files of a complete store that are for another try."""
+    if storage.is_remote(root) or meta["settings"].get("software") != steps.software():
+        return "prepare it anew, into another --out"
+    return (
+        "give input_pipeline.prepare the same flags and --retry; runs begun with this store need it as it is, "
+        "so copy it first"
+    )
+
+
 def summary(root: str) -> str:
     """What a complete store holds and what was refused, for people."""
     ledger = storage.join(root, store.LEDGER)
@@ -288,7 +303,9 @@ def summary(root: str) -> str:
     lines = [f"{len(rows):>9,} inputs", f"{len(ok):>9,} ok"]
     lines += [f"{count:>9,} refused: {reason}" for reason, count in reasons.most_common()]
     if waiting := [row["input"] for row in rows if row.get("retry")]:
-        lines.append(f"{len(waiting):>9,} of them for another try (such as {waiting[0]}): run the same command again")
+        meta = store.parse_meta(storage.read(storage.join(root, store.META)), root)
+        remedy = how_to_retry(root, meta)
+        lines.append(f"{len(waiting):>9,} of them for another try (such as {waiting[0]}): {remedy}")
     noted = collections.defaultdict(list)
     for row in ok:
         for note in row.get("notes", []):

@@ -166,8 +166,20 @@ def is_complete(root: str, plan: Plan) -> bool:
     _check_same(root, settings, plan.identity["settings"])
     rows = store.parse_ledger(storage.read(storage.join(root, store.LEDGER)), meta, root)
     _check_inputs(root, [[row["input"], row["bytes"]] for row in rows], plan.identity["inputs"])
-    storage.remove_tree(partial_of(root))  # killed between the last two steps
     return True
+
+
+def remove_left(root: str) -> None:
+    """Removes the work in progress of a complete store, which a kill between the last two steps left.
+
+    It does no harm: it stays where another command is at work in it, or where nothing can be written.
+    """
+    partial = partial_of(root)
+    if storage.is_remote(root):
+        storage.remove_tree(partial)
+    elif os.path.isdir(partial):
+        with contextlib.suppress(DataError, OSError), locked(root, partial):
+            storage.remove_tree(partial)
 
 
 def partial_of(root: str) -> str:
@@ -249,6 +261,8 @@ def locked(root: str, partial: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             raise DataError(f"another preparation is writing to {root}; wait for it, or end it") from e
+        if not os.fstat(lock.fileno()).st_nlink:  # it was removed between the two lines above, by the one that held it
+            raise DataError(f"another preparation was writing to {root} until now; run the same command again")
         yield
 
 

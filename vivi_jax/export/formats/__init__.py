@@ -137,7 +137,7 @@ def problem_of(chosen: Format, encoder: Encoder) -> str | None:
 def move(written: Path, target: Path) -> None:
     """A file with the checksum beside it, or a folder, to its place; what is there is replaced as a whole."""
     if written.is_dir():
-        old = written.with_name("old")
+        old = written.with_name(f"{written.name}.old")
         if target.exists():
             os.replace(target, old)  # goes with the folder that both are in
         os.replace(written, target)

@@ -31,6 +31,12 @@ from vivi_jax.models.vit import EPS, VisionTransformer
 
 _LOG = logging.getLogger(__name__)
 SUMS = "SHA256SUMS"
+PAPERS = {  # by config.method.name
+    "vito": "arXiv:2210.06433",
+    "vivi": "arXiv:1912.02783",
+    "vdim": "arXiv:2007.13278",
+    "moco_v3": "arXiv:2104.02057",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +349,7 @@ tags:
 
 # {facts.get("config", type(encoder).__name__)}
 
-An image encoder trained by [vivi_jax](https://arxiv.org/abs/2210.06433). Licence of the weights: {about.licence}.
+An image encoder from vivi_jax. Licence of the weights: {about.licence}.
 
 ```python
 {load}
@@ -369,9 +375,11 @@ def facts_of(source: pathlib.Path) -> dict[str, Any]:
             "batch size": config.get("batch_size"),
             "seed": config.get("seed"),
         }
+        if paper := PAPERS.get(config.get("method", {}).get("name")):
+            facts["paper"] = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
         facts |= {f"config.{part}": json.dumps(config[part]) for part in ("method", "schedule") if part in config}
     summary = read_json(source / "summary.json")
-    facts |= {name: summary[name] for name in ("step", "commit", "state_sha256") if name in summary}
+    facts |= {name: summary[name] for name in ("step", "state_sha256") if name in summary}
     scores: dict[str, Any] = {}
     try:
         lines = files.read_json_lines(source / "metrics.jsonl", keys=("step",))
