@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks.faults import damage
+from benchmarks.faults.__main__ import ROWS, rows_named
 from helpers.commands import ROOT, one_device
 from vivi_jax.errors import CheckpointError
 
@@ -49,3 +50,21 @@ def test_a_reader_that_does_not_look_is_found_out(tmp_path):
     assert len(damage.judge(20, 0, [path], careless, right)["wrong"]) > 15  # a file alone has nothing to swap with
     found = damage.judge(20, 0, [path], careful, right)
     assert not found["wrong"] and found["noticed"] + found["no difference"] == 20
+
+
+@pytest.mark.parametrize(
+    "only, rows",
+    [
+        ("R20", ["R20"]),  # not R2 as well
+        ("R12,R1", ["R1", "R12 exports", "R12 stores", "R12 ledgers"]),
+        ("R12 stores", ["R12 stores"]),
+        ("", list(ROWS)),
+    ],
+)
+def test_rows_are_chosen_by_their_whole_number(only, rows):
+    assert rows_named(only) == rows
+
+
+def test_a_row_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match="no row R99"):
+        rows_named("R1,R99")

@@ -4,7 +4,7 @@
 
 --quick (the default) takes minutes, --full two hours on two cores. Exit code 1 if anything went wrong. Each row is kept
 as soon as it is measured: docs/results/reliability.json with --full, FOLDER/reliability.json with --quick; a row that
-is measured again replaces the one before. The rows are explained in docs/reliability.md.
+is measured again replaces the one before. The functions that measure the rows say what they do.
 """
 
 import argparse
@@ -47,13 +47,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="few cases of each row; the default")
-    size.add_argument("--full", action="store_true", help="the cases that docs/reliability.md reports")
+    size.add_argument("--full", action="store_true", help="the cases that docs/results/reliability.json reports")
     parser.add_argument("--only", default="", help=f"comma-separated, of {', '.join(ROWS)}")
     parser.add_argument("--out", default="", help="folder for runs and stores; a temporary one by default")
     options = parser.parse_args()
-    wanted = [
-        row for row in ROWS if not options.only or row in options.only or row.split()[0] in options.only.split(",")
-    ]
+    try:
+        wanted = rows_named(options.only)
+    except ValueError as error:
+        parser.error(str(error))
     folder = pathlib.Path(options.out or tempfile.mkdtemp(prefix="vivi_jax_faults_"))
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -82,6 +83,18 @@ def main() -> int:
     if not options.out:
         shutil.rmtree(folder)
     return int(any(rows[name]["wrong"] for name in wanted))
+
+
+def rows_named(only: str) -> list[str]:
+    """Names of the rows that --only names, which may leave out what follows the number: "" is all of them.
+
+    Raises:
+      ValueError: there is none of a name.
+    """
+    names = only.split(",") if only else list(ROWS)
+    if unknown := [name for name in names if not any(name in (row, row.split()[0]) for row in ROWS)]:
+        raise ValueError(f"--only: no row {unknown[0]}; there are {', '.join(ROWS)}")
+    return [row for row in ROWS if row in names or row.split()[0] in names]
 
 
 def rows_of(folder: pathlib.Path, scale: int) -> dict[str, Callable[[], dict]]:

@@ -190,8 +190,8 @@ class _Canary:
 
 def pickles(workdir: str, folder: str) -> dict:
     """R20: files that run code when a careless reader opens them, under every name that a reader here takes."""
-    from input_pipeline.store import FrameStore
-    from vivi_jax import export
+    from input_pipeline.store import INDEX, META, FrameStore, identity_of
+    from vivi_jax import export, files
 
     root = pathlib.Path(folder)
     canary = root / "canary"
@@ -210,6 +210,9 @@ def pickles(workdir: str, folder: str) -> dict:
     index = dict(np.load(store / "index.npz"))
     index["videos"] = np.array([_Canary(str(canary))], object)
     np.savez(store / "index.npz", **index)
+    meta = json.loads((store / META).read_text())  # with hashes that fit: whoever sends a store can write them
+    meta["files"][INDEX] = {"bytes": (store / INDEX).stat().st_size, "sha256": files.sha256(store / INDEX)}
+    files.write_json(store / META, meta | {"id": identity_of(meta)})
     tried += 1
     try:
         FrameStore(store)

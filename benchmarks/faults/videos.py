@@ -74,7 +74,7 @@ def hostile(count: int, seed: int, folder: pathlib.Path) -> dict:
         for i in range(batch):
             which = rng.randrange(len(sources))
             (videos / f"{i:04d}-{sources[which].name}").write_bytes(mutated(contents[which], contents, rng))
-        settings = Settings(short_side=32)
+        settings = Settings(short_side=32, memory_mb=MEMORY_MB)
         try:
             answer = runs.in_child(_prepare, str(videos), str(out), settings, seconds=1800)
         except RuntimeError as error:
