@@ -232,6 +232,28 @@ def test_a_peer_that_never_comes_ends_the_wait_with_one_line(store, tmp_path, ra
     assert "config.hosts.start_timeout_seconds" in errors[0]
 
 
+@pytest.mark.slow
+def test_all_go_back_to_what_process_0_sees(tmp_path):
+    """Files that another host does not see yet (here: never) are no reason to decide otherwise there."""
+    (tmp_path / "0" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "0" / "checkpoints" / "7" / "MANIFEST.json").touch()
+    (tmp_path / "0" / "metrics.jsonl").write_text('{"step": 7, "score": 1.0}\n')
+    (tmp_path / "0" / "bad_steps.jsonl").write_text('{"step": 9, "action": "roll_back", "back_to": 7}\n')
+    code = """if True:
+        import sys, jax
+        from vivi_jax import checkpoint, metrics
+        from vivi_jax.distributed import processes
+        processes.start(start_timeout_seconds=60, heartbeat_seconds=60)
+        workdir = f"{sys.argv[1]}/{jax.process_index()}"
+        found = checkpoint.Checkpoints(workdir, keep=1).newest(), metrics.evaluated(workdir, 7)
+        print(*found, metrics.BadSteps(workdir, 4).skipped_batches())
+    """
+    hosts = start(2, 1, tmp_path / "run", ["-c", code, str(tmp_path)])
+    for rank, host in enumerate(hosts):
+        assert host.wait(timeout=100) == 0, output(tmp_path / "run", rank)
+        assert output(tmp_path / "run", rank).splitlines()[-1] == "7 True 2"
+
+
 def test_a_difference_has_its_dotted_key_and_both_values():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
     assert files.config_diff(old, new) == [("a.c", 2, 4), ("d", 3, None), ("e", None, 5)]
