@@ -44,7 +44,7 @@ def batch() -> dict:
 @functools.cache
 def one_step():
     """(state before, state after, metrics) of one step of SGD."""
-    spec = method().batch_spec(BATCH, ml_collections.ConfigDict({"image_size": 32}))
+    spec = method().batch_spec(BATCH, ml_collections.ConfigDict({"image_size": 32, "views": 2}))
     schedule = optax.constant_schedule(0.1)
     optimizer = optim.sgd(schedule, weight_decay=0.1, momentum=0.9)
     step = make_train_step(method(), optimizer, schedule, optim.ema_constant(10, decay=0.9), seed=0, micro_batches=1)

@@ -208,6 +208,9 @@ def test_one_device_equals_eight():
 class TinyClipEncoder(PlainEncoder):
     """Two layers of locations and a norm at the output: all that these properties hang on, and quick to compile."""
 
+    def feature_maps(self):
+        return ("global", "local2")
+
     @nn.compact
     def __call__(self, x, *, train):
         local = nn.relu(SpatialConv(8, 4, 4, UNIT_INIT, name="local")(x))
