@@ -119,8 +119,8 @@ def test_standardised_images_are_tensorflows_behind_the_encoders_norm():
     shifted = np.asarray(augment_vivi.standardized(jnp.asarray(images, jnp.float32) / 255, encoder))
     seen = (shifted - np.array(encoder.input_mean)) / np.array(encoder.input_std)
     expected = tf.image.per_image_standardization(images).numpy()
-    np.testing.assert_allclose(seen, expected, atol=1e-3)  # the plain image's rounding errors are divided by 3e-4
-    assert np.abs(seen[1]).max() < 1e-3 and np.abs(seen[0]).max() > 1
+    np.testing.assert_allclose(seen, expected, atol=5e-3)  # the plain image's rounding errors are divided by 3e-4
+    assert np.abs(seen[1]).max() < 5e-3 and np.abs(seen[0]).max() > 1
 
 
 def test_hsv_randomisation_by_hand():
