@@ -183,7 +183,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
 
 
 UNUSABLE = [
-    ({"input_std": "[0.2, 0.0, 0.2]"}, "input_std=.* divides by zero"),
+    ({"input_std": "[0.2, 0.0, 0.2]"}, "input_std=.* is not allowed: .* above 0"),
     ({"input_std": "[0.2, NaN, 0.2]"}, "input_std='.*', which are not three numbers"),
     ({"input_mean": "[0.5]"}, "input_mean='.0.5.', which are not three numbers"),
     ({"input_mean": "half"}, "input_mean='half', which are not three numbers"),

@@ -177,7 +177,8 @@ def check(
     if not isinstance(kinds, Mapping):
         parameters = inspect.signature(kinds).parameters.values()
         others = next((p.annotation for p in parameters if p.kind is p.VAR_KEYWORD), None)
-        kinds = {p.name: p.annotation for p in parameters if p.kind is not p.VAR_KEYWORD and _known(p.annotation)}
+        named = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+        kinds = {p.name: p.annotation for p in named if _known(p.annotation) or p.annotation is p.empty}
     prefix = f"config.{section}." if section else "config."
     kinds = {key: kind for key, kind in kinds.items() if key not in besides}
     for key, value in values.items():

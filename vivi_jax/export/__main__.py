@@ -1,7 +1,7 @@
 """Writes a pretrained encoder in the form that other people's code reads, and tries it there before it says so.
 
     python -m vivi_jax.export --checkpoint=RUN --format=torchvision --out=FILE.safetensors     ResNet v1, Swin
-    python -m vivi_jax.export --checkpoint=RUN --format=timm --out=FOLDER                      ResNet, Swin, ViT
+    python -m vivi_jax.export --checkpoint=RUN --format=timm --out=FOLDER                      what timm has
     python -m vivi_jax.export --checkpoint=RUN --format=huggingface --out=FOLDER --licence=cc-by-4.0
     python -m vivi_jax.export --checkpoint=RUN --format=onnx --out=FILE.onnx                   any encoder
     python -m vivi_jax.export --checkpoint=RUN --format=stablehlo --out=FOLDER                 or savedmodel, or npz
