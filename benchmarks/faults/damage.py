@@ -64,17 +64,20 @@ def judge(
     """Damages `files` `count` times; each time `read` gives a digest that `right` takes, or raises an error of ours."""
     rng, counts, wrong = random.Random(seed), {"noticed": 0, "no difference": 0}, []
     logging.disable(logging.WARNING)  # of a fall back to the checkpoint before, a thousand times
-    for _ in range(count):
-        with damaged(files, rng.choice(KINDS), rng) as what:
-            try:
-                if right(read()):
-                    counts["no difference"] += 1
-                else:
-                    wrong.append(f"silent: {what}")
-            except (CheckpointError, ConfigError, DataError):
-                counts["noticed"] += 1
-            except Exception as error:
-                wrong.append(f"{type(error).__name__} of no line of ours: {what}")
+    try:
+        for _ in range(count):
+            with damaged(files, rng.choice(KINDS), rng) as what:
+                try:
+                    if right(read()):
+                        counts["no difference"] += 1
+                    else:
+                        wrong.append(f"silent: {what}")
+                except (CheckpointError, ConfigError, DataError):
+                    counts["noticed"] += 1
+                except Exception as error:
+                    wrong.append(f"{type(error).__name__} of no line of ours: {what}")
+    finally:
+        logging.disable(logging.NOTSET)
     return {"damages": count, **counts, "wrong": wrong}
 
 
