@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 # Before the first `import jax`: every test can then build meshes of 1, 2 and 8 devices.
@@ -19,6 +20,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # silent broadcasting is an error here
+# A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP; what tests start inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SAMPLE_DATA = pathlib.Path(
     os.environ.get("VIVI_JAX_SAMPLE_DATA", pathlib.Path(__file__).resolve().parents[2] / "shared" / "data")
