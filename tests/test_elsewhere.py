@@ -364,7 +364,8 @@ def test_bits_arrays_and_timms_names_give_the_features(depth, classes, tmp_path)
         expected, _ = reference(torch.from_numpy(normalised(found["bit"].encoder, pixels(48))))
     for loaded in found.values():
         chex.assert_trees_all_equal(loaded.variables, random_variables(encoder))
-        np.testing.assert_allclose(pooled(loaded.encoder, loaded.variables, pixels(48)), expected.numpy(), atol=1e-4)
+        features = pooled(loaded.encoder, loaded.variables, pixels(48))
+        np.testing.assert_allclose(features, expected.numpy(), atol=1e-4, rtol=1e-3)  # 50 layers in float32, two sums
 
 
 def test_the_epsilon_of_standardisation_is_a_field_of_the_encoder(tmp_path):

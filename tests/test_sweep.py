@@ -142,7 +142,7 @@ def test_segmentation_sweeps_on_its_training_images(tmp_path, sample_data):
     config = segmentation.get_config("voc,demo")
     config.batch_size, config.schedule.epochs = 8, 8.0  # a row for each of the tests' devices
     config.encoder.width = 0.125
-    config.sweep.update(dict(lr=(0.1, 0.0), weight_decay=(1e-4,), held_out=0.5))
+    config.sweep.update(dict(lr=(0.1, 1e-6), weight_decay=(1e-4,), held_out=0.5))
     arguments = dict(sweep=True, source="none", data=str(tmp_path), workdir=str(tmp_path / "out"))
     result = sweep.evaluate(evaluate_segmentation, config, **arguments)
     trials = [json.loads((p / "result.json").read_text()) for p in sorted((tmp_path / "out" / "sweep").iterdir())]
