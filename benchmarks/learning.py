@@ -1,10 +1,11 @@
-"""What pretraining on the demo's videos is worth: VITO and MoCLR from three seeds, against the untrained network.
+"""What pretraining on the demo's videos is worth: each method from three seeds, against its untrained network.
 
-    python -m benchmarks.learning [--seeds=0,1,2] [--methods=VITO,MoCLR] [--out=runs/learning]
+    python -m benchmarks.learning [--seeds=0,1,2] [--methods="VITO,MoCLR,MoCo v3"] [--out=runs/learning]
 
-Both train the same network for the same steps on the same rendered videos and differ only in what the papers differ in:
-frames, pooling, scales and crops (configs/vito.py:demo and configs/vito.py:demo,moclr). Top-1 accuracy on held-out
-videos, whose labels no training sees. Writes docs/results/learning.json.
+VITO and MoCLR train the same network for the same steps on the same rendered videos and differ only in what the papers
+differ in: frames, pooling, scales and crops (configs/vito.py:demo and configs/vito.py:demo,moclr). MoCo v3 trains a ViT
+on the same videos for twice the steps (configs/moco_v3.py:demo): it is compared with its own untrained network, not
+with the others. Top-1 accuracy on held-out videos, whose labels no training sees. Writes docs/results/learning.json.
 """
 
 import argparse
@@ -16,7 +17,11 @@ import sys
 
 from benchmarks.results import record
 
-METHODS = {"VITO": "configs/vito.py:demo", "MoCLR": "configs/vito.py:demo,moclr"}
+METHODS = {
+    "VITO": "configs/vito.py:demo",
+    "MoCLR": "configs/vito.py:demo,moclr",
+    "MoCo v3": "configs/moco_v3.py:demo",
+}
 
 
 def main() -> None:
@@ -38,6 +43,7 @@ def main() -> None:
                         "method": method,
                         "measure": name,
                         "when": when,
+                        "step": runs[0][line]["step"],
                         "median": statistics.median(values),
                         "min": min(values),
                         "max": max(values),
@@ -45,9 +51,9 @@ def main() -> None:
                 )
     path = record(
         "learning",
-        {"rows": rows, "steps": runs[0][-1]["step"]},
+        {"rows": rows},
         seeds=seeds,
-        command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods={arguments.methods}",
+        command=f"python -m benchmarks.learning --seeds={arguments.seeds} --methods='{arguments.methods}'",
     )
     print(json.dumps(rows, indent=1), f"\nwrote {path}")
 
@@ -67,7 +73,7 @@ def prepare(out: pathlib.Path) -> None:
 
 def train(out: pathlib.Path, method: str, config: str, seed: int) -> list[dict]:
     """Lines of the run's metrics that have an accuracy: untrained first, trained last."""
-    run = out / f"{method.lower()}-{seed}"
+    run = out / f"{method.lower().replace(' ', '_')}-{seed}"
     python(
         "vivi_jax.main",
         f"--config={config}",

@@ -61,15 +61,14 @@ def learning_table(result: dict) -> str:
         return f"{row['median']:.1%} ({row['min']:.1%} to {row['max']:.1%})"
 
     names = {"knn_top1": "k-NN", "linear_top1": "linear probe"}
-    found = {(row["method"], row["measure"], row["when"]): share(row) for row in result["values"]["rows"]}
-    rows = [
-        (method, names[measure], untrained, found[method, measure, "trained"])
-        for (method, measure, when), untrained in found.items()
-        if when == "untrained"
-    ]
-    return _table(("method", "top-1 of", "untrained", "trained"), rows) + (
-        f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}, {result['values']['steps']} steps. "
-        + _source(result)
+    found = {(row["method"], row["measure"], row["when"]): row for row in result["values"]["rows"]}
+    rows = []
+    for (method, measure, when), untrained in found.items():
+        if when == "untrained":
+            trained = found[method, measure, "trained"]
+            rows.append((method, trained["step"], names[measure], share(untrained), share(trained)))
+    return _table(("method", "steps", "top-1 of", "untrained", "trained"), rows) + (
+        f"\n\nMedian (range) over seeds {', '.join(map(str, result['seeds']))}. " + _source(result)
     )
 
 
