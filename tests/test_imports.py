@@ -19,7 +19,6 @@ DOORS = {
 ALLOWED = {
     **dict.fromkeys(DOORS, {"vivi_jax.command_line"}),
     "input_pipeline.curation.local": {"evaluation.encoders"},
-    "input_pipeline.curation.beam": {"evaluation.encoders"},
 }
 LIBRARIES = {  # package -> what it may not import
     "configs": {"jax", "tensorflow"},

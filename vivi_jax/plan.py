@@ -12,14 +12,12 @@ compiler's own cycles, or a roofline over chips.py, plus bytes over links and la
 measured them.
 """
 
-import json
-import pathlib
 import subprocess
 import sys
 
 from absl import flags
 
-from vivi_jax import command_line
+from vivi_jax import command_line, files
 from vivi_jax.errors import ConfigError
 from vivi_jax.planning.planner import plan, text
 
@@ -37,7 +35,7 @@ def main(values: dict) -> None:
     result = plan(values["config"], values["topology"])
     print(text(result))
     if values["json"]:
-        pathlib.Path(values["json"]).write_text(json.dumps(result, indent=1) + "\n")
+        files.write_json(values["json"], result)
     if not result["fits"]:
         sys.exit(2)
 
