@@ -17,7 +17,7 @@ class Prefetcher:
 
     Args:
       batches: yields dicts of arrays whose leading axis is this process's share of the global batch.
-      mesh: the batch is split over its "data" axis.
+      mesh: the batch is split over all its devices.
       depth: batches held on the device ahead of the one in use.
 
     Attributes:
