@@ -115,6 +115,8 @@ def run_section(**changes) -> ml_collections.ConfigDict:
             eval_every=0,  # steps between online evaluations; 0: only at the end
             watchdog_seconds=1800.0,  # a step that takes longer ends the process; 0: never
             on_nan="stop",  # where a step is not finite; "skip" it, or "roll_back" to a checkpoint: docs/running.md
+            compilation_cache="~/.cache/vivi_jax",  # compiled programs for later starts; "": none are kept
+            profile=0,  # steps of this start that JAX's profiler traces into WORKDIR/profile
             fsdp=1,  # devices that hold one copy of parameters, optimizer and target; 1: all on every device
         )
         | changes

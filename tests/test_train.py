@@ -83,6 +83,8 @@ def run(workdir, made=None, data=None, **changes):
         watchdog_seconds=0,
         on_nan="stop",
         fsdp=1,
+        compilation_cache="",
+        profile=0,
     )
     return train(made or experiment(), data or batches(), str(workdir), **options | changes)
 
@@ -351,6 +353,46 @@ def test_a_disk_that_is_full_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="cannot write to .*: No space left on device; mend that"):
         run(tmp_path, data=batches(at=fill))
     assert run(tmp_path).step == TOTAL
+
+
+# --- the profiler, and programs that are kept -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps, traced", [(2, [11, 12]), (20, list(range(1, 13))), (0, [])])
+def test_the_profile_has_the_steps_behind_the_first_ten(tmp_path, steps, traced):
+    run(tmp_path, profile=steps)
+    found = [
+        dict(event.stats)["step_num"]
+        for file in tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+        for line in plane.lines
+        for event in line.events
+        if event.name == "train"
+    ]
+    assert sorted(found) == traced
+
+
+@pytest.mark.slow
+def test_a_later_start_finds_its_programs_and_ends_with_the_same_bits(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_train; from vivi_jax import checkpoint; "
+        "print(checkpoint.state_sha256(test_train.run(sys.argv[1], compilation_cache=sys.argv[2])))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+    def start(run: str, cache: str, **variables: str) -> tuple[str, list]:
+        arguments = [sys.executable, "-c", code, str(tmp_path / run), str(tmp_path / cache) if cache else ""]
+        done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, env=environment | variables)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, sorted(tmp_path.glob("kept/*/*-cache"))
+
+    first, programs = start("a", "kept")
+    assert programs
+    assert start("b", "kept") == (first, programs)
+    assert start("c", "") == (first, programs)
+    assert start("d", "unused", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == (first, programs)
+    assert list(tmp_path.glob("own/*")) and not (tmp_path / "unused").exists()
 
 
 def test_a_closed_watchdog_lets_everything_last():

@@ -56,10 +56,10 @@ WRONG = {
 }
 # "CONFIG KEY" as regular expressions, their values among the above that are no mistakes, and why.
 LEGAL = [
-    (r".* name", ("no such name",), "any text"),
+    (r".* (name|run\.compilation_cache)", ("no such name",), "any text, or a folder that is made"),
     (r".* data\.(train|test)_(annotations|images)", ("no such name",), "files of --data, which are looked for later"),
     (r".* (seed|pictures)", (0,), "the first, or none"),
-    (r".* run\.(eval_every|watchdog_seconds)", (0, 0.0), "never"),
+    (r".* run\.(eval_every|watchdog_seconds|profile)", (0, 0.0), "never"),
     (r".* data\.(delay_seconds|min_shot_seconds)", (0.0,), "no time between, or all shots"),
     (r".*(action|vdim).* (data\.offset|method\.hidden)", (0,), "no offset, or a linear classifier"),
     (r".* optimizer\.frozen_epochs", (0.0, 1.5), "none, or some"),

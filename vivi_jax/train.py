@@ -3,8 +3,10 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -30,6 +32,7 @@ Evaluator = Callable[[int, TrainState], dict[str, float]]
 SKIPPED = "skipped"  # a metric of the step with on_nan="skip"
 MOST_SKIPPED_IN_A_ROW = 10  # then the cause is no single batch
 MOST_ROLL_BACKS = 3  # to one checkpoint, likewise
+UNTRACED = 10  # steps of a start before those of its trace, as the first ones wait for what is only then made
 
 
 def train(
@@ -47,6 +50,8 @@ def train(
     watchdog_seconds: NonNegative,
     on_nan: Literal["stop", "skip", "roll_back"],
     fsdp: Count,
+    compilation_cache: str,
+    profile: Whole,
     claim: Callable[[], None] = lambda: None,
     initial: Callable[[], TrainState] | None = None,
 ) -> TrainState:
@@ -65,6 +70,8 @@ def train(
         "skip": leave the state as it was before the step. "roll_back": go back to the newest good checkpoint, and on
         with the batches behind this step's. Each such step is noted in WORKDIR/bad_steps.jsonl.
       fsdp: devices that hold one copy of the state between them (1: each has all of it).
+      compilation_cache: folder that keeps compiled programs for later starts, see keep_compiled; "": none.
+      profile: steps of this start that JAX's profiler traces into WORKDIR/profile; 0: none.
       claim: called by all processes when the first step is about to run. Before, nothing is written to `workdir`. What
         it raises ends the run.
       initial: makes the state at step 0, on one device, where that is not the method's own.
@@ -79,6 +86,7 @@ def train(
       CheckpointError: the checkpoints are not good, do not fit, or cannot be written.
     """
     lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
+    keep_compiled(compilation_cache)
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
     with files.said_where_there_is_no_room(workdir), contextlib.ExitStack() as cleanup:
@@ -112,6 +120,8 @@ def train(
                     claim()
                 log = StepLog(workdir, experiment, first_step, log_every, feed, bad_steps)
                 cleanup_of_steps.enter_context(contextlib.closing(log))
+                trace = Trace(workdir, first_step, experiment.total_steps, profile)
+                cleanup_of_steps.enter_context(contextlib.closing(trace))
                 try:
                     state = run_steps(
                         first_step,
@@ -124,6 +134,7 @@ def train(
                         checkpoint_every=checkpoint_every,
                         checkpoints=checkpoints,
                         log=log,
+                        trace=trace,
                         watchdog=watchdog,
                         stop=stop,
                         anyone_asks=anyone_asks,
@@ -150,6 +161,7 @@ def run_steps(
     checkpoint_every: int,
     checkpoints: Checkpoints,
     log: "StepLog",
+    trace: "Trace",
     watchdog: Watchdog,
     stop: preemption.Preemption,
     anyone_asks: processes.StopConsensus,
@@ -170,8 +182,9 @@ def run_steps(
         try:
             with stop.interruptible(in_loop=True):
                 batch = next(feed)
-            state, metrics = train_step(state, batch)
-            log.step(step, metrics)
+            with trace.step(step):
+                state, metrics = train_step(state, batch)
+                log.step(step, metrics)
 
             last = step == total_steps
             if step % checkpoint_every == 0 or last:
@@ -275,6 +288,20 @@ def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh, *, skip_
     return in_thread(compile_on_mesh)
 
 
+def keep_compiled(directory: str) -> None:
+    """Has JAX keep what it compiles in `directory` for later starts; "": not.
+
+    JAX's own setting (JAX_COMPILATION_CACHE_DIR) comes first. A program for CPUs uses all that the processor has which
+    it was compiled on: machines that share a home directory share programs only where their processors are of a kind.
+    """
+    if not directory or jax.config.jax_compilation_cache_dir:
+        return
+    cpu = pathlib.Path("/proc/cpuinfo")
+    features = {line for line in cpu.read_text().splitlines() if line.startswith("flags")} if cpu.exists() else ()
+    kind = hashlib.sha256("".join(sorted(features)).encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).expanduser() / kind))
+
+
 def skipping_not_finite(train_step: TrainStep) -> TrainStep:
     """The step with one metric more, SKIPPED: 1 where loss, gradient or new state are not finite, else 0.
 
@@ -370,6 +397,38 @@ class StepLog:
 
     def close(self) -> None:
         self._writer.close()
+
+
+class Trace:
+    """JAX's profiler over `steps` steps of this start, behind its first UNTRACED where there are as many.
+
+    TensorBoard's and Perfetto's trace, in WORKDIR/profile/plugins/profile. Each step is an event "train" of its number.
+    """
+
+    def __init__(self, workdir: str, first_step: int, total_steps: int, steps: int):
+        self._folder = pathlib.Path(workdir, "profile")
+        begin = first_step + 1 + max(0, min(UNTRACED, total_steps - first_step - steps))
+        self._steps, self._on = range(begin, begin + steps), False
+
+    @contextlib.contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Around a step and the wait for the one before it."""
+        if step not in self._steps:
+            yield
+            self.close()  # only now: this step waited for the last of the trace
+            return
+        if not self._on:
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def close(self) -> None:
+        """Writes the trace, if it has begun."""
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()
+            _LOG.info("the profiler's trace is in %s", self._folder)
 
 
 def call_evaluators(evaluators: list[Evaluator], step: int, state: TrainState) -> dict[str, float]:
