@@ -413,6 +413,20 @@ def reliability_table(result: dict) -> str:
     )
 
 
+def performance_table(result: dict) -> str:
+    """benchmarks/all.py: each target, and whether the newest measurement meets it."""
+
+    def line(row: dict) -> tuple:
+        target = f"{'at most' if row['at_most'] else 'at least'} {row['bound']:g}{row['unit']}"
+        if "figure" not in row:
+            return row["what"], target, "not measured", "", ""
+        of = row["of"]
+        source = f"`{of['command']}`, {of['date']}, {of['cpu']}"
+        return row["what"], target, f"{row['figure']:.3g}{row['unit']}", "met" if row["met"] else "not met", source
+
+    return _table(("", "target", "measured", "", "by"), [line(row) for row in result["values"]["rows"]])
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -429,6 +443,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
     "detection": ("protocols", lambda result: protocols_table(result, "detection")),
     "action": ("protocols", lambda result: protocols_table(result, "action")),
+    "performance": ("performance", performance_table),
     "reliability": ("reliability", reliability_table),
     "gpu": ("gpu", gpu_table),
     "gpu_vito": ("gpu_vito", gpu_table),

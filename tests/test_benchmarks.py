@@ -1,5 +1,6 @@
 """Every benchmark with a smallest form runs to its end in it; the modules of the others run, so that none is stale."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from benchmarks import results
+from benchmarks.all import TARGETS, gather
 from helpers.commands import one_device
 
 # Its arguments at its smallest. benchmarks.gpu has its own tests, in test_benchmarks_gpu.py.
@@ -15,7 +17,7 @@ SMALLEST = {
     "vdim": ("--quick", "--table=small"),
 }
 # Full trainings, compilers of hours, or data sets: what they call has tests of its own.
-IMPORTED = ("davis", "input", "learning", "plan", "prepare", "protocols", "transfer", "vdim_learning", "vivi")
+IMPORTED = ("all", "davis", "input", "learning", "plan", "prepare", "protocols", "transfer", "vdim_learning", "vivi")
 IMPORTED += ("vivi_learning", "vtab")
 # No commands: what the others share.
 SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables")
@@ -45,6 +47,20 @@ def test_it_runs_at_its_smallest_and_writes_nothing(module):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "jax" in done.stdout
     assert {path: path.stat().st_mtime for path in results.RESULTS.iterdir()} == before
+
+
+def test_a_target_is_met_missed_or_not_measured(tmp_path):
+    values = {"rate_ratio_jax_over_torch": 1.3, "jax_peak_memory_mb": 3000.0, "torch_peak_memory_mb": 1500.0}
+    source = {"command": "c", "date": "2026-01-01", "commit": "abc"}
+    content = source | {"machine": {"cpu": "a processor"}, "values": values | {"jax_first_step_seconds": 25.0}}
+    (tmp_path / "step.json").write_text(json.dumps(content))
+    rows = {row["what"]: row for row in gather(tmp_path)}
+    assert len(rows) == len(TARGETS)
+    rate, memory, *times = (rows[t.what] for t in TARGETS if t.file == "step")
+    assert (rate["figure"], rate["met"]) == (1.3, True) and rate["of"] == source | {"cpu": "a processor"}
+    assert (memory["figure"], memory["met"]) == (2.0, False)  # at most 1
+    assert times[0]["met"] and "figure" not in times[1]  # that one was not measured then
+    assert all("figure" not in rows[t.what] for t in TARGETS if t.file != "step")
 
 
 @pytest.mark.slow
