@@ -31,7 +31,7 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     return {
         "config": command_line.define_config(default, "The numbers; configs/vtab.py:demo is small."),
         "checkpoint": text("checkpoint", None, "Run directory, file of weights, or none: random weights."),
-        "tasks": text("tasks", "all", f"own, or all, groups ({', '.join(vtab_tasks.GROUPS)}) or names, comma-separated."),
+        "tasks": text("tasks", "all", f"own; or all, or {', '.join(vtab_tasks.GROUPS)} or names, with commas."),
         "protocol": text("protocol", None, f"One of {', '.join(PROTOCOLS)}; by default v1, of own folders full."),
         "data": text("data", None, "TFDS data or class folders; with --tasks=own the folder of the classes."),
         "workdir": text("workdir", None, "Where the runs and tables go."),
