@@ -308,7 +308,7 @@ def _listed_pairs(root: pathlib.Path, split: str) -> Pairs:
     return [
         (
             images.get(name) or inside(root / "JPEGImages", f"{name}.jpg"),
-            masks.get(name) or inside(root / "SegmentationClass", f"{name}.png"),
+            masks.get(name) or root / "SegmentationClass" / f"{name}.png",  # of a name that no longer leads out
         )
         for name in _names(root / "ImageSets" / "Segmentation" / f"{split}.txt")
     ]
