@@ -22,7 +22,7 @@ from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of few channels; beside it data/ with two classes of images and a part of VOC."""
+    """A run of few channels; beside it data/ with two classes of images and a part of ImageNet-Vid-Robust."""
     root = tmp_path_factory.mktemp("all")
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
             for i in range(4):
                 pixels = rng.integers(level - 40, level + 40, (32, 32, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
-    (root / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages").mkdir(parents=True)
+    folders(root / "data", "vid_robust/pmsets.json")
     return make_run(root / "run", "demo")
 
 
@@ -149,14 +149,16 @@ def test_one_that_fails_keeps_no_other_from_its_score_and_a_finished_one_is_not_
     def report() -> dict[str, dict]:
         return {row["name"]: row for row in json.loads((out / "all.json").read_text())["evaluations"]}
 
-    assert start("--only=classes-linear,voc") == f"error: 1 of 2 evaluations failed: voc; see {out}/all.md"
+    assert (
+        start("--only=classes-linear,vid_robust") == f"error: 1 of 2 evaluations failed: vid_robust; see {out}/all.md"
+    )
     shown = capfd.readouterr()
-    for line in (f"found: classes-linear in {data}/Classes", f"voc: failed: no {data}/VOCdevkit/VOC2012/ImageSets"):
+    for line in (f"found: classes-linear in {data}/Classes", f"vid_robust: failed: no {data}/vid_robust/rev_class"):
         assert line in shown.err
     linear = json.loads((out / "classes-linear" / "result.json").read_text())
     first = report()
     assert first["classes-linear"]["scores"] == {"top-1": linear["linear_top1"]}
-    assert first["voc"]["state"] == "failed" and "train.txt" in first["voc"]["why"]
+    assert first["vid_robust"]["state"] == "failed" and "copy the files" in first["vid_robust"]["why"]
     assert shown.out == (out / "all.md").read_text() + "\n"
     assert f"| **here** | {100 * linear['linear_top1']:.1f} |" in shown.out
 
@@ -165,7 +167,7 @@ def test_one_that_fails_keeps_no_other_from_its_score_and_a_finished_one_is_not_
     assert (out / "classes-linear" / "log.txt").read_bytes() == made and report()["classes-linear"] == first[
         "classes-linear"
     ]
-    assert report()["voc"]["why"] == "not among --only"
+    assert report()["vid_robust"]["why"] == "not among --only"
     assert "was begun with other values (demo: False there, True here); use another --out" in start("--demo")
 
 
