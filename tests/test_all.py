@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from evaluation.all import found, page
-from evaluation.all.__main__ import main, reason
+from evaluation.all.__main__ import before, main, reason
 from evaluation.all.published import PUBLISHED
 from helpers.commands import ROOT, one_device
 from helpers.documented import configured, file_of, options_of
@@ -128,8 +128,18 @@ def test_the_page_has_scores_beside_the_papers_and_says_what_failed_and_what_was
         "Left out\n\n- lvis: not found",
     ):
         assert f"## {part}" in text
+    assert [page.in_a_line(row) for row in rows[:2]] == ["J&F 50.0 %, J 25.0 %", "failed: no masks"]
     report = json.loads((tmp_path / "all.json").read_text())
     assert report["evaluations"][0]["published"][0]["scores"] == {"J": 65.5}
+
+
+def test_what_an_earlier_start_has_done_stays_on_the_page(tmp_path):
+    done = {"name": "davis", "state": "done", "data": "D", "scores": {}, "note": "", "seconds": 1}
+    folders(tmp_path, "davis/done.json")
+    (tmp_path / "davis" / "done.json").write_text(json.dumps(done))
+    plan = found.Plan({"voc": tmp_path}, {"davis": "not among --only", "coco": "not found"})
+    rows = before(tmp_path, plan)
+    assert rows["davis"] == done and [rows[name]["state"] for name in ("voc", "coco")] == ["to do", "left out"]
 
 
 # ---- Whole runs -----------------------------------------------------------------------------------------------------

@@ -49,10 +49,7 @@ def run(options: argparse.Namespace) -> None:
     with lock.hold(out, option="--out"):
         identity = weights(options.checkpoint) | {"data": os.path.realpath(options.data), "demo": options.demo}
         files.claim(out / "evaluation.json", identity, option="--out")
-        rows = {name: before(out, name) for name in plan.found}
-        for name, why in plan.left_out.items():
-            row = before(out, name)  # done, perhaps, by a start with another --only
-            rows[name] = row if row["state"] == "done" else {"name": name, "state": "left out", "why": why}
+        rows = before(out, plan)
         for number, (name, folder) in enumerate(plan.found.items(), 1):
             text = page.write(out, about, list(rows.values()))
             if rows[name]["state"] == "done":
@@ -77,10 +74,12 @@ def weights(checkpoint: str) -> dict:
     return identity | {"step": max(manifest.steps(path / "checkpoints"), default=None)}
 
 
-def before(out: pathlib.Path, name: str) -> dict:
-    """The row of an evaluation as an earlier start left it."""
-    path = out / name / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else {"name": name, "state": "to do", "why": "not yet made"}
+def before(out: pathlib.Path, plan: found.Plan) -> dict[str, dict]:
+    """The rows of the page as earlier starts left them; what one with another --only has done is done."""
+    rows = {name: {"name": name, "state": "to do", "why": "not yet made"} for name in plan.found}
+    rows |= {name: {"name": name, "state": "left out", "why": why} for name, why in plan.left_out.items()}
+    done = {name: out / name / "done.json" for name in rows}
+    return rows | {name: json.loads(path.read_text()) for name, path in done.items() if path.is_file()}
 
 
 def made(name: str, words: list[str], data: pathlib.Path, folder: pathlib.Path) -> dict:
