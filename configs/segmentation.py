@@ -1,4 +1,4 @@
-"""Semantic segmentation with an FCN, on PASCAL VOC 2012 or ADE20K (VITO, arXiv:2210.06433 §3.2, A.2).
+"""Semantic segmentation with an FCN, on PASCAL VOC 2012, ADE20K (VITO, arXiv:2210.06433 §3.2, A.2) or own images.
 
     python -m evaluation.segmentation --config=configs/segmentation.py:voc --checkpoint=RUN --data=VOC2012 \\
         --workdir=DIR
@@ -10,14 +10,15 @@ VITO A.2 gives batch, rate, decay and epochs; what it calls "an FCN after He et 
 configuration of that network, SlotCon's transfer/segmentation/configs (fcn_d6_r50-d16_513x513_30k_voc12aug_moco),
 named "SlotCon" below.
 
-Variants: voc or ade20k; demo makes either small enough for a laptop, its scores are not the benchmarks'.
+Variants: voc, ade20k, or own, which has voc's values for images and masks of one's own; demo makes each small enough
+for a laptop, its scores are not the benchmarks'.
 """
 
 import ml_collections
 
 from configs import common
 
-VARIANTS = ("voc", "ade20k")
+VARIANTS = ("voc", "ade20k", "own")
 
 
 def get_config(argument: str = "voc") -> ml_collections.ConfigDict:

@@ -154,14 +154,14 @@ def attention_figure(
     axes = figure.subplots(1 + len(scales), len(images), squeeze=False)
     for image, caption, axis in zip(images, captions, axes[0], strict=True):
         axis.imshow(image)
-        axis.set_title(caption.replace(", ", "\n"), fontsize=7, parse_math=False)  # names may have a $
-    axes[0, 0].set_ylabel("frame", fontsize=8)
+        axis.set_title(caption.replace(", ", "\n"), fontsize=9, parse_math=False)  # names may have a $
+    axes[0, 0].set_ylabel("frame", fontsize=9)
     for (stage, mask_NxHxW), row in zip(scales, axes[1:], strict=True):
         height, width = mask_NxHxW.shape[1:]
         peak = float(mask_NxHxW.max()) * height * width
         for image, mask, axis in zip(images, mask_NxHxW, row, strict=True):
             axis.imshow(overlay(image, mask, peak))
-        row[0].set_ylabel(f"{stage}, {height} x {width}\nup to {peak:.1f}x uniform", fontsize=8)
+        row[0].set_ylabel(f"{stage}, {height} x {width}\nup to {peak:.1f}x uniform", fontsize=9)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)

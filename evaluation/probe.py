@@ -257,7 +257,8 @@ def run(options: argparse.Namespace) -> None:
         sets = {"test": images.load_labelled(options.data, "test")}
         scores = classifier_scores(encoder, variables, sets["test"], **sizes)
     else:
-        sets = load_sets(options.data, k=options.k, train_share=options.train_share)
+        k = options.k if options.mode == "knn" else 1
+        sets = load_sets(options.data, k=k, train_share=options.train_share)
         scores = evaluate(encoder, variables, sets, modes=(options.mode,), k=options.k, cache=options.cache, **sizes)
     result = scores | {
         "checkpoint": options.checkpoint,

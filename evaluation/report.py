@@ -57,7 +57,11 @@ section, .tiles {{ margin-top: 1.1rem; }}
 .tiles {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .8rem; }}
 .tile b {{ display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; white-space: nowrap; }}
 .tile span {{ color: #5b6875; font-size: .9rem; }}
-img {{ max-width: 100%; height: auto; display: block; }}
+img {{ width: 100%; height: auto; display: block; }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }}
+.wide {{ overflow-x: auto; }} .wide img {{ min-width: 52rem; }}
+@media (max-width: 57rem) {{ .wide::before {{ content: "Scroll sideways to see all of it."; position: sticky; left: 0;
+  color: #5b6875; font-size: .9rem; }} }}
 table {{ border-collapse: collapse; font-size: .9rem; }} td {{ padding: .15rem 1.2rem .15rem 0; vertical-align: top; }}
 td:first-child {{ color: #5b6875; }} td, code {{ overflow-wrap: anywhere; }} summary {{ cursor: pointer; }}
 </style></head><body><main>
@@ -77,7 +81,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     run = pathlib.Path(workdir)
     config, metrics = checkpoint.load_config(str(run)), metrics_lib.read(run)
     sections = (
-        ("Training", lambda: image(curves(metrics))),
+        ("Training", lambda: curves_section(metrics)),
         ("Nearest neighbours", lambda: neighbours_section(run, config)),
         ("Attention", lambda: attention_section(run, config)),
         ("What was run", lambda: set_up(run, config)),
@@ -132,8 +136,13 @@ def tiles(metrics: list[dict]) -> str:
     )
 
 
-def curves(metrics: list[dict]) -> Figure:
-    """A chart for each of CHARTS that has values."""
+def curves_section(metrics: list[dict]) -> str:
+    """The charts in as many columns as the window has room for."""
+    return f'<div class="charts">{"".join(image(figure, title) for title, figure in curves(metrics).items())}</div>'
+
+
+def curves(metrics: list[dict]) -> dict[str, Figure]:
+    """Title -> chart, of each of CHARTS that has values; made for a width of 300 to 450 pixels."""
     charts = [
         (title, {label: series(metrics, name) for name, label in names.items() if series(metrics, name)[0]})
         for title, names in CHARTS
@@ -141,10 +150,10 @@ def curves(metrics: list[dict]) -> Figure:
     charts = [(title, lines) for title, lines in charts if lines]
     if not charts:
         raise DataError("metrics.jsonl has no lines yet")
-    rows = -(-len(charts) // 2)
-    figure = Figure(figsize=(10, 2.2 * rows), dpi=140, layout="constrained")
-    axes = figure.subplots(rows, 2, squeeze=False).flat
-    for (title, lines), axis in zip(charts, axes, strict=False):  # charts first: zip takes no axis too many
+    figures = {}
+    for title, lines in charts:
+        figure = figures[title] = Figure(figsize=(4.2, 2.3), dpi=180, layout="constrained")
+        axis = figure.subplots()
         for (label, (steps, values)), colour in zip(lines.items(), (ACCENT, SECOND), strict=False):
             axis.plot(
                 steps,
@@ -156,21 +165,19 @@ def curves(metrics: list[dict]) -> Figure:
                 markersize=3,
             )
         axis.set_title(title, fontsize=10, loc="left", color=INK)
-        axis.tick_params(labelsize=8, colors="#5b6875")
+        axis.tick_params(labelsize=9, colors="#5b6875")
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
         if len(lines) > 1:
-            axis.legend(fontsize=8, frameon=False)
-    for axis in list(axes):  # an odd number of charts leaves a place empty
-        axis.set_visible(False)
-    return figure
+            axis.legend(fontsize=9, frameon=False)
+    return figures
 
 
 def neighbours_section(run: pathlib.Path, config: dict) -> str:
     if not config["evaluation"]["dataset"]:
         raise DataError("the run has no labelled images (config.evaluation.dataset)")
     figure, of = neighbours(str(run), config["evaluation"]["dataset"])
-    return image(figure) + (
+    return wide(image(figure, "held-out images and their nearest training images")) + (
         '<p class="note">Left: held-out images. Right of each: the training images whose features '
         f"are nearest by cosine, of {of}; green where the class is the same.</p>"
     )
@@ -208,7 +215,7 @@ def neighbours(run: str, dataset: str) -> tuple[Figure, int]:
 
 def _picture(axis, pixels: np.ndarray, caption: str, colour: str) -> None:
     axis.imshow(pixels)
-    axis.set_xlabel(caption, fontsize=8, color=colour, labelpad=2, parse_math=False)  # classes may have a $
+    axis.set_xlabel(caption, fontsize=9, color=colour, labelpad=4, parse_math=False)  # classes may have a $
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color=colour, linewidth=2.5)
 
@@ -221,7 +228,8 @@ def attention_section(run: pathlib.Path, config: dict) -> str:
     frames, captions = attention.load_images(source, count=ATTENTION_FRAMES, size=size)
     png = io.BytesIO()
     attention.attention_figure(frames, attention.load_masks(str(run), method, frames), captions, png)
-    return png_tag(png) + '<p class="note">Masks of the online network, each frame by itself (VITO, Figure A.1).</p>'
+    picture = wide(png_tag(png, "frames, and the attention over each"))
+    return picture + '<p class="note">Masks of the online network, each frame by itself (VITO, Figure A.1).</p>'
 
 
 def set_up(run: pathlib.Path, config: dict) -> str:
@@ -289,14 +297,20 @@ def table(rows) -> str:
     return "<table>" + "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in cells) + "</table>"
 
 
-def image(figure: Figure) -> str:
+def wide(picture: str) -> str:
+    """A picture of many columns: in a narrow window it is moved sideways, as it could not be read if it shrank."""
+    return f'<div class="wide">{picture}</div>'
+
+
+def image(figure: Figure, description: str) -> str:
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    return png_tag(png)
+    return png_tag(png, description)
 
 
-def png_tag(png: io.BytesIO) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+def png_tag(png: io.BytesIO, description: str) -> str:
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
 
 
 def main(argv: list[str] | None = None) -> None:

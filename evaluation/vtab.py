@@ -1,12 +1,19 @@
-"""Scores an encoder on VTAB: each task's sweep, the choice of settings, the final runs and the tables.
+"""Fine-tunes an encoder on VTAB or on own class folders: sweeps, the choice of settings, final runs, tables.
 
     python -m evaluation.vtab --checkpoint=RUN_OR_FILE|none --tasks=all --protocol=v1|v2|full --data=DIR \\
         --workdir=DIR [--shard=0/4] [--config=configs/vtab.py:demo]
+
+    python -m evaluation.vtab --checkpoint=RUN_OR_FILE|none --tasks=own --data=CLASSES --workdir=DIR
 
 --data holds TFDS data sets, or class folders DATA/TASK/{train,test}/CLASS/*.png. Each finished run is a file in
 WORKDIR/runs; started again, the program goes on after the last one. Machines that share WORKDIR divide the tasks by
 --shard; with v1 they meet before the final runs, as one setting is chosen for all tasks. Tables are in
 WORKDIR/vtab.{json,csv,md,png}.
+
+With --tasks=own, --data is what evaluation.probe takes: a folder with train/ and test/, each with a folder per class
+(and perhaps val/), one folder of classes alone, of which one image in five is for the score, a frame store with labels
+or a TFDS name. All training images are used (--protocol=full); settings are chosen on val/, or on one training image in
+five. The score is in WORKDIR/own.{json,md}.
 """
 
 from absl import flags
@@ -24,9 +31,9 @@ def define_flags() -> dict[str, flags.FlagHolder]:
     return {
         "config": command_line.define_config(default, "The numbers; configs/vtab.py:demo is small."),
         "checkpoint": text("checkpoint", None, "Run directory, file of weights, or none: random weights."),
-        "tasks": text("tasks", "all", f"all, groups ({', '.join(vtab_tasks.GROUPS)}) or names, comma-separated."),
-        "protocol": text("protocol", "v1", f"One of {', '.join(PROTOCOLS)}."),
-        "data": text("data", None, "TFDS data or class folders."),
+        "tasks": text("tasks", "all", f"own; or all, or {', '.join(vtab_tasks.GROUPS)} or names, with commas."),
+        "protocol": text("protocol", None, f"One of {', '.join(PROTOCOLS)}; by default v1, of own folders full."),
+        "data": text("data", None, "TFDS data or class folders; with --tasks=own the folder of the classes."),
         "workdir": text("workdir", None, "Where the runs and tables go."),
         "shard": text("shard", "0/1", "i/n: this machine does every n-th task, from the i-th."),
     }
@@ -50,7 +57,7 @@ def main(values: dict) -> None:
         name=source,
         tasks=tasks,
         shard=shard,
-        protocol=values["protocol"],
+        protocol=values["protocol"] or ("full" if tasks == [vtab_tasks.OWN] else "v1"),
         data=values["data"],
         workdir=values["workdir"],
     )
@@ -58,4 +65,4 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags(), remote=["data"])  # TFDS reads data sets from buckets
+    command_line.run(main, define_flags(), optional=["protocol"], remote=["data"])  # TFDS reads data sets from buckets

@@ -174,12 +174,20 @@ def with_classes_of(train: LabelledImages, test: LabelledImages) -> LabelledImag
     return dataclasses.replace(test, labels=number[test.labels], class_names=train.class_names)
 
 
+def is_held_out(name: str) -> bool:
+    """Whether a file, by its name in its folder, is one of those for testing where a source has no test part.
+
+    It stays so when others are added or removed.
+    """
+    data = os.fsencode(folders.same_form(name))
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") % _HELD_OUT == 0
+
+
 def _hold_out(images: LabelledImages, split: str) -> LabelledImages:
-    """The images of a split; an image stays in its split when others are added or removed."""
+    """The images of a split."""
 
     def is_test(i: int) -> bool:
-        name = folders.same_form(os.path.relpath(images.name(i), images.source))
-        return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % _HELD_OUT == 0
+        return is_held_out(os.path.relpath(images.name(i), images.source))
 
     chosen = np.flatnonzero([is_test(i) == (split == "test") for i in range(len(images))])
     if not len(chosen):

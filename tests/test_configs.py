@@ -13,7 +13,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import action, common, detection, vdim, vito, vivi
+from configs import action, common, detection, segmentation, vdim, vito, vivi
 from helpers.commands import assert_one_line_error, run_module
 from helpers.networks import count
 from vivi_jax.build import build
@@ -29,7 +29,7 @@ GOLDEN = ROOT / "tests" / "testdata" / "configs"
 GOLDEN_ARGUMENTS = {
     "action": action.VARIANTS,
     "detection": detection.VARIANTS,
-    "segmentation": ("voc", "ade20k"),
+    "segmentation": segmentation.VARIANTS,
     "moco_v3": ("", "video"),
     "vdim": ("", "own", "data=kinetics600"),
     "vito": ("", "own", "moclr", "encoder=swin_t", "encoder=swin_s"),
@@ -151,7 +151,7 @@ WORDS = {
     "vivi": dict.fromkeys(vivi.MODELS) | dict(co=("10", "100", "no"), big=NO_YES, aa=NO_YES, own=NO_YES, demo=NO_YES),
     "action": dict.fromkeys(action.VARIANTS),
     "detection": dict.fromkeys(detection.VARIANTS) | dict(demo=NO_YES),
-    "segmentation": dict.fromkeys(("voc", "ade20k")) | dict(demo=("yes",)),
+    "segmentation": dict.fromkeys(segmentation.VARIANTS) | dict(demo=("yes",)),
     "vtab": dict(demo=NO_YES),
 }
 

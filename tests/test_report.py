@@ -54,7 +54,7 @@ def run(tmp_path_factory):
 class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.images, self.links, self.open = [], [], []
+        self.images, self.links, self.open, self.described = [], [], [], []
         self.feed(text)
         assert not self.open, f"not closed: {self.open}"
 
@@ -63,6 +63,7 @@ class Page(html.parser.HTMLParser):
         if tag == "img":
             head, data = attributes["src"].split(",")
             assert head == "data:image/png;base64"
+            self.described.append(attributes["alt"])
             self.images.append(cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR))
         if tag == "a":
             self.links.append(attributes["href"])
@@ -93,7 +94,9 @@ def test_a_cut_metrics_file_goes_on_and_a_damaged_one_is_one_line(tmp_path):
 def test_page_holds_everything_and_needs_nothing(run):
     path = report.write_report(run)
     page, text = Page(path.read_text()), text_of(path)
-    assert len(page.images) == 3 and all(picture.shape[0] > 100 for picture in page.images)
+    assert len(page.images) == len(report.CHARTS) + 2 and all(picture.shape[0] > 100 for picture in page.images)
+    assert all(page.described) and len(set(page.described)) == len(page.images)
+    assert text.count('<div class="wide"><img') == 2  # what could not be read in a narrow window if it shrank
     assert not re.findall(r"https?:|<script|<link|url\(", text)
     assert "25.0% &rarr; 87.5%" in text and "50.0% &rarr; 100.0%" in text  # before and after
     for shown in ("14.000", "0.560", ">9.0<", "106"):  # the last loss, spread, rank, rate
@@ -122,9 +125,10 @@ def test_neighbours_are_the_nearest_and_the_query_itself_comes_first(run):
 
 
 def test_every_chart_that_has_values_and_no_empty_one(run):
-    figure = report.curves(metrics.read(run))
-    assert sum(axis.get_visible() for axis in figure.axes) == len(report.CHARTS)
-    loss = figure.axes[0].lines[0]
+    figures = report.curves(metrics.read(run))
+    assert list(figures) == [title for title, _ in report.CHARTS]
+    loss = figures["Loss"].axes[0].lines[0]
+    assert list(report.curves([{"step": 1, "loss": 2.0}])) == ["Loss"]
     np.testing.assert_array_equal(loss.get_xydata(), [(2, 18.0), (4, 16.0), (6, 14.0)])
 
 
@@ -171,7 +175,7 @@ def test_class_names_are_no_formulas():
     figure = Figure()
     axis = figure.subplots()
     report._picture(axis, np.zeros((4, 4, 3), np.uint8), r"price $\frac{$ of $x", report.INK)
-    report.image(figure)
+    report.image(figure, "")
 
 
 def test_exports_of_other_runs_are_not_listed(run):

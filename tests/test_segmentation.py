@@ -176,6 +176,93 @@ def test_ade20k_is_read_and_scored_as_by_hand(sample_data, tmp_path):
     assert scores(total)["miou"] == pytest.approx(np.mean([value for value in expected if value is not None]))
 
 
+def write_own(root: pathlib.Path, images: str, masks: str, count: int, size=(20, 30)) -> None:
+    """`count` grey images whose level says their class, 0 to 2, and their masks."""
+    for folder in (root / images, root / masks):
+        folder.mkdir(parents=True)
+    for i in range(count):
+        Image.fromarray(np.full((*size, 3), 10 + 100 * (i % 3), np.uint8)).save(root / images / f"n{i}.png")
+        mask = np.full(size, i % 3, np.uint8)
+        mask[0] = 255
+        Image.fromarray(mask).save(root / masks / f"n{i}.png")
+
+
+def test_own_folders_are_paired_by_name_and_split_by_folders_or_by_a_hash(tmp_path):
+    write_own(tmp_path / "one", "images", "masks", 30)
+    train, val = data_sets.load_own(str(tmp_path / "one"))
+    assert len(train) + len(val) == 30 and 2 <= len(val) <= 12 and not set(train.masks) & set(val.masks)
+    assert train.class_names == val.class_names == ("0", "1", "2")
+    for part in (train, val):
+        assert data_sets.check(part)["images"] == len(part)
+        for i in range(len(part)):
+            image, mask = part.read(i)
+            assert (mask[0] == IGNORE).all() and (mask[1:] * 100 + 10 == image[1:, :, 0]).all()
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "one/images/new.jpg")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "one/masks/new.png")
+    grown = data_sets.load_own(str(tmp_path / "one"))
+    assert set(val.masks) <= set(grown[1].masks) and set(train.masks) <= set(grown[0].masks)  # none has changed sides
+    for form in ("{kind}/{split}", "{split}/{kind}"):
+        data = tmp_path / form[1:5]
+        for split, count in (("train", 4), ("val", 2)):
+            write_own(data, *(form.format(kind=kind, split=split) for kind in ("images", "masks")), count)
+        (data / "classes.txt").write_text("sky\r\nsea\r\nland\r\n")
+        found = data_sets.load_own(str(data))
+        assert [len(part) for part in found] == [4, 2] and found[0].class_names == ("sky", "sea", "land")
+
+
+def test_own_folders_in_vocs_layout_need_no_sbd(sample_data, tmp_path):
+    voc = make_voc(tmp_path, sample_data) / "VOCdevkit" / "VOC2012"
+    shutil.rmtree(tmp_path / "benchmark_RELEASE")
+    with pytest.raises(DataError, match="train_aug needs SBD .* or use VOC's own train list alone"):
+        data_sets.load_voc(str(tmp_path))
+    train, val = data_sets.load_own(str(tmp_path))
+    assert [path.name for path in train.masks] == ["2011_000003.png", "2011_000006.png"] and len(val) == 1
+    largest = max(int(n) for path in train.masks + val.masks for n in np.unique(np.array(Image.open(path))) if n != 255)
+    assert len(train.class_names) == largest + 1 and data_sets.check(train)["images"] == 2
+    (voc / "ImageSets/Segmentation/val.txt").write_text("../../x\n")
+    with pytest.raises(DataError, match="names must not lead out"):
+        data_sets.load_own(str(tmp_path))
+
+
+def spoilt(data: pathlib.Path, how: str) -> None:
+    if how == "empty":
+        shutil.rmtree(data)
+        data.mkdir()
+    elif how == "no masks":
+        shutil.rmtree(data / "masks")
+    elif how == "alone":
+        (data / "masks/n3.png").unlink()
+        (data / "images/n4.png").unlink()
+    elif how == "twice":
+        shutil.copy(data / "images/n3.png", data / "images/n3.bmp")
+    elif how == "one class":
+        (data / "classes.txt").write_text("all\n")
+    elif how == "unknown":
+        (data / "classes.txt").write_text("one\ntwo\n")
+    elif how == "colours":
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(data / "masks/n3.png")
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("empty", "holds neither images/ and masks/ nor PASCAL VOC's"),
+        ("no masks", "no folder .*masks: images and their masks"),
+        ("alone", "2 files of .* have no counterpart of the same name, with a mask's suffix .png: n3, n4"),
+        ("twice", "n3.bmp and .*n3.png have one name but for the suffix: remove one"),
+        ("one class", "classes.txt: 1 classes; there must be 2 to"),
+        ("unknown", r"n2.png holds 2: no class of .*\((training|validation)\)"),
+        ("colours", "n3.png has the mode RGB"),
+    ],
+)
+def test_own_folders_that_cannot_be_used_are_one_line(how, message, tmp_path):
+    write_own(tmp_path / "data", "images", "masks", 30)
+    spoilt(tmp_path / "data", how)
+    with pytest.raises(DataError, match=message) as error:
+        segmentation.load_sets("own", str(tmp_path / "data"))
+    assert "\n" not in str(error.value)
+
+
 def with_litter(root: pathlib.Path) -> None:
     for folder in [path for path in root.rglob("*") if path.is_dir()]:
         for path in [path for path in folder.iterdir() if path.is_file()]:

@@ -460,6 +460,75 @@ def test_mistakes_are_named_before_anything_is_written(changes, message, tiny, f
         vtab_command.parse_shard("2/2")
 
 
+# ---- Own class folders ----------------------------------------------------------------------------------------------
+def write_classes(folder, counts: dict[str, int]):
+    """Pictures of one colour each, red or blue by their class, of other brightness each."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            picture = np.zeros((20, 24, 3), np.uint8)
+            picture[..., 2 if "red" in name else 0] = 150 + 3 * i  # OpenCV's order
+            cv2.imwrite(str(folder / name / f"{i}.png"), picture)
+
+
+def fine_tune_own(tiny, data, workdir, **changes):
+    config = tiny_config()
+    config.update(dict(learning_rates=(0.3, 1e-9), steps=(12,), repeats=2))
+    arguments = dict(name="tiny", tasks=vtab_tasks.select("own"), protocol="full", data=str(data))
+    return vtab.evaluate(config, *tiny, workdir=str(workdir), **(arguments | changes))
+
+
+def test_own_class_folders_are_fine_tuned_once_and_scored_on_their_test_part(tiny, tmp_path):
+    data, workdir = tmp_path / "mine", tmp_path / "w"
+    write_classes(data / "train", {"red": 11, "blue": 9})
+    write_classes(data / "test", {"red": 3, "blue": 5})
+    result = fine_tune_own(tiny, data, workdir)
+    assert result["accuracy"] == 1.0 and result["repeats"] == [1.0, 1.0] and result["lr"] == 0.3  # 1e-9 learns nothing
+    assert result["trained_on"] == ["trainval", 20] and result["measured_on"] == ["test", 8] and result["classes"] == 2
+    assert [len(list((workdir / "runs/own").glob(f"{stage}-*.json"))) for stage in ("trial", "final")] == [2, 2]
+    assert json.loads((workdir / "own.json").read_text()) == result
+    page = (workdir / "own.md").read_text()
+    assert "20 images to train (trainval), 8 for the score (test)" in page and "| 0.3 | 12 | 100.0 | chosen |" in page
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/own/*.json")}
+    assert fine_tune_own(tiny, data, workdir) == result
+    assert {path: path.stat().st_mtime_ns for path in workdir.glob("runs/own/*.json")} == before
+    with pytest.raises(ConfigError, match="was begun with other values .*data: "):
+        fine_tune_own(tiny, data / "train", workdir)
+
+
+def test_one_folder_of_classes_has_a_held_out_share_and_val_is_used_where_it_is(tmp_path):
+    write_classes(tmp_path / "one", {"red": 30, "blue": 30})
+    load = vtab_data.find(vtab_tasks.OWN, str(tmp_path / "one"), check_sizes=True)
+    parts = {split: [data for data, _ in load(split).read()] for split in ("train", "val", "test", "trainval")}
+    held_out = len(parts["test"])
+    assert 5 <= held_out <= 20 and len(parts["trainval"]) == 60 - held_out  # one in five, by a hash
+    assert len(parts["val"]) == (60 - held_out) // 5 and parts["trainval"] == parts["train"] + parts["val"]
+    for split, counts in {"train": 4, "val": 2, "test": 3}.items():
+        write_classes(tmp_path / "three" / split, {"red": counts, "blue": counts})
+    load = vtab_data.find(vtab_tasks.OWN, str(tmp_path / "three"), check_sizes=True)
+    assert [load(split).size for split in ("train", "val", "test", "trainval")] == [8, 4, 6, 12]
+
+
+@pytest.mark.parametrize(
+    "counts, message",
+    [
+        ({}, "no images in .*: it must be .* hold one folder per class"),
+        ({"train/red": 9, "test/red": 2}, "has one class: fine-tuning needs two or more"),
+        ({"train/red": 2, "train/blue": 2, "test/red": 2}, "has 4 training images, of which 0 are held out"),
+        ({"train/red": 9, "train/blue": 9}, "has train/ but none of test/, val/, validation/: add one"),
+        ({"train/red": 9, "train/blue": 9, "test/green": 9}, "has classes that .* lacks: green"),
+    ],
+)
+def test_own_folders_that_cannot_be_used_are_one_line(counts, message, tmp_path):
+    (tmp_path / "data").mkdir()
+    write_classes(tmp_path / "data", counts)
+    with pytest.raises(DataError, match=message) as error:
+        vtab.find_all([vtab_tasks.OWN], str(tmp_path / "data"), check_sizes=True)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="--tasks=dtd,own: own stands alone"):
+        vtab_tasks.select("dtd,own")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flag, message", [("--checkpoint=/no/run", "no /no/run/config.json"), ("--config.stepz=(1,)", "stepz")]

@@ -17,7 +17,18 @@ def __getattr__(name: str):
 
 # ---- The console scripts of setup.py: each is `python -m` of a module ------------------------------------------------
 
-EVALUATIONS = ("action", "attention", "davis", "detection", "probe", "report", "segmentation", "vid_robust", "vtab")
+EVALUATIONS = (
+    "action",
+    "all",
+    "attention",
+    "davis",
+    "detection",
+    "probe",
+    "report",
+    "segmentation",
+    "vid_robust",
+    "vtab",
+)
 
 
 def _run(module: str) -> None:

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: PASCAL VOC's and ADE20K's official folders, their checks, training batches.
+"""Images with a class for every pixel: official folders of PASCAL VOC and ADE20K, own ones; checks, training batches.
 
 A mask file holds a number for each pixel; `SegmentationSet.to_class` turns it into a class or into IGNORE. Training
 example i is a pure function of (seed, i), as in sampling.py. Nothing here needs TensorFlow.
@@ -13,13 +13,15 @@ import numpy as np
 import scipy.io
 
 from evaluation.protocols.parallel import batches_of, in_parallel
-from input_pipeline.folders import Finder, files_in, same_form
+from input_pipeline.folders import IMAGE_SUFFIXES, Finder, files_in, same_form, walk
+from input_pipeline.images import is_held_out
 from input_pipeline.lists import read_lines
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
 from input_pipeline.streams.picture_size import opened
 from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
+from vivi_jax.files import inside
 
 cv2.setNumThreads(1)  # examples run in parallel, so the resize of one must not
 IGNORE = 255  # class of pixels that neither train nor count
@@ -167,7 +169,7 @@ def _sbd(root: pathlib.Path, data: pathlib.Path) -> dict[str, pathlib.Path]:
             return masks
     raise DataError(
         f"train_aug needs SBD beside {root}: put its benchmark_RELEASE folder (with dataset/cls/*.mat) or "
-        f"SegmentationClassAug/*.png into {root}"
+        f"SegmentationClassAug/*.png into {root}; or use VOC's own train list alone, with the config's variant own"
     )
 
 
@@ -206,7 +208,123 @@ def load_ade20k(data: str) -> tuple[SegmentationSet, SegmentationSet]:
     return tuple(sets)
 
 
-DATASETS = {"voc": load_voc, "ade20k": load_ade20k}
+Pairs = list[tuple[pathlib.Path, pathlib.Path]]  # an image and its mask
+
+
+def load_own(data: str) -> tuple[SegmentationSet, SegmentationSet]:
+    """(training, validation) images of one's own; in masks, number k is class k, and 255 does not count.
+
+    classes.txt in the folder names the classes, a line each, from number 0 on. Without it they are the numbers up to
+    the largest that any mask has.
+
+    Args:
+      data: one of
+        a folder with images/ and masks/, where an image and its mask have one name but for the suffix: both with train/
+        and val/ (or validation/, test/) in them or around them; without these, one image in five is for validation,
+        by a hash of its name;
+        a folder in PASCAL VOC's layout, without SBD: JPEGImages, SegmentationClass, and train.txt and val.txt in
+        ImageSets/Segmentation; or one that has it as VOC2012 or VOCdevkit/VOC2012.
+
+    Raises:
+      DataError: neither is there, an image or a mask without the other, or fewer than two classes.
+    """
+    root = pathlib.Path(data)
+    if (root / "images").is_dir() or (root / "train" / "images").is_dir():
+        train, val = _split_pairs(root)
+    else:
+        root = _first_folder(
+            [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"],
+            "JPEGImages",
+            f"{data} holds neither images/ and masks/ nor PASCAL VOC's JPEGImages/ and SegmentationClass/",
+        )
+        train, val = (_listed_pairs(root, split) for split in ("train", "val"))
+    if not train or not val:
+        raise DataError(f"{root} has {len(train)} images with masks for training and {len(val)} for validation")
+    names_file = root / "classes.txt"
+    if names_file.is_file():
+        names = tuple(read_lines(names_file))
+    else:
+        numbers = [number for number in in_parallel(_largest, [mask for _, mask in train + val]) if number is not None]
+        names = tuple(map(str, range(max(numbers, default=0) + 1)))
+    if not 2 <= len(names) < _UNKNOWN:
+        where = names_file if names_file.is_file() else f"the masks of {root}"
+        raise DataError(f"{where}: {len(names)} classes; there must be 2 to {_UNKNOWN - 1}, with numbers from 0 on")
+    numbering = _numbering({**{k: k for k in range(len(names))}, 255: IGNORE})
+    train, val = (
+        SegmentationSet(
+            f"{data} ({split})", [image for image, _ in pairs], [mask for _, mask in pairs], names, numbering
+        )
+        for split, pairs in (("training", train), ("validation", val))
+    )
+    return train, val
+
+
+def _split_pairs(root: pathlib.Path) -> tuple[Pairs, Pairs]:
+    """(training, validation) of images/ and masks/."""
+
+    def place(kind: str, splits: tuple[str, ...]) -> pathlib.Path:
+        places = [folder for split in splits for folder in (root / kind / split, root / split / kind)]
+        return next((folder for folder in places if folder.is_dir()), places[0])
+
+    splits = ("train",), ("val", "validation", "test")
+    if place("images", splits[0]).is_dir():
+        train, val = (_pairs(place("images", names), place("masks", names)) for names in splits)
+        return [pair for _, pair in train], [pair for _, pair in val]
+    named = _pairs(root / "images", root / "masks")
+    held = [is_held_out(name) for name, _ in named]
+    return (
+        [pair for (_, pair), test in zip(named, held, strict=True) if not test],
+        [pair for (_, pair), test in zip(named, held, strict=True) if test],
+    )
+
+
+def _pairs(images: pathlib.Path, masks: pathlib.Path) -> list[tuple[str, tuple[pathlib.Path, pathlib.Path]]]:
+    """(name without suffix, (image, mask)) of all in two folders, at any depth, in the order of the names."""
+    found: list[dict[str, pathlib.Path]] = []
+    for folder, suffixes in ((images, IMAGE_SUFFIXES), (masks, {".png"})):
+        if not folder.is_dir():
+            raise DataError(f"no folder {folder}: images and their masks lie in folders images/ and masks/ of one form")
+        paths: dict[str, pathlib.Path] = {}
+        for name in map(pathlib.PurePath, walk(folder)):
+            key = same_form(str(name.with_suffix("")))
+            if name.suffix.lower() in suffixes and paths.setdefault(key, folder / name) != folder / name:
+                raise DataError(f"{paths[key]} and {folder / name} have one name but for the suffix: remove one")
+        found.append(paths)
+    alone = sorted(found[0].keys() ^ found[1].keys())
+    if alone:
+        raise DataError(
+            f"{len(alone)} files of {images} and {masks} have no counterpart of the same name, with a mask's suffix "
+            f".png: {', '.join(alone[:5])}"
+        )
+    return [(name, (found[0][name], found[1][name])) for name in sorted(found[0])]
+
+
+def _listed_pairs(root: pathlib.Path, split: str) -> Pairs:
+    """Of a list in VOC's layout; what is missing is for `check` to say."""
+    images, masks = (
+        {same_form(path.stem): path for path in files_in(root / folder, suffixes)}
+        for folder, suffixes in (("JPEGImages", IMAGE_SUFFIXES), ("SegmentationClass", {".png"}))
+    )
+    return [
+        (
+            images.get(name) or inside(root / "JPEGImages", f"{name}.jpg"),
+            masks.get(name) or root / "SegmentationClass" / f"{name}.png",  # of a name that no longer leads out
+        )
+        for name in _names(root / "ImageSets" / "Segmentation" / f"{split}.txt")
+    ]
+
+
+def _largest(path: pathlib.Path) -> int | None:
+    """The largest number in a mask that counts, None without one; `check` says what is wrong with a mask."""
+    try:
+        numbers = read_mask(path)
+    except DataError:
+        return None
+    counted = numbers[numbers != 255]
+    return int(counted.max()) if counted.size else None
+
+
+DATASETS = {"voc": load_voc, "ade20k": load_ade20k, "own": load_own}
 
 
 def _numbering(known: dict[int, int]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from evaluation.protocols.vtab.tasks import Task
+from evaluation.protocols.vtab.tasks import OWN, Task
 from input_pipeline import images, tfds_sets
 from input_pipeline.streams.decode import decode_whole
 from input_pipeline.streams.picture_size import TooLarge
@@ -47,16 +47,19 @@ def find(task: Task, data_dir: str, *, check_sizes: bool) -> Callable[[str], Exa
     Args:
       data_dir: holds class folders (DATA_DIR/TASK/train/CLASS/*.png and test/, perhaps val/) or TFDS data sets; where
         it has both, the folders are used.
+        Of OWN it is itself what images.load_labelled takes.
       check_sizes: compare all splits, and the number of classes, with the table, and of parts that TFDS draws at random
-        that they share no image. Only off for trials on small data.
+        that they share no image. Only off for trials on small data; OWN has none to compare.
 
     Raises:
       Absent: neither is there.
-      DataError: sizes or classes that are not the table's.
+      DataError: sizes or classes that are not the table's; of OWN, too few images or classes.
     """
+    if task is OWN:
+        return _own_splits(data_dir)
     folder = pathlib.Path(data_dir) / task.name
     if (folder / "train").is_dir():
-        load = _folder_splits(task, folder)
+        load = _folder_splits(folder)
     else:
         load = _tfds_splits(task, data_dir)
         if check_sizes:
@@ -120,7 +123,20 @@ def _tfds_splits(task: Task, data_dir: str) -> Callable[[str], Examples]:
     return load
 
 
-def _folder_splits(task: Task, folder: pathlib.Path) -> Callable[[str], Examples]:
+def _own_splits(data: str) -> Callable[[str], Examples]:
+    load = _folder_splits(pathlib.Path(data))
+    train, val = load("trainval"), load("val")
+    if train.classes < 2:
+        raise DataError(f"{data} has one class: fine-tuning needs two or more, a folder each")
+    if not val.size or val.size == train.size:
+        raise DataError(
+            f"{data} has {train.size} training images, of which {val.size} are held out to choose the settings by: "
+            f"give {FOLDER_VAL} or more, or a folder val/ beside train/ and test/"
+        )
+    return load
+
+
+def _folder_splits(folder: pathlib.Path) -> Callable[[str], Examples]:
     """Training images are put into one random order first: a folder's own order goes class by class."""
     train, test = (images.load_labelled(str(folder), split) for split in ("train", "test"))
     train = train.take(np.random.default_rng(0).permutation(len(train)))

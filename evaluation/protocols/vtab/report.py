@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from evaluation.protocols.vtab.published import BY_TASK, LEADERBOARD, MEANS
-from evaluation.protocols.vtab.tasks import GROUPS, TASKS, Task
+from evaluation.protocols.vtab.tasks import GROUPS, OWN, TASKS, Task
 from vivi_jax import files
 
 COLUMNS: tuple[str, ...] = ("task", "group", "accuracy", "repeats", "lr", "steps", "trained_on", "measured_on")
@@ -52,6 +52,55 @@ def write(
         with files.atomic(workdir / "vtab.png") as path:
             picture(report).savefig(path, format="png", dpi=150)
     return report
+
+
+def write_own(
+    workdir: pathlib.Path,
+    finals: list[dict],
+    *,
+    trials: list[dict],
+    protocol: str,
+    encoder: str,
+    data: str,
+    class_count: int,
+) -> dict:
+    """Writes WORKDIR/own.{json,md} of own class folders and returns what the JSON file holds.
+
+    Args:
+      finals, trials: results of the runs, as of `write`; no finals while they are not all done.
+      class_count: of the data.
+    """
+    report = {"encoder": encoder, "data": data, "protocol": protocol, "classes": class_count}
+    if finals:
+        report |= {key: value for key, value in row(OWN, finals).items() if key not in ("task", "group")}
+    report["trials"] = [{key: trial[key] for key in ("lr", "steps", "accuracy")} for trial in trials]
+    report["cost"] = cost(trials + finals)
+    report["summary"] = (
+        f"fine-tuned on {data}: accuracy {100 * report['accuracy']:.1f} %, the median of {len(finals)} runs"
+        if finals
+        else f"fine-tuned on {data}: not finished"
+    )
+    files.write_json(workdir / "own.json", report)
+    files.write_text(workdir / "own.md", markdown_own(report))
+    return report
+
+
+def markdown_own(report: dict) -> str:
+    """What was trained and measured on what, the final runs, and the trials that chose their setting."""
+    lines = [f"{report['summary']}.", "", f"Encoder: {report['encoder']}. {report['classes']} classes."]
+    if "accuracy" in report:
+        (trained, images), (measured, tests) = report["trained_on"], report["measured_on"]
+        lines[2] += f" {images} images to train ({trained}), {tests} for the score ({measured})."
+        lines += ["", "| final run | accuracy, % |", "| --- | --- |"]
+        lines += [f"| {n} | {100 * accuracy:.1f} |" for n, accuracy in enumerate(report["repeats"])]
+    chosen = (report.get("lr"), report.get("steps"))
+    lines += ["", "| learning rate | steps | accuracy on validation images, % | |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {t['lr']:g} | {t['steps']} | {100 * t['accuracy']:.1f} | "
+        f"{'chosen' if (t['lr'], t['steps']) == chosen else ''} |"
+        for t in report["trials"]
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def row(task: Task, results: list[dict]) -> dict:

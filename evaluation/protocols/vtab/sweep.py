@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from evaluation.protocols.vtab import data as vtab_data
 from evaluation.protocols.vtab import finetune
 from evaluation.protocols.vtab import report as vtab_report
 from evaluation.protocols.vtab.data import Examples
-from evaluation.protocols.vtab.tasks import Task
+from evaluation.protocols.vtab.tasks import OWN, Task
 from vivi_jax import checkpoint, files, lock
 from vivi_jax.config import Count, Decay, NotEmpty, Positive, Seed, Share, check
 from vivi_jax.errors import DataError, lookup
@@ -212,6 +213,8 @@ def evaluate(
         "protocol": protocol,
         "encoder_sha256": checkpoint.state_sha256(variables),
     }
+    if tasks == [OWN]:  # whose name does not say which data
+        identity["data"] = os.path.realpath(data)
     files.refuse_remote("--workdir", workdir)
     root = pathlib.Path(workdir)
     files.claim(root / "evaluation.json", identity)
@@ -246,10 +249,21 @@ def evaluate(
         if task.name in chosen
     }
     finished = {task: [r for r in results if r] for task, results in finals.items() if all(results)}
+    done = [r for task in found for s in settings if (r := runs.result(task, "trial", s, 0))]
+    if tasks == [OWN]:
+        return vtab_report.write_own(
+            root,
+            finished.get(OWN.name, []),
+            trials=done,
+            protocol=protocol,
+            encoder=name,
+            data=data,
+            class_count=found[OWN]("train").classes,
+        )
     return vtab_report.write(
         root,
         finished,
-        trials=[r for task in found for s in settings if (r := runs.result(task, "trial", s, 0))],
+        trials=done,
         absent=absent,
         protocol=protocol,
         encoder=name,

@@ -193,12 +193,20 @@ TASKS = {
 }
 
 
+# The user's own classes: no row of the table. Sizes and classes are those of the data.
+OWN = Task("own", "own", "", 0, (0, 0, 0), "", "")
+
+
 def select(names: str) -> list[Task]:
-    """The tasks of "all", of groups and of names, comma-separated, each once and in the table's order.
+    """The tasks of "all", of groups and of names, comma-separated, each once and in the table's order; or "own" alone.
 
     Raises:
-      ConfigError: a name that is neither; the message has the nearest one.
+      ConfigError: a name that is neither; the message has the nearest one. "own" among others.
     """
+    if names == OWN.name:
+        return [OWN]
+    if OWN.name in names.split(","):
+        raise ConfigError(f"--tasks={names}: own stands alone, as --data is then the folder of the classes itself")
     known = {
         "all": list(TASKS),
         **{group: [t.name for t in TASKS.values() if t.group == group] for group in GROUPS},
