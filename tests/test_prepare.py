@@ -645,7 +645,7 @@ def test_lines_of_a_list_name_inputs_by_the_end_of_their_path(tmp_path, text, ex
 def test_labels_by_folder(videos):
     names = ["cats/a.mp4", "x/cats/b.mp4", "dogs/c.mp4", "top.mp4"]
     assert inputs.read_labels("folder", names)[:2] == ([0, 0, 1, -1], ["cats", "dogs"])
-    assert inputs.read_labels("", names) == ([-1] * 4, [], "")
+    assert inputs.read_labels("", names) == ([-1] * 4, [])
 
 
 def test_what_systems_leave_behind_is_no_input(videos, tmp_path):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from input_pipeline import folders, lists, storage
@@ -141,22 +142,23 @@ def take_listed(found: list[Input], path: str) -> list[Input]:
     return [found[number] for number in sorted(chosen)]
 
 
-def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
+def read_labels(labels: str, names: list[str], known: Mapping[str, str] = {}) -> tuple[list[int], list[str]]:
     """Labels of the inputs.
 
     Args:
       labels: "" (no labels), "folder" (the folder a file is in; files at the top have no label), or the path of a CSV
         file with columns "video" (an input's name, or its file name alone where that is unique) and "label".
       names: of the inputs.
+      known: name -> class, for inputs that `labels` says nothing of.
 
     Returns:
-      Label of each input (-1: none), class names (sorted), and a digest of both ("" without labels).
+      Label of each input (-1: none), and class names (sorted).
 
     Raises:
       DataError: an unreadable or contradictory CSV file, or one of which no line names an input.
     """
     if not labels:
-        return [-1] * len(names), [], ""
+        return [-1] * len(names), []
     if labels == "folder":
         folder_of = {name: os.path.basename(os.path.dirname(name)) for name in names}
         label_of = {name: folders.same_form(folder) for name, folder in folder_of.items() if folder}
@@ -164,14 +166,19 @@ def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], st
             raise DataError("--labels=folder, but all files are at the top; put each into a folder of its class")
     else:
         label_of = _read_csv(labels, names)
+    label_of = {**known, **label_of}
     classes = sorted(set(label_of.values()))
     numbers = [classes.index(label_of[name]) if name in label_of else -1 for name in names]
     print(
         f"labels: {len(label_of)} of {len(names)} files have one of {len(classes)} classes, "
         f"{len(names) - len(label_of)} have none"
     )
-    digest = hashlib.sha256(json.dumps([numbers, classes]).encode()).hexdigest()
-    return numbers, classes, digest[:16]
+    return numbers, classes
+
+
+def labels_digest(numbers: list[int], classes: list[str]) -> str:
+    """Of what read_labels returned."""
+    return hashlib.sha256(json.dumps([numbers, classes]).encode()).hexdigest()[:16]
 
 
 def _read_csv(path: str, names: list[str]) -> dict[str, str]:
