@@ -1,4 +1,4 @@
-"""A store that grows: what it had stays as it was, readers and runs included, and a kill at any moment harms nothing."""
+"""A store that grows: what it had stays as it was, for readers and runs too, and a kill at any moment harms nothing."""
 
 import dataclasses
 import pathlib
