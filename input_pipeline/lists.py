@@ -111,7 +111,7 @@ def _from_json(path: str | os.PathLike[str], text: str) -> Iterator[Video]:
 def _from_csv(path: str | os.PathLike[str], text: str) -> Iterator[Video]:
     reader = csv.reader(io.StringIO(text.lstrip(), newline=""))
     try:
-        raw = {reader.line_num: row for row in reader}
+        raw = dict((reader.line_num, row) for row in reader)
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from None
     rows = [(number, [field.strip() for field in row]) for number, row in raw.items() if any(map(str.strip, row))]

@@ -16,14 +16,17 @@ from vivi_jax.errors import DataError
 class Input(NamedTuple):
     name: str  # path relative to the directory given, or to the part of the pattern before its first wildcard
     path: str
-    bytes: int  # -1: not a regular file
+    bytes: int  # of a folder of frames, of all of them; -1: neither that nor a regular file
 
 
 def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
-    A file is recognised as a video by opening it later, not by its name. What is no data (see folders.is_data) and
-    everything under `out` are skipped. Links are followed. Both may be in a bucket, see storage.py.
+    A file is recognised as a video by opening it later, not by its name. A folder below the directory that holds
+    numbered pictures and nothing else is one input, see folders.frames_among; in a bucket it is not.
+
+    What is no data (see folders.is_data) and everything under `out` are skipped. Links are followed. Both may be in a
+    bucket, see storage.py.
 
     Raises:
       DataError: nothing there, or a folder that cannot be read.
@@ -49,10 +52,22 @@ def find(videos: str, out: str) -> list[Input]:
     path_of = {os.path.relpath(path, root or "."): path for path in found}
     if not path_of:
         raise DataError(f"no files in {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
-    return [
-        Input(name, path, os.path.getsize(path) if os.path.isfile(path) else -1)
-        for name, path in sorted(path_of.items())
-    ]
+    of_folder = collections.defaultdict(list)
+    for name in path_of:
+        of_folder[os.path.dirname(name)].append(os.path.basename(name))
+    for folder, names in of_folder.items():
+        if folder and folders.frames_among(names):
+            path_of[folder] = os.path.dirname(path_of[os.path.join(folder, names[0])])
+            for name in names:
+                del path_of[os.path.join(folder, name)]
+    return [Input(name, path, size_of(path)) for name, path in sorted(path_of.items())]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a local input, see Input."""
+    if os.path.isdir(path):
+        return sum(os.path.getsize(os.path.join(path, name)) for name in os.listdir(path) if folders.is_data(name))
+    return os.path.getsize(path) if os.path.isfile(path) else -1
 
 
 def root_of(videos: str) -> str:

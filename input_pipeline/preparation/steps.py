@@ -288,7 +288,7 @@ def changes(plan: Plan) -> list[str]:
     """For people: what has become of the files of a complete store that is to grow."""
     if plan.former is None:
         return []
-    size_of = {file.name: os.path.getsize(file.path) for file in plan.inputs if os.path.isfile(file.path)}
+    size_of = {file.name: inputs.size_of(file.path) for file in plan.inputs if os.path.exists(file.path)}
     gone = [row["input"] for row in plan.former.rows if row["input"] not in size_of]
     changed = [row["input"] for row in plan.former.rows if size_of.get(row["input"], row["bytes"]) != row["bytes"]]
     lines = [f"grow: {plan.added:,} new files beside {len(plan.former.rows):,}"]
