@@ -298,13 +298,16 @@ def _wrong_in_meta(meta: dict, *, with_hashes: bool) -> str | None:
             isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
         ):
             return f"it has no hash of {name}"
-    totals = [former.get("inputs") if isinstance(former, dict) else None for former in meta.get("grown", [])]
-    if not all(type(total) is int for total in totals) or sorted({0, *totals, meta["inputs"]}) != [
-        0,
-        *totals,
-        meta["inputs"],
-    ]:
-        return f"its former numbers of inputs are {totals!r:.100}"
+    inputs, grown = 0, meta.get("grown", [])
+    for former in [*grown, {"inputs": meta["inputs"], "identity": ""}] if isinstance(grown, list) else [None]:
+        if not (
+            isinstance(former, dict)
+            and isinstance(former.get("identity"), str)
+            and isinstance(former.get("inputs"), int)
+            and inputs <= former["inputs"]
+        ):
+            return f"it says {grown!r:.100} of how it has grown"
+        inputs = former["inputs"]
     return None
 
 
