@@ -33,9 +33,10 @@ def problems_of(root: pathlib.Path) -> Iterator[str]:
     remedy = f"copy it again, or delete {root} and prepare it again"
     unusable, damaged = False, []
     for name in (store.INDEX, store.CHECKSUMS, store.LEDGER) if "files" in meta else ():
-        if not (root / name).is_file() or files.sha256(root / name) != meta["files"][name]["sha256"]:
+        path = store.located(root, meta, name)
+        if not path.is_file() or files.sha256(path) != meta["files"][name]["sha256"]:
             unusable = True
-            what = "is damaged, or of another store" if (root / name).is_file() else "is missing"
+            what = "is damaged, or of another store" if path.is_file() else "is missing"
             yield f"{root / name} {what}; {remedy}"
     with progress(sum(shard["bytes"] for shard in meta["shards"]), unit="B") as done:
         for number, shard in enumerate(meta["shards"]):
@@ -52,7 +53,7 @@ def problems_of(root: pathlib.Path) -> Iterator[str]:
         return
     try:
         frames = store.FrameStore(root)
-        store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root))
+        store.read_ledger(root, meta)
     except (DataError, OSError) as error:
         yield str(error)
         return
@@ -80,7 +81,8 @@ def under_way(root: pathlib.Path) -> tuple[list[str], list[str]]:
     if plan is None:
         return [f"{partial / 'plan.json'} is missing or damaged: what is marked with the id of its plan is kept"], []
     named, plan_id = [name for name, _ in plan["inputs"]], files.digest(plan)
-    shards = steps.shards_of(len(named), plan["settings"]["videos_per_shard"])
+    parts = store.parts_of(len(named), plan.get("grown", []))
+    shards = steps.shards_of(parts, plan["settings"]["videos_per_shard"])
     for number, members in enumerate(shards):
         path = pathlib.Path(steps.rows_path(str(partial), number))
         if path.is_file():
@@ -125,8 +127,7 @@ def check(directory: str) -> None:
     if count:
         raise DataError(f"{count} problems in {root}")
     frames = store.FrameStore(root)
-    ledger = store.parse_ledger((root / store.LEDGER).read_bytes(), frames.meta, directory)
-    for row in ledger:
+    for row in store.read_ledger(root, frames.meta):
         if row.get("retry"):
             print(f"for another try: {row['input']}, {row['reason']}; {how_to_retry(directory, frames.meta)}")
     print(

@@ -5,6 +5,7 @@ Imports neither TensorFlow nor JAX.
 
 import os
 import pathlib
+import re
 import unicodedata
 from collections.abc import Collection
 
@@ -15,6 +16,9 @@ Path = str | os.PathLike[str]
 
 # Of the kinds of image files that streams.decode decodes.
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"}
+
+# A picture of a video that was unpacked to pictures: all of them have one beginning, and one ending.
+_FRAME = re.compile(r"(?P<begin>.*?)(?P<number>[0-9]+)(?P<end>\.jpe?g|\.png)", re.IGNORECASE)
 
 # What systems leave in folders, beside hidden files (._x and .DS_Store of macOS, .ipynb_checkpoints, .x.swp, .git).
 _LEFT_BEHIND = {
@@ -93,6 +97,20 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[pathlib.Path]:
       DataError: a folder that cannot be read.
     """
     return [path for path in _entries(folder) if path.suffix.lower() in suffixes and not path.is_dir()]
+
+
+def frames_among(names: Collection[str]) -> list[str]:
+    """Names of all the files in a folder in the order of their numbers, if they are the frames of a video; else [].
+
+    >>> frames_among(["img_2.jpg", "img_10.jpg", "img_1.jpg"])
+    ['img_1.jpg', 'img_2.jpg', 'img_10.jpg']
+    >>> [frames_among(names) for names in (["a1.jpg", "b2.jpg"], ["1.jpg", "2.png"], ["1.jpg"], ["1.jpg", "a.mp4"])]
+    [[], [], [], []]
+    """
+    found = [one for name in names if (one := _FRAME.fullmatch(name))]
+    if not 2 <= len(found) == len(names) or len({(one["begin"], one["end"]) for one in found}) > 1:
+        return []
+    return [one[0] for one in sorted(found, key=lambda one: int(one["number"]))]
 
 
 def folders_in(folder: Path) -> list[pathlib.Path]:

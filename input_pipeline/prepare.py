@@ -4,9 +4,9 @@
 
 Every file under DIR (hidden ones apart) is an input, and every input has one line in OUT/ledger.jsonl: ok, or refused
 and why; its `notes` say what is unusual, such as a variable rate with pauses, or untagged colours. Started again after
-a kill, a crash or a full disk, the same command goes on where it was; a complete store it leaves as it is, unless
---retry is given and the ledger has files for another try. The files written do not depend on the number of
-workers or of interruptions (a file near its time limit may).
+a kill, a crash or a full disk, the same command goes on where it was. A complete store it leaves as it is, unless
+--grow is given and there are new files, or --retry, and the ledger has files for another try. The files written do not
+depend on the number of workers or of interruptions (a file near its time limit may).
 
     inputs -> sandbox.Sandbox: frames of one video in OUT/.partial/I.jpegs, then its row in I.json
            -> a shard for each `videos_per_shard` inputs, in sorted order, then its rows in .partial/rows-S.json
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         only=values.only,
         workers=values.workers,
         retry=values.retry,
+        grow=values.grow,
     )
     print(summary(values.out))
     if values.contact_sheet:
@@ -64,6 +65,11 @@ if __name__ == "__main__":
         "retry",
         False,
         "of a complete store, decode the files that are for another try; it becomes another store, with another id",
+    )
+    flags.DEFINE_bool(
+        "grow",
+        False,
+        "add to a complete store the files that it lacks; it becomes another store, with another id",
     )
     flags.DEFINE_bool("contact_sheet", False, "also write OUT/contact_sheet.png, a picture of the shots found")
     command_line.ended(lambda: app.run(main), resumes=True)

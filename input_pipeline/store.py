@@ -6,7 +6,10 @@
     DIR/ledger.jsonl                         one line per input file: "ok", or "refused" and the reason
     DIR/meta.json                            settings, hashes of all files above, and an id, which is the hash of meta
                                              itself; written last, so its presence means complete
-    DIR/.partial/                            only while a preparation is under way
+    DIR/.partial/                            only while a preparation is under way, and behind a kill
+
+A store that grows (`prepare --grow`) keeps its shards, and gets new ones behind them: the numbers of its videos and
+records stay what they were. One rename, of meta.json, makes it the larger one; the other files follow from .partial.
 
 Records are numbered globally: record r is frame r - first_record[v] of the video v it belongs to. Reading is random
 access, so a sampler that wants 3 frames of a video costs 3 reads.
@@ -23,6 +26,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -68,7 +72,8 @@ class FrameStore:
       directory: str.
       meta: dict, the contents of meta.json ("settings" are those `prepare` ran with).
       id: str, what tells the store from any with other frames or settings; "" of stores of versions 1 and 2.
-      videos: str[N], path of each video relative to the directory given to `prepare`, sorted.
+      videos: str[N], path of each video relative to the directory given to `prepare`, sorted; those that were added
+        to a complete store follow behind, sorted.
       first_record: int64[N], global record number of frame 0.
       num_frames: int32[N], at least 1.
       fps: float32[N]; frame k of a video is the picture on display k / fps seconds after its first frame.
@@ -87,13 +92,11 @@ class FrameStore:
     def __init__(self, directory: str | os.PathLike):
         self.directory = os.fspath(directory)
         root = pathlib.Path(self.directory)
-        self.meta = read_meta(root)
+        self.meta, arrays = _read(root)
         self.id = self.meta.get("id", "")
         self.shots_may_hold_cuts = self.meta["version"] < 2
         self._shard_paths = [str(root / shard["file"]) for shard in self.meta["shards"]]
         self._shard_offsets = np.cumsum([0] + [shard["records"] for shard in self.meta["shards"]])
-        check_shards(root, self.meta["shards"])
-        arrays = read_index(root, self.meta)
         if len(arrays["videos"]) == 0:
             raise DataError(f"{root} holds no video: none of the files could be used; {root / LEDGER} says why")
         self.videos = arrays["videos"]
@@ -101,8 +104,6 @@ class FrameStore:
         self.fps, self.height, self.width = arrays["fps"], arrays["height"], arrays["width"]
         self.label, self.class_names = arrays["label"], arrays["class_names"].tolist()
         self.shot_starts, self.shot_offsets = arrays["shot_starts"], arrays["shot_offsets"]
-        if self.id:
-            check_size(root / CHECKSUMS, self.meta["files"][CHECKSUMS]["bytes"])
         self._checksums = functools.lru_cache(maxsize=_MAX_CHECKSUMS)(self._read_checksums)
         # An evicted reader is closed when the last thread that uses it lets go of it.
         self._reader = functools.lru_cache(maxsize=_MAX_OPEN_SHARDS)(self._open_shard)
@@ -161,8 +162,11 @@ class FrameStore:
     def _read_checksums(self, shard: int) -> np.ndarray:
         """uint32[records of the shard]."""
         start, stop = self._shard_offsets[shard : shard + 2].tolist()
-        path = os.path.join(self.directory, CHECKSUMS)
-        found = np.fromfile(path, "<u4", stop - start, offset=4 * start)
+        path = pathlib.Path(self.directory, CHECKSUMS)  # of a store that has grown since it begins with the same
+        try:
+            found = np.fromfile(located(path.parent, self.meta, CHECKSUMS), "<u4", stop - start, offset=4 * start)
+        except FileNotFoundError:  # it was moved to its place this moment
+            found = np.fromfile(path, "<u4", stop - start, offset=4 * start)
         if zlib.crc32(found.tobytes()) != self.meta["shards"][shard]["checksums"]:
             raise DataError(f"{path} is damaged, or of another store; {_REMEDY.format(self.directory)}")
         return found
@@ -178,6 +182,52 @@ _REMEDY = (
     "copy it again from where it came; python -m input_pipeline.check {0} looks at all of the store; or delete {0} and "
     "prepare it again"
 )
+
+
+def _read(root: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """What meta.json and the index hold, of one state of a store that may be growing."""
+
+    def read() -> tuple[dict, dict[str, np.ndarray]]:
+        meta = read_meta(root)
+        check_shards(root, meta["shards"])
+        if "files" in meta:
+            check_size(located(root, meta, CHECKSUMS), meta["files"][CHECKSUMS]["bytes"])
+        return meta, read_index(root, meta)
+
+    try:
+        return read()
+    except DataError:  # damaged; or it has grown between two of the files
+        return read()
+
+
+def located(root: pathlib.Path, meta: dict, name: str) -> pathlib.Path:
+    """Where a file is that meta.json has a hash of: also where a growth was killed before it was in its place."""
+    waiting = root / PARTIAL / name
+    try:
+        if waiting.stat().st_size == meta["files"][name]["bytes"]:
+            return waiting if files.sha256(waiting) == meta["files"][name]["sha256"] else root / name
+    except (OSError, KeyError):  # it is not there, or of a store without hashes
+        pass
+    return root / name
+
+
+def identity_for_runs(meta: bytes) -> str:
+    """SHA-256 of the description of a store, whose beginning a run keeps of it.
+
+    Args:
+      meta: the bytes of meta.json.
+    """
+    return hashlib.sha256(META.encode() + b"\0" + meta).hexdigest()
+
+
+def parts_of(inputs: int, grown: Sequence[dict]) -> list[int]:
+    """How many inputs a store was made of, and how many were added each time it grew.
+
+    Args:
+      inputs: all of them.
+      grown: see write_index.
+    """
+    return np.diff([*(former["inputs"] for former in grown), inputs], prepend=0).tolist()
 
 
 def read_meta(root: pathlib.Path) -> dict:
@@ -233,8 +283,12 @@ def _wrong_in_meta(meta: dict, *, with_hashes: bool) -> str | None:
             return f"it has no {key}" if key not in meta else f"its {key} are {meta[key]!r:.100}"
     columns = {"records": int, "bytes": int} | ({"sha256": str, "checksums": int} if with_hashes else {})
     for number, shard in enumerate(meta["shards"]):
-        if not isinstance(shard, dict) or shard.get("file") != shard_name(number, len(meta["shards"])):
-            return f"shard {number} is not named {shard_name(number, len(meta['shards']))}"
+        name, count = shard.get("file") if isinstance(shard, dict) else None, len(meta["shards"])
+        found = SHARD_NAME.fullmatch(name) if isinstance(name, str) else None
+        of = int(found["of"]) if found else 0  # in a grown store it may be the count when the shard was made
+        former = bool(meta.get("grown")) and number + 1 < count and number < of < count
+        if not found or name != shard_name(number, of) or not (of == count or former):
+            return f"shard {number} is not named {shard_name(number, count)}"
         for key, kind in columns.items():
             if not isinstance(shard.get(key), kind) or (kind is int and shard[key] < 0):
                 return f"{key} of shard {number} is {shard.get(key)!r:.100}"
@@ -244,7 +298,22 @@ def _wrong_in_meta(meta: dict, *, with_hashes: bool) -> str | None:
             isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
         ):
             return f"it has no hash of {name}"
+    inputs, grown = 0, meta.get("grown", [])
+    for former in [*grown, {"inputs": meta["inputs"], "identity": ""}] if isinstance(grown, list) else [None]:
+        if not (
+            isinstance(former, dict)
+            and isinstance(former.get("identity"), str)
+            and isinstance(former.get("inputs"), int)
+            and inputs <= former["inputs"]
+        ):
+            return f"it says {grown!r:.100} of how it has grown"
+        inputs = former["inputs"]
     return None
+
+
+def read_ledger(root: pathlib.Path, meta: dict) -> list[dict]:
+    """parse_ledger, of a store on this machine."""
+    return parse_ledger(located(root, meta, LEDGER).read_bytes(), meta, str(root))
 
 
 def parse_ledger(data: bytes, meta: dict, root: str) -> list[dict]:
@@ -286,7 +355,7 @@ def check_size(path: pathlib.Path, expected: int) -> None:
 
 def read_index(root: pathlib.Path, meta: dict) -> dict[str, np.ndarray]:
     """The columns of index.npz."""
-    path = root / INDEX
+    path = located(root, meta, INDEX)
     try:
         if "files" in meta:
             check_size(path, meta["files"][INDEX]["bytes"])
@@ -342,6 +411,9 @@ def shard_name(shard: int, num_shards: int) -> str:
     return f"frames-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
+SHARD_NAME = re.compile(r"frames-\d{5,}-of-(?P<of>\d{5,})\.array_record")
+
+
 def write_shard(path: str | os.PathLike, records: Iterable[bytes]) -> tuple[dict, list[int]]:
     """Writes one shard so that `path` is either absent or complete.
 
@@ -384,6 +456,7 @@ def write_index(
     checksums: list[Sequence[int] | np.ndarray],
     rows: list[dict],
     class_names: list[str],
+    grown: Sequence[dict] = (),
 ) -> None:
     """Writes ledger, index, checksums and meta, in this order: the presence of meta.json means that all is there.
 
@@ -395,6 +468,8 @@ def write_index(
         float, "height", "width" int, "shot_starts"
         list of int (first 0), "label" int (-1 = unlabelled), and, if any, "notes" list of str, what is unusual.
       class_names: names of the labels.
+      grown: for each time that the store grew {"inputs": int, how many it had before, "identity": str, its
+        identity_for_runs then}.
     """
     root = pathlib.Path(directory)
     ok = [row for row in rows if row["status"] == "ok"]
@@ -434,6 +509,8 @@ def write_index(
             for name in (LEDGER, INDEX, CHECKSUMS)
         },
     }
+    if grown:
+        meta["grown"] = list(grown)
     meta["id"] = identity_of(meta)
     text = json.dumps(meta, indent=1, sort_keys=True) + "\n"
     files.write_bytes(root / META, text.encode(), unfinished=_unfinished(root / META))

@@ -272,7 +272,7 @@ def test_the_command_here_and_on_beam(library, classifier, tmp_path, monkeypatch
     assert np.asarray(Image.open(tmp_path / "local/report.png")).std() > 10
     assert "| video | 2 | the video does not open or decode |" in (tmp_path / "local/report.md").read_text()
     names = [file.name for file in inputs.find(str(library / "*.mp4"), "")]
-    labels, class_names, _ = inputs.read_labels(str(tmp_path / "local/kept.csv"), names)
+    labels, class_names = inputs.read_labels(str(tmp_path / "local/kept.csv"), names)
     assert {name: class_names[label] for name, label in zip(names, labels, strict=True) if label >= 0} == {
         "ruby.mp4": "ruby",
         "ends.mp4": "jade",

@@ -629,7 +629,7 @@ def test_only_the_videos_of_a_list_are_used(tmp_path, capsys):
         ("\ufeff2.mp4\n", ["v/y/2.mp4"]),
         ("1.avi\n", "1.avi may be v/x/1.avi or v/y/1.avi; write more of its path"),
         ("z/9.avi 1\n", "none of its 1 lines names an input file; names are like v/x/1.avi"),
-        ("", "none of its 0 lines"),
+        ("", "list.txt is empty"),
     ],
 )
 def test_lines_of_a_list_name_inputs_by_the_end_of_their_path(tmp_path, text, expected):
@@ -645,7 +645,7 @@ def test_lines_of_a_list_name_inputs_by_the_end_of_their_path(tmp_path, text, ex
 def test_labels_by_folder(videos):
     names = ["cats/a.mp4", "x/cats/b.mp4", "dogs/c.mp4", "top.mp4"]
     assert inputs.read_labels("folder", names)[:2] == ([0, 0, 1, -1], ["cats", "dogs"])
-    assert inputs.read_labels("", names) == ([-1] * 4, [], "")
+    assert inputs.read_labels("", names) == ([-1] * 4, [])
 
 
 def test_what_systems_leave_behind_is_no_input(videos, tmp_path):
@@ -672,11 +672,14 @@ def test_labels_of_any_system_reach_their_files(tmp_path, encoding, form):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("file,label\nz.mp4,x\n", "must name the columns video,label"),
-        ("", "must name the columns"),
-        ("video,label\na.mp4,x\n", "may be cats/a.mp4 or dogs/a.mp4"),
+        (
+            "clip,label\nz.mp4,x\n",
+            r"line 1 does not fit \('clip,label'\); known forms of lists: CSV with columns video,",
+        ),
+        ("", "labels.csv is empty"),
+        ("video,label\na.mp4,x\n", "line 2: a.mp4 may be cats/a.mp4 or dogs/a.mp4; write more of its path"),
         ("video,label\nz.mp4,x\nz.mp4,y\n", "z.mp4 has two labels, x and y"),
-        ("video,label\nz.mp4,\n", "z.mp4 has an empty label"),
+        ("video,label\nz.mp4,\ncats/a.mp4,x\n", "z.mp4 has an empty label"),
         ("video,label\nq.mp4,x\n", "none of its 1 lines names"),
     ],
 )

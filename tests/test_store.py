@@ -251,6 +251,10 @@ def test_an_index_that_unpacks_to_more_than_it_is(tmp_path):
         lambda meta: meta | {"shards": [shard | {"bytes": "many"} for shard in meta["shards"]]},
         lambda meta: meta | {"shards": [shard | {"records": -1} for shard in meta["shards"]]},
         lambda meta: meta | {"settings": None},
+        lambda meta: meta | {"grown": 5},
+        lambda meta: meta | {"grown": [None]},
+        lambda meta: meta | {"grown": [{"inputs": "2", "identity": ""}]},
+        lambda meta: meta | {"grown": [{"inputs": 99, "identity": ""}]},
         lambda meta: {key: value for key, value in meta.items() if key != "frames"},
     ],
 )

@@ -115,8 +115,8 @@ def prepare(
     }
 
     def claim(write: bool = True) -> None:
+        sources.claim(workdir, facts["data"], write=write)  # first: from other data other values may follow
         claim_workdir(workdir, config, may_change, write=write)
-        sources.claim(workdir, facts["data"], write=write)
         metrics.check(workdir)
 
     files.refuse_remote("--workdir", workdir)

@@ -85,7 +85,7 @@ def read_plan(path: str, *, root: str, per_shard: int) -> Iterator[Shard]:
     if plan is None:
         raise DataError(f"{path} was changed while the preparation ran; run the same command again, it goes on")
     named = plan["inputs"]
-    shards = steps.shards_of(len(named), per_shard)
+    shards = steps.shards_of(store.parts_of(len(named), plan.get("grown", [])), per_shard)
     for number, members in enumerate(shards):
         yield Shard(
             number,

@@ -21,6 +21,7 @@ import av.format
 import numpy as np
 from av.stream import Disposition
 
+from input_pipeline import folders
 from input_pipeline.preparation import transport_stream
 
 # FFmpeg opens far more than videos: pictures, subtitles, and playlists (hls, concat) that open further files.
@@ -72,7 +73,16 @@ def check_size(width: int, height: int) -> None:
 
 
 def inspect(video: str, fps: float) -> Info:
-    """Reads all packets without decoding them, which costs about 1 % of decoding."""
+    """Reads all packets without decoding them, which costs about 1 % of decoding.
+
+    A folder of frames has the rate `fps`, because nothing says another: each picture is one frame.
+    """
+    if os.path.isdir(video):
+        rate, count = Fraction(str(fps)), len(_frames_in(video))
+        if count == 0:
+            raise Refused("not a video: a folder, but not of numbered pictures")
+        notes = [f"folder of frames: {count} pictures, taken as {float(rate):g} per second"]
+        return Info([], rate, rate, rate, Fraction(1, 90_000), Fraction(1), count, [], notes)
     container = _open(video)
     tracks = {track.stream.index: track for track in map(_Track, _streams_of_pictures(container))}
     end = None
@@ -102,6 +112,9 @@ def inspect(video: str, fps: float) -> Info:
 
 def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]:
     """(time in s, time on display in s, frame) in the order of display; a part follows when the one before it ends."""
+    if os.path.isdir(video):
+        yield from _frames(video, info)
+        return
     count, previous, step = 0, None, 1 / info.usual_rate
     number, in_part = -1, 0  # of the part, and of the picture in it
     begin = first = Fraction(0)  # time of the part's first picture, and its time stamp
@@ -127,6 +140,35 @@ def pictures(video: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]
             count, in_part, previous = count + 1, in_part + 1, time
     if count == 0:
         raise Refused("truncated or damaged: no picture could be decoded")
+
+
+def _frames_in(folder: str) -> list[str]:
+    return [
+        os.path.join(folder, name) for name in folders.frames_among(list(filter(folders.is_data, os.listdir(folder))))
+    ]
+
+
+def _frames(folder: str, info: Info) -> Iterator[tuple[Fraction, Fraction, Any]]:
+    """What `pictures` says, of a folder of frames."""
+    size = None
+    for number, path in enumerate(_frames_in(folder)):
+        with errors_refuse(f"truncated or damaged: {os.path.basename(path)}"):
+            with open(path, "rb") as file:
+                kind = "png_pipe" if file.read(4) == b"\x89PNG" else "jpeg_pipe"
+            with av.open(
+                "file:" + os.path.abspath(path), format=kind, container_options={"protocol_whitelist": "file"}
+            ) as container:
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+                frame = next(iter(container.decode(stream)), None)
+        if frame is None or frame.is_corrupt:
+            raise Refused(f"truncated or damaged: {os.path.basename(path)} is incomplete")
+        check_size(frame.width, frame.height)
+        size = size or (frame.width, frame.height)
+        if size != (frame.width, frame.height):
+            raise Refused("not a video: a folder of pictures of different sizes")
+        yield number / info.rate, 1 / info.rate, frame
 
 
 def _open(video: str) -> Any:

@@ -20,9 +20,11 @@ def define_flags() -> None:
     """Defines the flags of both commands; for programs only, because others have flags of the same names."""
     flags.DEFINE_string("videos", None, "directory, searched recursively, or quoted glob pattern", required=True)
     flags.DEFINE_string("out", None, "directory to write the frame store to", required=True)
-    flags.DEFINE_string("labels", "", "CSV file with columns video,label; or the word: folder")
+    flags.DEFINE_string("labels", "", "list of videos and labels, see docs/own_videos.md; or the word: folder")
     flags.DEFINE_bool("labelled_only", False, "leave out files without a label, such as those that a curation dropped")
-    flags.DEFINE_string("only", "", "text file that names the videos to use, such as UCF-101's trainlist01.txt")
+    flags.DEFINE_string(
+        "only", "", "list of the videos to use, such as UCF-101's trainlist01.txt or Kinetics' train.csv"
+    )
     flags.DEFINE_float("fps", DEFAULT.fps, "frames per second kept; never more than the video has")
     flags.DEFINE_integer("short_side", DEFAULT.short_side, "pixels of the short side; smaller videos keep their size")
     flags.DEFINE_integer("jpeg_quality", DEFAULT.jpeg_quality, "1 to 100")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from input_pipeline import folders, lists, storage
@@ -15,14 +16,17 @@ from vivi_jax.errors import DataError
 class Input(NamedTuple):
     name: str  # path relative to the directory given, or to the part of the pattern before its first wildcard
     path: str
-    bytes: int  # -1: not a regular file
+    bytes: int  # of a folder of frames, of all of them; -1: neither that nor a regular file
 
 
 def find(videos: str, out: str) -> list[Input]:
     """All files under a directory, or matched by a glob pattern ("**" for any depth), sorted by name.
 
-    A file is recognised as a video by opening it later, not by its name. What is no data (see folders.is_data) and
-    everything under `out` are skipped. Links are followed. Both may be in a bucket, see storage.py.
+    A file is recognised as a video by opening it later, not by its name. A folder below the directory that holds
+    numbered pictures and nothing else is one input, see folders.frames_among; in a bucket it is not.
+
+    What is no data (see folders.is_data) and everything under `out` are skipped. Links are followed. Both may be in a
+    bucket, see storage.py.
 
     Raises:
       DataError: nothing there, or a folder that cannot be read.
@@ -48,10 +52,22 @@ def find(videos: str, out: str) -> list[Input]:
     path_of = {os.path.relpath(path, root or "."): path for path in found}
     if not path_of:
         raise DataError(f"no files in {videos}; give a directory, or a quoted pattern such as 'DIR/**/*.mp4'")
-    return [
-        Input(name, path, os.path.getsize(path) if os.path.isfile(path) else -1)
-        for name, path in sorted(path_of.items())
-    ]
+    of_folder = collections.defaultdict(list)
+    for name in path_of:
+        of_folder[os.path.dirname(name)].append(os.path.basename(name))
+    for folder, names in of_folder.items():
+        if folder and folders.frames_among(names):
+            path_of[folder] = os.path.dirname(path_of[os.path.join(folder, names[0])])
+            for name in names:
+                del path_of[os.path.join(folder, name)]
+    return [Input(name, path, size_of(path)) for name, path in sorted(path_of.items())]
+
+
+def size_of(path: str) -> int:
+    """Bytes of a local input, see Input."""
+    if os.path.isdir(path):
+        return sum(os.path.getsize(os.path.join(path, name)) for name in os.listdir(path) if folders.is_data(name))
+    return os.path.getsize(path) if os.path.isfile(path) else -1
 
 
 def root_of(videos: str) -> str:
@@ -100,100 +116,134 @@ def _is_data(name: str) -> bool:
     return all(folders.is_data(part) for part in name.split("/") if part != "..")
 
 
-def take_listed(found: list[Input], path: str) -> list[Input]:
-    """The inputs that a list names, one a line: "Archery/v_Archery_g08_c01.avi 3" in UCF-101's trainlist01.txt.
+class _Names:
+    """Finds inputs by what lists call them: by their whole name or its end, folder by folder.
 
-    A line may go on behind the name, after a space. It names the input whose name ends in it, folder by folder; where
-    there is none, another ending of the file (.mp4 for .avi) and other capitals will do.
+    Where none is called so, endings do not matter, so that a video that was converted to another container is found;
+    and then neither does upper case. Accents may be written in any way.
+    """
+
+    def __init__(self, names: list[str]):
+        self.names = names
+        self._whole = {folders.same_form(name): [number] for number, name in enumerate(names)}
+        self._ends, self._stems, self._loose = (collections.defaultdict(list) for _ in range(3))
+        for number, name in enumerate(map(folders.same_form, names)):
+            parts = name.split("/")
+            for depth in range(len(parts)):
+                end = "/".join(parts[depth:])
+                stem = os.path.splitext(end)[0]
+                self._ends[end].append(number)
+                self._stems[stem].append(number)
+                self._loose[stem.casefold()].append(number)
+
+    def find(self, video: lists.Video, path: str) -> int | None:
+        """Number of the input that is meant, None: there is none.
+
+        Raises:
+          DataError: it may be one of two.
+        """
+        called = [folders.same_form(name.replace("\\", "/").removeprefix("./")) for name in video.names]
+        tails = [  # of absolute paths, which may be of another machine: an input's name must be the end of one
+            name.split("/", depth)[-1]
+            for name in called
+            if name.startswith("/")
+            for depth in range(1, name.count("/") + 1)
+        ]
+        stems = [stem for name in called for stem in dict.fromkeys((name, os.path.splitext(name)[0]))]
+        for table, keys in (
+            (self._whole, called),
+            (self._ends, called),
+            (self._whole, tails),
+            (self._stems, stems),
+            (self._loose, [stem.casefold() for stem in stems]),
+        ):
+            if fits := next((table[key] for key in keys if key in table), None):
+                if len(fits) > 1:
+                    raise DataError(
+                        f"{path}, {video.place}: {video.names[-1]} may be {self.names[fits[0]]} or "
+                        f"{self.names[fits[1]]}; write more of its path"
+                    )
+                return fits[0]
+        return None
+
+
+def take_listed(found: list[Input], path: str) -> list[Input]:
+    """The inputs that a list names, in any form of lists.read_videos: UCF-101's trainlist01.txt, Kinetics' train.csv.
 
     Raises:
       DataError: an unreadable list, a line that names two inputs, or a list of which no line names one.
     """
-    try:
-        lines = [line.strip() for line in storage.read(path).decode("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"cannot read {path}: {e}") from e
-    exact, loose = collections.defaultdict(list), collections.defaultdict(list)
-    for number, file in enumerate(found):
-        parts = file.name.split("/")
-        for depth in range(len(parts)):
-            end = "/".join(parts[depth:])
-            exact[end].append(number)
-            loose[os.path.splitext(end)[0].casefold()].append(number)
-    chosen, unknown = set(), []
-    for line in lines:
-        names = [line.removeprefix("./"), line.removeprefix("./").rsplit(None, 1)[0]]
-        fits = next((exact[name] for name in names if name in exact), None) or next(
-            (loose[key] for name in names if (key := os.path.splitext(name)[0].casefold()) in loose), []
-        )
-        if len(fits) > 1:
-            raise DataError(
-                f"{path}: {names[-1]} may be {found[fits[0]].name} or {found[fits[1]].name}; write more of its path"
-            )
-        chosen.update(fits)
-        if not fits:
-            unknown.append(names[-1])
+    videos, names = lists.read_videos(path), _Names([file.name for file in found])
+    fits = [names.find(video, path) for video in videos]
+    chosen = {number for number in fits if number is not None}
+    unknown = [video.names[-1] for video, number in zip(videos, fits, strict=True) if number is None]
     if not chosen:
-        raise DataError(f"{path}: none of its {len(lines)} lines names an input file; names are like {found[0].name}")
+        raise DataError(f"{path}: none of its {len(videos)} lines names an input file; names are like {found[0].name}")
     print(f"only: {len(chosen)} of {len(found)} files are named in {path}")
     if unknown:
-        print(f"only: {len(unknown)} of its {len(lines)} lines name no input file (such as {unknown[0]})")
+        print(f"only: {len(unknown)} of its {len(videos)} lines name no input file (such as {unknown[0]})")
     return [found[number] for number in sorted(chosen)]
 
 
-def read_labels(labels: str, names: list[str]) -> tuple[list[int], list[str], str]:
+def read_labels(labels: str, names: list[str], known: Mapping[str, str] = {}) -> tuple[list[int], list[str]]:
     """Labels of the inputs.
 
     Args:
-      labels: "" (no labels), "folder" (the folder a file is in; files at the top have no label), or the path of a CSV
-        file with columns "video" (an input's name, or its file name alone where that is unique) and "label".
+      labels: "" (no labels), "folder" (the folder a file is in; files at the top have no label), or the path of a list
+        in any form of lists.read_videos, which names inputs as _Names.find takes them.
       names: of the inputs.
+      known: name -> class, for inputs that `labels` says nothing of.
 
     Returns:
-      Label of each input (-1: none), class names (sorted), and a digest of both ("" without labels).
+      Label of each input (-1: none), and class names (sorted; numbers by their value).
 
     Raises:
-      DataError: an unreadable or contradictory CSV file, or one of which no line names an input.
+      DataError: an unreadable or contradictory list, or one of which no line names an input.
     """
     if not labels:
-        return [-1] * len(names), [], ""
+        return [-1] * len(names), []
     if labels == "folder":
         folder_of = {name: os.path.basename(os.path.dirname(name)) for name in names}
         label_of = {name: folders.same_form(folder) for name, folder in folder_of.items() if folder}
         if not label_of:
             raise DataError("--labels=folder, but all files are at the top; put each into a folder of its class")
     else:
-        label_of = _read_csv(labels, names)
+        label_of = _read_list(labels, names)
+    label_of = {**known, **label_of}
     classes = sorted(set(label_of.values()))
-    numbers = [classes.index(label_of[name]) if name in label_of else -1 for name in names]
+    if all(re.fullmatch("[0-9]{1,9}", name) for name in classes):
+        classes.sort(key=int)
+    number_of = {name: number for number, name in enumerate(classes)}
+    numbers = [number_of[label_of[name]] if name in label_of else -1 for name in names]
+    without = [name for name in names if name not in label_of]
     print(
-        f"labels: {len(label_of)} of {len(names)} files have one of {len(classes)} classes, "
-        f"{len(names) - len(label_of)} have none"
+        f"labels: {len(label_of)} of {len(names)} files have one of {len(classes)} classes, {len(without)} have none"
+        + (f" (such as {without[0]})" if without else "")
     )
-    digest = hashlib.sha256(json.dumps([numbers, classes]).encode()).hexdigest()
-    return numbers, classes, digest[:16]
+    return numbers, classes
 
 
-def _read_csv(path: str, names: list[str]) -> dict[str, str]:
-    rows = [(line["video"], line["label"]) for line in lists.read_table(path, ("video", "label"))]
-    of_file_name = collections.defaultdict(list)
-    for name in names:
-        of_file_name[folders.same_form(os.path.basename(name))].append(name)
-    known = {folders.same_form(name): name for name in names} | {name: name for name in names}
+def labels_digest(numbers: list[int], classes: list[str]) -> str:
+    """Of what read_labels returned."""
+    return hashlib.sha256(json.dumps([numbers, classes]).encode()).hexdigest()[:16]
+
+
+def _read_list(path: str, names: list[str]) -> dict[str, str]:
+    videos, inputs = lists.read_videos(path), _Names(names)
+    if not any(video.label for video in videos):
+        raise DataError(f"{path} has no labels, only names of videos: give the list that has both")
     label_of, unknown = {}, []
-    for video, label in rows:
-        name = known.get(video) or known.get(folders.same_form(video))
-        candidates = [name] if name else of_file_name.get(folders.same_form(video), [])
-        if len(candidates) > 1:
-            raise DataError(f"{path}: {video} may be {candidates[0]} or {candidates[1]}; write the whole name")
-        if not candidates:
-            unknown.append(video)
-        elif not label:
-            raise DataError(f"{path}: {video} has an empty label; write one, or take the line out")
-        elif label_of.setdefault(candidates[0], label) != label:
-            raise DataError(f"{path}: {video} has two labels, {label_of[candidates[0]]} and {label}")
+    for video in videos:
+        number = inputs.find(video, path)
+        if number is None:
+            unknown.append(video.names[-1])
+        elif not video.label:
+            raise DataError(f"{path}, {video.place}: {video.names[-1]} has an empty label; write one, or take it out")
+        elif label_of.setdefault(names[number], video.label) != video.label:
+            name = names[number]
+            raise DataError(f"{path}, {video.place}: {name} has two labels, {label_of[name]} and {video.label}")
     if not label_of:
-        raise DataError(f"{path}: none of its {len(rows)} lines names an input file; names are like {names[0]}")
+        raise DataError(f"{path}: none of its {len(videos)} lines names an input file; names are like {names[0]}")
     if unknown:
-        print(f"labels: {len(unknown)} of {len(rows)} lines of {path} name no input file (such as {unknown[0]})")
+        print(f"labels: {len(unknown)} of {len(videos)} lines of {path} name no input file (such as {unknown[0]})")
     return label_of

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ def prepare(
     only: str = "",
     workers: int | None = None,
     retry: bool = False,
+    grow: bool = False,
 ) -> bool:
     """Makes the frame store `out` from `videos`; does nothing where it is complete.
 
@@ -48,6 +50,8 @@ def prepare(
       workers: files decoded at a time; default: the cores this process may use.
       retry: of a complete store, decode the files that are for another try. If any is better now, the store becomes
         another one, with another id: runs begun with the former one do not go on with it.
+      grow: decode the files that a complete store lacks, and add them behind what it has, which stays, also of files
+        that are gone or changed. It can be read at every moment, and then is another one, with another id.
 
     Returns:
       False if the store was complete already, and stays as it is.
@@ -58,14 +62,23 @@ def prepare(
     for path in (videos, out):
         if storage.is_remote(path):
             raise DataError(f"{path} is in a bucket: use python -m input_pipeline.prepare_beam, with the same flags")
-    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only)
+    plan = steps.make_plan(videos, out, settings, labels=labels, labelled_only=labelled_only, only=only, grow=grow)
     try:
-        if steps.is_complete(out, plan) and not (retry and _try_again(pathlib.Path(out), plan)):
+        complete = steps.is_complete(out, plan, grow=grow)
+        if grow:
+            print("\n".join(steps.changes(plan)))
+        if complete and not (retry and _try_again(pathlib.Path(out), plan)):
             steps.remove_left(out)
             return False
+        if complete:
+            plan = plan._replace(former=None)  # it is under way again
         with steps.begin(out, plan) as partial:
-            _decode_all(pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0)))
-            steps.finish(out, plan, (steps.read_packed(out, plan, shard) for shard in range(len(plan.shards))))
+            stored = _stored(pathlib.Path(out), plan) if plan.former else []
+            _decode_all(
+                pathlib.Path(out), pathlib.Path(partial), plan, workers or len(os.sched_getaffinity(0)), len(stored)
+            )
+            new = (steps.read_packed(out, plan, shard) for shard in range(len(stored), len(plan.shards)))
+            steps.finish(out, plan, itertools.chain(stored, new))
     except OSError as e:
         raise DataError(cannot_write(out, e)) from e
     return True
@@ -101,8 +114,8 @@ def cannot_write(out: str, error: OSError) -> str:
     )
 
 
-def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int) -> None:
-    """Makes all shards that are not made yet.
+def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: int, stored: int) -> None:
+    """Makes all shards that are not made yet, behind the first ones, which the store has.
 
     A file whose decoder was killed, or was too slow without using its CPU time, waits until all else is done, and then
     is decoded alone.
@@ -112,7 +125,7 @@ def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: 
         4 + 2 * workers // settings.videos_per_shard
     )  # shards under way, so that one long video does not hold up the others
     waiting, later = collections.deque(), []
-    with pool(workers, settings.limits) as submit, progress(len(plan.inputs)) as done:
+    with pool(workers, settings.limits) as submit, progress(sum(map(len, shards[stored:]))) as done:
 
         def pack(shard: int, rows: list[dict]) -> None:
             while True:
@@ -123,14 +136,14 @@ def _decode_all(root: pathlib.Path, partial: pathlib.Path, plan: Plan, workers: 
                     row_path(partial, shards[shard][number]).unlink()
                     rows[number] = submit(_decode_one, partial, shards[shard][number], plan, done, _TRIES).result()
 
-        for shard in range(len(shards) + ahead):
+        for shard in range(stored, len(shards) + ahead):
             if shard < len(shards):
                 if steps.read_packed(str(root), plan, shard):  # by an earlier run
                     done(len(shards[shard]))
                     waiting.append(None)
                 else:
                     waiting.append([submit(_decode_one, partial, i, plan, done) for i in shards[shard]])
-            if shard >= ahead and (futures := waiting.popleft()) is not None:
+            if shard >= stored + ahead and (futures := waiting.popleft()) is not None:
                 rows = [future.result() for future in futures]
                 if any(row.get("retry") for row in rows):
                     later.append((shard - ahead, rows))
@@ -234,8 +247,8 @@ def worth_another_try(root: pathlib.Path, plan: Plan) -> list[int]:
     meta = store.read_meta(root)
     if meta["settings"].get("software") != plan.identity["software"]:
         return []
-    rows = store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root))
-    return [i for i, row in enumerate(rows) if row.get("retry")]
+    rows = store.read_ledger(root, meta)
+    return [i for i, row in enumerate(rows) if row.get("retry") and os.path.exists(plan.inputs[i].path)]
 
 
 def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[int]) -> None:
@@ -246,14 +259,12 @@ def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[i
     Args:
       partial: holds what the inputs `better` were decoded to.
     """
-    meta = store.read_meta(root)
-    rows, checksums = _rows_of(root, meta), np.fromfile(root / store.CHECKSUMS, "<u4")
+    parts = _stored(root, plan)
+    rows, checksums = [row for part in parts for row in part["rows"]], [crc for part in parts for crc in part["crc32"]]
     first = np.cumsum([0] + [row.get("frames", 0) for row in rows])  # record of each input
     frames_of_store = store.FrameStore(root) if first[-1] else None  # refuses a store without a video
-    for shard, members in enumerate(plan.shards):
-        crc32 = checksums[first[members.start] : first[members.stop]].tolist()
+    for shard, (members, part) in enumerate(zip(plan.shards, parts, strict=True)):
         if not set(members) & set(better):
-            part = {"shard": meta["shards"][shard], "rows": [rows[i] for i in members], "crc32": crc32}
             path = pathlib.Path(steps.rows_path(str(partial), shard))
             files.write_bytes(path, steps.sealed_part(part, plan.id))
             continue
@@ -261,7 +272,7 @@ def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[i
             if frames_of_store and rows[i]["status"] == "ok":
                 frames = frames_of_store.read(np.arange(first[i], first[i + 1])).tolist()
                 frame_file_path(partial, i).write_bytes(b"".join(frames))
-                crc32 = checksums[first[i] : first[i + 1]].tolist()
+                crc32 = checksums[first[i] : first[i + 1]]
                 row = rows[i] | {"jpeg_bytes": [len(frame) for frame in frames], "jpeg_crc32": crc32}
                 files.write_bytes(row_path(partial, i), steps.sealed_part(row, plan.id))
             elif not rows[i].get("retry"):
@@ -270,10 +281,22 @@ def reopen(root: pathlib.Path, partial: pathlib.Path, plan: Plan, better: list[i
     (root / store.META).unlink()
 
 
+def _stored(root: pathlib.Path, plan: Plan) -> list[dict]:
+    """What steps.read_packed returned of each shard of the complete store that is there, the first ones of a plan."""
+    meta = store.read_meta(root)
+    rows, parts = _rows_of(root, meta), []
+    checksums = np.fromfile(store.located(root, meta, store.CHECKSUMS), "<u4")
+    first = np.cumsum([0] + [row.get("frames", 0) for row in rows])  # record of each input
+    for shard, members in zip(meta["shards"], plan.shards, strict=False):
+        crc32 = checksums[first[members.start] : first[members.stop]].tolist()
+        parts.append({"shard": shard, "rows": [rows[i] for i in members], "crc32": crc32})
+    return parts
+
+
 def _rows_of(root: pathlib.Path, meta: dict) -> list[dict]:
     """The rows of all inputs, as `decode` gave them."""
     rows, shots = [], iter(store.shots_of_videos(store.read_index(root, meta)))
-    for line in store.parse_ledger((root / store.LEDGER).read_bytes(), meta, str(root)):
+    for line in store.read_ledger(root, meta):
         row = {key: line[key] for key in _IN_LEDGER if key in line}
         if row["status"] == "ok":
             row["shot_starts"] = next(shots).tolist()

@@ -17,7 +17,7 @@ import os
 import pathlib
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import av
@@ -90,7 +90,18 @@ class Plan(NamedTuple):
     settings: Settings
     label_of: list[int]  # of each input, -1: none
     class_names: list[str]
-    identity: dict  # what must not change between two starts: JSON values "settings", "software", "inputs"
+    identity: dict  # what must not change between two starts: JSON values "settings", "software", "inputs", "grown"
+    former: "Former | None" = None  # the complete store that is there
+
+    @property
+    def grown(self) -> list[dict]:
+        """See store.write_index."""
+        return self.identity.get("grown", [])
+
+    @property
+    def added(self) -> int:
+        """How many inputs the complete store lacks."""
+        return len(self.inputs) - len(self.former.rows) if self.former else 0
 
     @property
     def id(self) -> str:
@@ -100,20 +111,45 @@ class Plan(NamedTuple):
     @property
     def shards(self) -> list[range]:
         """Numbers of the inputs in each shard."""
-        return shards_of(len(self.inputs), self.settings.videos_per_shard)
+        return shards_of(store.parts_of(len(self.inputs), self.grown), self.settings.videos_per_shard)
 
 
-def shards_of(num_inputs: int, videos_per_shard: int) -> list[range]:
-    return [range(start, min(start + videos_per_shard, num_inputs)) for start in range(0, num_inputs, videos_per_shard)]
+class Former(NamedTuple):
+    """What a complete store holds."""
+
+    description: bytes  # of meta.json
+    meta: dict
+    rows: list[dict]  # of the ledger
 
 
-def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelled_only: bool, only: str = "") -> Plan:
+def shards_of(parts: Sequence[int], videos_per_shard: int) -> list[range]:
+    """Numbers of the inputs in each shard; inputs that came at different times are never in one."""
+    shards, begin = [], 0
+    for part in parts:
+        starts = range(begin, begin + part, videos_per_shard)
+        begin += part
+        shards += [range(start, min(start + videos_per_shard, begin)) for start in starts]
+    return shards
+
+
+def make_plan(
+    videos: str,
+    out: str,
+    settings: Settings,
+    *,
+    labels: str,
+    labelled_only: bool,
+    only: str = "",
+    grow: bool = False,
+) -> Plan:
     """Finds the inputs.
 
     Args:
       videos, labels: see inputs.find and inputs.read_labels.
+      out: where a complete store is, its inputs come first, as it has them.
       labelled_only: files without a label are no inputs.
       only: a list of the files that are, see inputs.take_listed; "" for all.
+      grow: what the store has of files that are gone or changed stays; without it only is_complete says so.
 
     Raises:
       DataError: there are none.
@@ -121,18 +157,67 @@ def make_plan(videos: str, out: str, settings: Settings, *, labels: str, labelle
     found = inputs.find(videos, out)
     if only:
         found = inputs.take_listed(found, only)
-    label_of, class_names, digest = inputs.read_labels(labels, [file.name for file in found])
+    former = read_former(out)
+    begun, grown = _begun(out, former)
+    now = {file.name: file for file in found}
+    if grow or not former:
+        root = inputs.root_of(videos)
+        first = [
+            inputs.Input(name, now[name].path if name in now else storage.join(root, name), size)
+            for name, size in begun.items()
+        ]
+    else:
+        first = [now[name] for name in begun if name in now]
+    found = [*first, *(file for file in found if file.name not in begun)]
+    kept = former_labels(out, former) if former and labels else {}
+    gone = {name: label for name, label in kept.items() if name not in now}
+    label_of, class_names = inputs.read_labels(labels, [file.name for file in found], gone)
     if labelled_only:
-        kept = [i for i, label in enumerate(label_of) if label >= 0]
-        if not kept:
+        stay = [i for i, label in enumerate(label_of) if label >= 0 or (grow and i < len(first))]
+        if not stay:
             raise DataError("--labelled_only without a labelled file: give --labels")
-        found, label_of = [found[i] for i in kept], [label_of[i] for i in kept]
+        found, label_of = [found[i] for i in stay], [label_of[i] for i in stay]
+    if former and len(found) > len(begun):
+        grown = [*grown, {"inputs": len(begun), "identity": store.identity_for_runs(former.description)}]
     identity = {
-        "settings": dataclasses.asdict(settings) | {"labels": digest},
+        "settings": dataclasses.asdict(settings)
+        | {"labels": inputs.labels_digest(label_of, class_names) if labels else ""},
         "software": software(),
         "inputs": [[file.name, file.bytes] for file in found],
     }
-    return Plan(found, settings, label_of, class_names, identity)
+    identity |= {"grown": grown} if grown else {}
+    return Plan(found, settings, label_of, class_names, identity, former)
+
+
+def read_former(root: str) -> Former | None:
+    """The complete store that is there; None: there is none."""
+    path = storage.join(root, store.META)
+    if not storage.exists(path):
+        return None
+    description = storage.read(path)
+    meta = store.parse_meta(description, root)
+    if storage.is_remote(root):
+        rows = store.parse_ledger(storage.read(storage.join(root, store.LEDGER)), meta, root)
+    else:
+        rows = store.read_ledger(pathlib.Path(root), meta)
+    return Former(description, meta, rows)
+
+
+def _begun(root: str, former: Former | None) -> tuple[dict[str, int], list[dict]]:
+    """Name and bytes of the inputs that a complete store has, or a grown one that is tried again; how it has grown."""
+    if former:
+        return {row["input"]: row["bytes"] for row in former.rows}, former.meta.get("grown", [])
+    path = plan_path(partial_of(root))
+    plan = unsealed(storage.read(path)) if storage.exists(path) else None
+    return (dict(plan["inputs"]), plan["grown"]) if plan and "grown" in plan else ({}, [])
+
+
+def former_labels(root: str, former: Former) -> dict[str, str]:
+    """Name of an input -> its class, of those of a complete store that have one; {} of a store in a bucket."""
+    if storage.is_remote(root):
+        return {}
+    names = store.read_index(pathlib.Path(root), former.meta)["class_names"].tolist()
+    return {row["input"]: names[row["label"]] for row in former.rows if row.get("label", -1) >= 0}
 
 
 def software() -> dict:
@@ -145,16 +230,18 @@ def software() -> dict:
     }
 
 
-def is_complete(root: str, plan: Plan) -> bool:
-    """Whether the store is there already.
+def is_complete(root: str, plan: Plan, *, grow: bool = False) -> bool:
+    """Whether the store is there already, with all inputs.
+
+    Args:
+      grow: it may lack some, and have others than there are now.
 
     Raises:
-      DataError: it is, but of another plan.
+      DataError: it is there, but of another plan.
     """
-    path = storage.join(root, store.META)
-    if not storage.exists(path):
+    if plan.former is None:
         return False
-    meta = store.parse_meta(storage.read(path), root)
+    meta = plan.former.meta
     if not storage.is_remote(root):
         store.check_shards(pathlib.Path(root), meta["shards"])
     # A setting that came later than the store had what is now its default.
@@ -163,10 +250,74 @@ def is_complete(root: str, plan: Plan) -> bool:
     }
     if meta["version"] == 1:
         settings.pop("min_shot_frames", None)  # a setting of that version: its shots stay as they are
-    _check_same(root, settings, plan.identity["settings"])
-    rows = store.parse_ledger(storage.read(storage.join(root, store.LEDGER)), meta, root)
-    _check_inputs(root, [[row["input"], row["bytes"]] for row in rows], plan.identity["inputs"])
-    return True
+    now = dict(plan.identity["settings"])
+    labels = bool(settings["labels"] and now["labels"]) and not storage.is_remote(root)
+    if labels:
+        del settings["labels"], now["labels"]  # a digest, also of those of files that are new, gone or refused
+    _check_same(root, settings, now)
+    if not grow:
+        _check_inputs(
+            root,
+            [[row["input"], row["bytes"]] for row in plan.former.rows],
+            plan.identity["inputs"],
+            remedy="--grow adds what is new, and keeps what the store has of the others; or give another --out",
+        )
+    if labels:
+        _check_labels(root, plan)
+    if plan.added:
+        _check_same(root, meta["settings"].get("software", {}), plan.identity["software"])
+    return plan.added == 0
+
+
+def _check_labels(root: str, plan: Plan) -> None:
+    """Raises DataError unless the videos of a complete store have the labels that they had."""
+    assert plan.former
+    then = former_labels(root, plan.former)
+    now = {file.name: plan.class_names[n] for file, n in zip(plan.inputs, plan.label_of, strict=True) if n >= 0}
+    names = [row["input"] for row in plan.former.rows if row["status"] == "ok"]
+    if changed := [name for name in names if then.get(name) != now.get(name)]:
+        name = changed[0]
+        raise DataError(
+            f"{root} was made with other labels: of {len(changed)} of its videos (such as {name}, "
+            f"{then.get(name, 'none')} then, {now.get(name, 'none')} now); put the former ones back, or give another "
+            "--out"
+        )
+
+
+def changes(plan: Plan) -> list[str]:
+    """For people: what has become of the files of a complete store that is to grow."""
+    if plan.former is None:
+        return []
+    size_of = {file.name: inputs.size_of(file.path) for file in plan.inputs if os.path.exists(file.path)}
+    gone = [row["input"] for row in plan.former.rows if row["input"] not in size_of]
+    changed = [row["input"] for row in plan.former.rows if size_of.get(row["input"], row["bytes"]) != row["bytes"]]
+    lines = [f"grow: {plan.added:,} new files beside {len(plan.former.rows):,}"]
+    if gone:
+        lines.append(f"grow: {len(gone):,} files are gone (such as {gone[0]}); the store keeps what it has of them")
+    if changed:
+        lines.append(
+            f"grow: {len(changed):,} files have another size than then (such as {changed[0]}); the store keeps what it "
+            "has of them; under another name they are new"
+        )
+    return lines
+
+
+def settle(root: pathlib.Path) -> None:
+    """Moves to their places the files of a growth that was killed behind its last step."""
+    if (root / store.META).is_file():
+        meta = store.read_meta(root)
+        for name in (store.LEDGER, store.INDEX, store.CHECKSUMS):
+            if (found := store.located(root, meta, name)) != root / name:
+                os.replace(found, root / name)
+
+
+def _remove_strays(root: pathlib.Path) -> None:
+    """Removes shards that are not of the complete store: of a growth that was given up, or replaced ones."""
+    named = {shard["file"] for shard in store.read_meta(root)["shards"]}
+    for path in root.iterdir():
+        name = path.name.removesuffix(".partial")
+        if store.SHARD_NAME.fullmatch(name) and path.name not in named:
+            path.unlink()
 
 
 def remove_left(root: str) -> None:
@@ -179,6 +330,7 @@ def remove_left(root: str) -> None:
         storage.remove_tree(partial)
     elif os.path.isdir(partial):
         with contextlib.suppress(DataError, OSError), locked(root, partial):
+            _remove_strays(pathlib.Path(root))
             storage.remove_tree(partial)
 
 
@@ -211,16 +363,25 @@ def begin(root: str, plan: Plan) -> Iterator[str]:
     """
     partial, path = partial_of(root), plan_path(partial_of(root))
     begun = storage.exists(path)
-    if not begun and storage.names(root) - {store.PARTIAL}:
+    if not begun and not plan.former and storage.names(root) - {store.PARTIAL}:
         raise DataError(f"{root} is neither empty nor a frame store; give a new directory as --out")
     storage.make_folder(partial)
     with locked(root, partial):
         earlier = unsealed(storage.read(path)) if storage.exists(path) else None
-        if earlier is not None:
+        if plan.former:
+            if storage.read(storage.join(root, store.META)) != plan.former.description:
+                raise DataError(f"another preparation has changed {root} meanwhile; run the same command again")
+            if earlier != plan.identity:  # of a growth by other files, which was given up
+                for name in storage.names(partial) - {"lock"}:
+                    os.unlink(storage.join(partial, name))
+                storage.write(path, sealed(plan.identity))
+        elif earlier is not None:
             _check_same(
                 root, earlier["settings"] | earlier["software"], plan.identity["settings"] | plan.identity["software"]
             )
-            _check_inputs(root, earlier["inputs"], plan.identity["inputs"])
+            _check_inputs(
+                root, earlier["inputs"], plan.identity["inputs"], remedy="give another --out, or delete the old one"
+            )
         else:  # or it was damaged: what was made by this plan is marked with its id
             storage.write(path, sealed(plan.identity))
         yield partial
@@ -263,6 +424,7 @@ def locked(root: str, partial: str) -> Iterator[None]:
             raise DataError(f"another preparation is writing to {root}; wait for it, or end it") from e
         if not os.fstat(lock.fileno()).st_nlink:  # it was removed between the two lines above, by the one that held it
             raise DataError(f"another preparation was writing to {root} until now; run the same command again")
+        settle(pathlib.Path(root))
         yield
 
 
@@ -275,15 +437,14 @@ def _check_same(root: str, begun: dict, now: dict) -> None:
             )
 
 
-def _check_inputs(root: str, begun: list, now: list) -> None:
+def _check_inputs(root: str, begun: list, now: list, *, remedy: str) -> None:
     then, size_of = dict(begun), dict(now)
     new, gone = sorted(size_of.keys() - then.keys()), sorted(then.keys() - size_of.keys())
     changed = sorted(name for name in size_of.keys() & then.keys() if size_of[name] != then[name])
     if new or gone or changed:
         raise DataError(
             f"the input files are not those {root} was begun with: {len(new)} new, {len(gone)} gone, "
-            f"{len(changed)} of another size (such as {(new + gone + changed)[0]}); give another --out, "
-            "or delete the old one"
+            f"{len(changed)} of another size (such as {(new + gone + changed)[0]}); {remedy}"
         )
 
 
@@ -391,9 +552,17 @@ def finish(root: str, plan: Plan, packed: Iterable[dict | None]) -> None:
         "checksums": checksums,
         "rows": rows,
         "class_names": plan.class_names,
+        "grown": plan.grown,
     }
     if not storage.is_remote(root):
-        store.write_index(root, **index)
+        partial = partial_of(root)
+        if storage.exists(storage.join(root, store.META)):  # it grows: it is whole at every moment
+            store.write_index(partial, **index)
+            os.replace(storage.join(partial, store.META), storage.join(root, store.META))
+            settle(pathlib.Path(root))
+        else:
+            store.write_index(root, **index)
+        _remove_strays(pathlib.Path(root))
     else:
         with tempfile.TemporaryDirectory() as scratch:
             store.write_index(scratch, **index)

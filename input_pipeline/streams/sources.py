@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline import folders, images
-from input_pipeline.store import META, FrameStore
+from input_pipeline.store import META, FrameStore, read_meta
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
@@ -192,9 +192,25 @@ def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: b
         ) from None
     for key, identity in found.items():
         if begun.get(key, identity) != identity:
+            if grown := _grown(key.partition("=")[2], begun[key]):
+                raise DataError(
+                    f"{key} has grown since {workdir} was begun, from {grown[0]:,} files to {grown[1]:,}: use another "
+                    f"--workdir; or remove {path}, and the run goes on with all of them"
+                )
             raise DataError(
                 f"{key} holds other data than {workdir} was begun with ({begun[key]} then, {identity} now): put the "
                 "former back, or use another --workdir"
             )
     if write and not found.keys() <= begun.keys():
         files.write_json(path, begun | dict(found))
+
+
+def _grown(path: str, begun: str) -> tuple[int, int] | None:
+    """Inputs of a store when a run was begun with it, and now; None unless it has grown out of that store."""
+    if not os.path.isfile(os.path.join(path, META)):
+        return None
+    meta = read_meta(pathlib.Path(path))
+    for former in meta.get("grown", []):
+        if former["identity"].startswith(begun):
+            return former["inputs"], meta["inputs"]
+    return None
