@@ -29,7 +29,7 @@ TRANSITION_FPS = 25.0  # of pictures at least twice as fast as that, every secon
 HALF_LENGTHS = (0.2, 0.3, 0.45, 0.7, 1.0)  # s, tried as half of a dissolve
 FADE_SECONDS = 1.2  # the longest way from full contrast to none
 LEAST_CONTRAST = 10.0  # standard deviation of a picture with contents, grey levels
-LEAST_SCORE = 0.28  # of a dissolve
+LEAST_SCORE = 0.23  # of a dissolve
 LIKE = 0.7  # correlation of two pictures of one scene
 _NO_SCORE = math.log(1e-4)
 _SMALL_SIDE = 16  # pixels: so few that slow motion within a shot hardly matters
@@ -100,7 +100,7 @@ def find_shots(d_T: np.ndarray, fps: float, *, rule: str = "auto") -> np.ndarray
       d_T: float[T] distance of each picture to the one before it; d_T[0] is ignored.
       fps: pictures per second.
       rule: a name in RULES, or "auto": "peak", and below LOW_RATE_FPS also what "threshold" finds. With "peak" a change
-        of half of the pixels is a cut too, however soon others follow.
+        of half of the pixels is a cut too, however soon others follow. Transitions are looked for with "auto" only.
 
     Returns:
       int64[S] ascending; the first is 0.
