@@ -212,12 +212,27 @@ def test_a_transition_between_still_pictures_is_one_boundary_in_its_middle(kind,
         assert abs(found - (start + end) / 2) <= max(0.1 * fps, 1), (seconds, start, end, found)
 
 
+def test_a_fade_is_one_boundary_where_it_moves_half_of_the_pixels_to_other_bins_at_once():
+    board = np.where(np.indices((64, 64)).sum(axis=0) // 16 % 2, 200, 96).astype(np.uint8)
+    parts = np.repeat(np.repeat(board[None, ..., None], 3, axis=3), 60, axis=0), still(2, 60)
+    for kind, length in (("black", 12), ("white", 30)):
+        pictures, [(start, end)] = joined(parts, [kind], [length])
+        distances = shots.Distances()
+        for picture in pictures:
+            distances.add(picture)
+        assert len(starts(distances.so_far())) > 2  # by the distances there are cuts in it
+        [found] = boundaries(pictures)
+        assert abs(found - (start + end) / 2) <= 1
+
+
 def test_what_is_no_transition():
     clouds, others = still(1, 75), still(2, 75)
     dark, black = (clouds * 0.3).astype(np.uint8), np.zeros_like(clouds)
     gain = np.linspace(1, 0.2, 75)[:, None, None, None]
     fade_out = np.rint(clouds * np.linspace(1, 0, 75)[:, None, None, None]).astype(np.uint8)
     pan = np.stack([np.roll(still(3, 1)[0], 2 * t, axis=1) for t in range(150)])
+    rise = np.linspace(0, 150, 75)[:, None, None, None]
+    haze = np.uint8(others * 0.3 + rise)
     flash = np.concatenate([clouds, np.full_like(clouds[:1], 255), clouds])
     for name, pictures, expected in [
         ("a light that goes down", np.concatenate([clouds, np.uint8(clouds * gain), dark]), []),
@@ -227,6 +242,7 @@ def test_what_is_no_transition():
         ("to black, at the end", np.concatenate([clouds, fade_out, black]), []),
         ("to black, then a cut", np.concatenate([clouds, fade_out[::3], black[:10], others]), [75 + 25 + 10]),
         ("a cut", np.concatenate([clouds, others]), [75]),
+        ("a cut to a haze that brightens", np.concatenate([clouds, haze]), [75]),
     ]:
         assert boundaries(pictures) == expected, name
 
