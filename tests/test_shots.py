@@ -181,7 +181,7 @@ def test_transitions_between_rendered_shots():
                 rng,
                 shapes.unit_shape(rng.choice(list(shapes.SHAPES))),
                 size=64,
-                frames=rng.integers(75, 125),
+                frames=int(rng.integers(75, 125)),
                 colour_pace=shapes.COLOUR_PACE,
                 zoom=rng.uniform(0.7, 1.1),
             )
@@ -262,14 +262,14 @@ def test_a_prepared_video_has_a_shot_on_either_side_of_a_dissolve(tmp_path):
     """At the rate of the file, and at VIVI's, at which a whole dissolve lies between two frames."""
     pictures, [(start, end)] = joined([still(1, 75), still(2, 75)], ["dissolve"], [25])
     path = write_video(tmp_path / "v.mp4", pictures)
-    options = dict(short_side=64, jpeg_quality=95)
-    [_, first] = video.decode_file(str(path), str(tmp_path / "f"), fps=25, shot_rule="auto", **options)["shot_starts"]
-    assert abs(first - (start + end) / 2) <= 2
-    assert video.decode_file(str(path), str(tmp_path / "f"), fps=1, shot_rule="auto", **options)["shot_starts"] == [
-        0,
-        3,
-    ]
-    assert video.decode_file(str(path), str(tmp_path / "f"), fps=25, shot_rule="peak", **options)["shot_starts"] == [0]
+
+    def shot_starts(fps, rule):
+        row = video.decode_file(str(path), str(tmp_path / "f"), fps=fps, short_side=64, jpeg_quality=95, shot_rule=rule)
+        return row["shot_starts"]
+
+    zero, first = shot_starts(25, "auto")
+    assert zero == 0 and abs(first - (start + end) / 2) <= 2
+    assert shot_starts(1, "auto") == [0, 3] and shot_starts(25, "peak") == [0]
 
 
 # --- real videos ------------------------------------------------------------------------------------------------------
