@@ -31,8 +31,8 @@ from vivi_jax import files
 from vivi_jax.errors import DataError
 
 # Of the rules here that decide the bytes; a store that was begun with other rules is not gone on with.
-# 3: what is under way has checksums.
-PREPARATION_VERSION = 3
+# 4: fades and dissolves end shots.
+PREPARATION_VERSION = 4
 _FREE_BYTES = 2**26  # that any file may become, however small it is
 _KILLED = "killed from outside"
 

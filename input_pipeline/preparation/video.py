@@ -67,12 +67,17 @@ def decode_file(
     notes = list(info.notes)
     # Kept: setting one up costs as much as scaling a picture.
     scaler, thumbnails = VideoReformatter(), VideoReformatter()
-    lengths, checksums, shown, distances, size_so_far = [], [], [], shots.Distances(), 0
+    lengths, checksums, shown, size_so_far = [], [], [], 0
+    distances = shots.Distances()
+    transitions = shots.Transitions(float(info.usual_rate)) if shot_rule == "auto" else None
 
     def watched() -> Iterator[tuple[Fraction, Fraction, tuple[int, Any]]]:
         for number, (time, duration, frame) in enumerate(film.pictures(video, info)):
             thumbnail_size = pixels.size_on_display(frame, Fraction(1), THUMBNAIL_SIDE)
-            distances.add(pixels.to_bgr(frame, thumbnails, thumbnail_size, (False, 0), untagged_matrix))
+            thumbnail_HxWx3 = pixels.to_bgr(frame, thumbnails, thumbnail_size, (False, 0), untagged_matrix)
+            histogram_64 = distances.add(thumbnail_HxWx3)
+            if transitions is not None:
+                transitions.add(thumbnail_HxWx3, histogram_64)
             yield time, duration, (number, frame)
 
     pathlib.Path(frame_file).unlink(
@@ -101,16 +106,17 @@ def decode_file(
             shown.append(number)
         out.flush()
         os.fsync(out.fileno())
-    starts = shots.on_grid(
-        shots.find_shots(distances.so_far(), float(info.usual_rate), rule=shot_rule), np.array(shown)
-    )
+    starts_S = shots.find_shots(distances.so_far(), float(info.usual_rate), rule=shot_rule)
+    if transitions is not None:
+        starts_S = np.append(0, transitions.boundaries(starts_S[1:]))
+    starts_s = shots.on_grid(starts_S, np.array(shown))
     height, width = picture_HxWx3.shape[:2]
     return {
         "frames": len(lengths),
         "fps": float(info.rate),
         "height": height,
         "width": width,
-        "shot_starts": starts.tolist(),
+        "shot_starts": starts_s.tolist(),
         "jpeg_bytes": lengths,
         "jpeg_crc32": checksums,
         "notes": notes,
