@@ -5,8 +5,10 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 
 from configs import vito
@@ -19,16 +21,49 @@ from vivi_jax.config import without_name
 from vivi_jax.errors import ConfigError
 from vivi_jax.export.formats import npz
 from vivi_jax.export.initial import check_same_encoder, initial_state
+from vivi_jax.methods import METHODS
+from vivi_jax.methods.base import MethodState, init_network
 from vivi_jax.models import ENCODERS, build_encoder
+from vivi_jax.models.base import Encoder
 from vivi_jax.train_step import create
 
 
+class Squares:
+    """A method without augmentation, heads and target, whose step compiles at once: the mean square of the features."""
+
+    class Network(nn.Module):
+        encoder: nn.Module
+
+        def __call__(self, images, train):
+            return self.encoder(images, train=train)[0]
+
+    def __init__(self, encoder: Encoder):
+        self.network = self.Network(encoder)
+
+    def batch_spec(self, batch_size, data):
+        shape = (batch_size, data.views, data.image_size, data.image_size, 3)
+        return {"views": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    def init(self, key, batch):
+        return MethodState(*init_network(self.network, key, jnp.zeros((1, *batch["views"].shape[2:]))))
+
+    def embed(self, params, model_state, target, batch, keys):
+        images = batch["views"][:, 0].astype(jnp.float32) / 255
+        found, model_state = self.network.apply(
+            {"params": params, **model_state}, images, train=True, mutable=["batch_stats"]
+        )
+        return found, model_state, target
+
+    def loss(self, embeddings, batch, loss_state, step):
+        return jnp.mean(embeddings**2), loss_state, {}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def tiny_encoder():
-    """An encoder "tiny", added as docs/extending.md says; it compiles at once."""
-    ENCODERS["tiny"] = TinyEncoder
+def additions():
+    """An encoder and a method, added as docs/extending.md says."""
+    ENCODERS["tiny"], METHODS["squares"] = TinyEncoder, Squares
     yield
-    del ENCODERS["tiny"]
+    del ENCODERS["tiny"], METHODS["squares"]
 
 
 def small(**encoder):
@@ -88,16 +123,16 @@ def test_a_run_of_the_same_method_gives_all_its_parts_and_no_progress(run, fresh
 
 def test_heads_of_other_sizes_or_of_another_method_are_random(run, fresh):
     there = checkpoint.load_state(run)["params"]
-    config = small()
-    config.method.projector_hidden = 32
-    for config, fresh, method, taken in (
-        (config, fresh_of(config), "vito", ["encoder", "pool"]),
+    wide = small()
+    wide.method.projector_hidden = 32
+    for config, new, method, taken in (
+        (wide, fresh_of(wide), "vito", ["encoder", "pool"]),
         (small(), fresh, "moco_v3", ["encoder"]),
     ):
-        state, about = initial(config, run, fresh, method)
+        state, about = initial(config, run, new, method)
         assert about["taken"] == taken and about["random"] == sorted(there.keys() - set(taken))
         for part in there:
-            assert equal(state.params[part], (there if part in taken else fresh.params)[part])
+            assert equal(state.params[part], (there if part in taken else new.params)[part])
         assert_target_is_a_copy(state)
 
 
@@ -171,6 +206,8 @@ def store(tmp_path_factory) -> str:
 
 def test_a_run_starts_from_weights_once_and_is_trained_longer(run, store, tmp_path):
     config, workdir = small(), tmp_path / "run"
+    config.method.unlock()
+    config.method, config.ema = {"name": "squares"}, {"name": "none"}
     config.data.path, config.init_from = store, str(tmp_path / "source")
     with pytest.raises(ConfigError, match="config.init_from=.*source: there is neither"):
         main.run(config, str(workdir))
@@ -179,8 +216,9 @@ def test_a_run_starts_from_weights_once_and_is_trained_longer(run, store, tmp_pa
     config.schedule.base_lr = 1e-30
     config.optimizer.weight_decay = 0.0
     main.run(config, str(workdir))
+    weights = checkpoint.load_state(run)["params"]["encoder"]
     state = checkpoint.load_state(workdir)
-    assert state["step"] == 4 and equal(state["params"], checkpoint.load_state(run)["params"])  # at so low a rate
+    assert state["step"] == 4 and equal(state["params"]["encoder"], weights)  # at so low a rate
     about = json.loads((workdir / "init_from.json").read_text())
     assert (
         about["init_from"] == str(tmp_path / "source") == json.loads((workdir / "config.json").read_text())["init_from"]

@@ -78,8 +78,8 @@ def read(source: str, method: str) -> tuple[dict[str, Any], dict[str, Part], int
         return kwargs, {"encoder": variables | {"params": params}}, None
     if not (path / "config.json").is_file():
         raise CheckpointError(
-            f"there is neither a file of weights ({', '.join(SUFFIXES)}) nor a run directory (a folder with config.json "
-            "and checkpoints)"
+            f"there is neither a file of weights ({', '.join(SUFFIXES)}) nor a run directory (a folder with "
+            "config.json and checkpoints)"
         )
     config, state = checkpoint.load_config(source), checkpoint.load_state(source)
     variables = encoder_variables(state["params"], state["model_state"])
