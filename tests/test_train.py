@@ -303,6 +303,19 @@ def test_a_run_may_start_from_weights_of_its_own(tmp_path):
     np.testing.assert_allclose(state.params["w"], after([0, 1, 2, 0, 1, 2]), rtol=1e-5)
 
 
+def test_a_finished_run_is_trained_longer_as_if_it_had_been_so_long_from_the_start(tmp_path):
+    """Of a constant rate, that is bit for bit the straight run; and a shorter one is refused, and changes nothing."""
+    for total in (5, TOTAL):
+        state = run(tmp_path / "longer", experiment(total))
+    straight = run(tmp_path / "straight")
+    assert checkpoint.state_sha256(state) == checkpoint.state_sha256(straight)
+    assert [line["step"] for line in lines(tmp_path / "longer" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
+    claimed = []
+    with pytest.raises(ConfigError, match="longer is at step 12, beyond the 10 steps that the config asks for"):
+        run(tmp_path / "longer", experiment(10), claim=lambda: claimed.append(1))
+    assert not claimed and checkpoint.newest_good_step(tmp_path / "longer" / "checkpoints") == TOTAL
+
+
 # --- the watchdog -----------------------------------------------------------------------------------------------------
 
 
