@@ -311,7 +311,7 @@ def test_a_finished_run_is_trained_longer_as_if_it_had_been_so_long_from_the_sta
     assert checkpoint.state_sha256(state) == checkpoint.state_sha256(straight)
     assert [line["step"] for line in lines(tmp_path / "longer" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
     claimed = []
-    with pytest.raises(ConfigError, match="longer is at step 12, beyond the 10 steps that the config asks for"):
+    with pytest.raises(ConfigError, match="longer is at step 12, beyond the config's 10; give"):
         run(tmp_path / "longer", experiment(10), claim=lambda: claimed.append(1))
     assert not claimed and checkpoint.newest_good_step(tmp_path / "longer" / "checkpoints") == TOTAL
 

@@ -95,8 +95,8 @@ def train(
             bad_steps.go_on_from(first_step)
             if first_step > experiment.total_steps:
                 raise ConfigError(
-                    f"{workdir} is at step {first_step}, beyond the {experiment.total_steps} steps that the config asks for; "
-                    "ask for more, or use another --workdir"
+                    f"{workdir} is at step {first_step}, beyond the config's {experiment.total_steps}; give it more "
+                    "steps, or use another --workdir"
                 )
             if first_step == experiment.total_steps:
                 if evaluators and not metrics_lib.evaluated(workdir, first_step):
