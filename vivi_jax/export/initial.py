@@ -132,7 +132,7 @@ def with_parts(experiment: Experiment, seed: int, parts: dict[str, Part]) -> tup
         params = network.pop("params")
         target = of_target({"params": params, "model_state": network}, state.target)
         opt_state = experiment.optimizer.init(params)
-        return state.replace(params=params, model_state=network, target=target, opt_state=opt_state)
+        return dataclasses.replace(state, params=params, model_state=network, target=target, opt_state=opt_state)
 
     given = {name: jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), parts[name]) for name in taken}
     return jax.tree.map(np.array, start(given)), taken  # arrays of their own: all are donated
