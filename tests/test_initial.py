@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,7 @@ def test_heads_of_other_sizes_or_of_another_method_are_random(run, fresh):
 
 
 def test_a_file_gives_the_encoder_without_its_classifier(tmp_path):
-    kwargs = dict(name="vit", patch=8, width=8, depth=1, heads=1)
+    kwargs: dict[str, Any] = dict(name="vit", patch=8, width=8, depth=1, heads=1)
     encoder, rng = build_encoder(**kwargs, num_classes=3), np.random.default_rng(1)
     arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in npz.expected(encoder).items()}
     npz.write(encoder, arrays, tmp_path / "a.npz")
@@ -233,7 +234,7 @@ def test_a_run_starts_from_weights_once_and_is_trained_longer(run, store, tmp_pa
     logged = lines(workdir / "metrics.jsonl")
     assert [line["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
     rate, _ = optim.cosine(8, **without_name(config.schedule))
-    np.testing.assert_allclose([line["learning_rate"] for line in logged[4:]], [rate(4), rate(5)], rtol=1e-6)
+    np.testing.assert_allclose([line["learning_rate"] for line in logged[4:]], np.array([rate(4), rate(5)]), rtol=1e-6)
     assert checkpoint.steps(workdir / "checkpoints") == [2, 4, 6]
     assert [line["step"] for line in lines(workdir / "config_changes.jsonl")] == [4]
     assert json.loads((workdir / "summary.json").read_text())["step"] == 6

@@ -140,10 +140,11 @@ def with_parts(experiment: Experiment, seed: int, parts: dict[str, Part]) -> tup
 
 def misfits(like: TrainState, name: str, given: Part) -> list[str]:
     """The arrays of a part that another has not, or in another shape, in words."""
-    expected, there = (
-        {"/".join(path): np.shape(leaf) for path, leaf in flatten_dict(tree).items()}
-        for tree in (part(like.params, like.model_state, name), given)
-    )
+    trees: list[dict[tuple[str, ...], Any]] = [
+        flatten_dict(part(like.params, like.model_state, name)),  # pyright: ignore[reportAssignmentType]
+        flatten_dict(given),
+    ]
+    expected, there = ({"/".join(path): np.shape(leaf) for path, leaf in tree.items()} for tree in trees)
     return [
         f"{array} is {there.get(array, 'absent')} there, {expected.get(array, 'absent')} here"
         for array in sorted(expected.keys() | there.keys())
