@@ -25,6 +25,8 @@ def wrong_with(words: list[str]) -> str:
     words = [word for word in words if not re.fullmatch(r"[A-Z_0-9]+=\S*", word)]
     if words[0] == "bash":
         return _wrong_with_script(words[1], words[2:])
+    if "--" in words:  # launch.sweep: the command that it is for
+        return wrong_with(words[: words.index("--")]) or wrong_with(words[words.index("--") + 1 :])
     return _wrong_with_module(words[2], words[3:])
 
 

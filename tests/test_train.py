@@ -279,7 +279,7 @@ def test_a_run_goes_on_with_other_values_only_where_it_is_told_to(tmp_path):
     main.claim_workdir(str(directory), config)
     config.schedule.base_lr, config.run.log_every = 0.001, 7
     with pytest.raises(
-        ConfigError, match=r"\(schedule.base_lr: 0.032 there, 0.001 here\); .* or go on .*--may_change=KEYS"
+        ConfigError, match=r"\(schedule.base_lr: 0.032 there, 0.001 here\); .* or go on .*--may_change=schedule$"
     ):
         main.claim_workdir(str(directory), config)
     main.claim_workdir(str(directory), config, ("schedule",))
@@ -303,6 +303,19 @@ def test_a_run_may_start_from_weights_of_its_own(tmp_path):
 
     state = run(tmp_path / "b", made, initial=initial)
     np.testing.assert_allclose(state.params["w"], after([0, 1, 2, 0, 1, 2]), rtol=1e-5)
+
+
+def test_a_finished_run_is_trained_longer_as_if_it_had_been_so_long_from_the_start(tmp_path):
+    """Of a constant rate, that is bit for bit the straight run; and a shorter one is refused, and changes nothing."""
+    for total in (5, TOTAL):
+        state = run(tmp_path / "longer", experiment(total))
+    straight = run(tmp_path / "straight")
+    assert checkpoint.state_sha256(state) == checkpoint.state_sha256(straight)
+    assert [line["step"] for line in lines(tmp_path / "longer" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
+    claimed = []
+    with pytest.raises(ConfigError, match="longer is at step 12, beyond the config's 10; give"):
+        run(tmp_path / "longer", experiment(10), claim=lambda: claimed.append(1))
+    assert not claimed and checkpoint.newest_good_step(tmp_path / "longer" / "checkpoints") == TOTAL
 
 
 # --- the watchdog -----------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def start(config, store: str, *, whole: bool = True) -> None:
     if whole:
         main.open_data(config)
         main.online_evaluation(config, experiment.method)
+        main.weights_to_start_from(config, experiment, "no run yet")
         state = jax.eval_shape(
             lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, config.seed)
         )

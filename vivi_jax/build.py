@@ -14,7 +14,7 @@ from vivi_jax.models import build_encoder
 from vivi_jax.train_step import TrainStep, make_train_step
 
 # What a config of pretraining has at its top.
-KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count} | dict.fromkeys(
+KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count, "init_from": str} | dict.fromkeys(
     ("encoder", "method", "ema", "data", "optimizer", "schedule", "evaluation", "run", "hosts", "own"), dict
 )
 

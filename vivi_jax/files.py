@@ -161,6 +161,7 @@ def claim(
     *,
     free: tuple[str, ...] = (),
     changing: tuple[str, ...] = (),
+    change_option: str = "",
     option: str = "--workdir",
     write: bool = True,
 ) -> list[tuple[str, Any, Any]]:
@@ -171,7 +172,8 @@ def claim(
       identity: JSON values.
       free: prefixes of dotted keys whose values may change from start to start.
       changing: prefixes of keys whose values change with this start: the file then holds the new ones.
-      option: the command line's option that names the folder, for the message.
+      change_option: the command line's option that gives `changing`, for the message.
+      option: that which names the folder.
       write: False: checks only.
 
     Returns:
@@ -194,9 +196,11 @@ def claim(
     different = [change for change in config_diff(there, identity) if not _among(change[0], free)]
     refused = [f"{key}: {was!r} there, {now!r} here" for key, was, now in different if not _among(key, changing)]
     if refused:
+        sections = sorted({key.partition(".")[0] for key, _, _ in different})
+        change = f"; or go on with these from here, by {change_option}={','.join(sections)}" if change_option else ""
         raise ConfigError(
             f"{path.parent} was begun with other values ({'; '.join(refused)}); use another {option}, or the values "
-            "it was begun with"
+            f"it was begun with{change}"
         )
     if different and write:
         write_json(path, identity)

@@ -15,7 +15,7 @@ import logging
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 from absl import flags
@@ -30,6 +30,7 @@ from vivi_jax.build import Experiment, build
 from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes
 from vivi_jax.errors import ConfigError
+from vivi_jax.export.initial import initial_state
 from vivi_jax.methods.base import encoder_variables
 from vivi_jax.train import Evaluator, train
 from vivi_jax.train_step import TrainState
@@ -66,7 +67,7 @@ def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
     """
     start = time.time()
     parts = processes.run_on_all(functools.partial(prepare, config, workdir, may_change))
-    experiment, batches, evaluators, claim = parts
+    experiment, batches, evaluators, claim, initial = parts
     with processes.locked(workdir):
         state = train(
             experiment,
@@ -76,6 +77,7 @@ def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
             micro_batches=config.micro_batches,
             evaluators=evaluators,
             claim=lambda: processes.broadcast_from_process0(claim),
+            initial=initial,
             **config.run,
         )
         summarise(config, workdir, state, time.time() - start)
@@ -99,8 +101,8 @@ def summarise(config, workdir: str, state: TrainState, seconds: float) -> None:
 
 def prepare(
     config, workdir: str, may_change: tuple[str, ...]
-) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator], Callable[[], None]], dict]:
-    """The parts of the run, what takes its directory, and what must be equal on all hosts."""
+) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator], Callable[[], None], Any], dict]:
+    """The parts of the run, what takes its directory, what it starts from, and what must be equal on all hosts."""
     check_sections(config)
     fit_to_data(config)
     experiment = build(config)
@@ -118,11 +120,23 @@ def prepare(
         sources.claim(workdir, facts["data"], write=write)  # first: from other data other values may follow
         claim_workdir(workdir, config, may_change, write=write)
         metrics.check(workdir)
+        if write and initial:
+            files.write_json(pathlib.Path(workdir, "init_from.json"), facts["init_from"])
 
     files.refuse_remote("--workdir", workdir)
     if jax.process_index() == 0:
         claim(write=False)
-    return (experiment, batches, evaluators, claim), facts
+    if initial := weights_to_start_from(config, experiment, workdir):
+        facts["init_from"] = initial[1]
+    return (experiment, batches, evaluators, claim, initial and (lambda: initial[0])), facts
+
+
+def weights_to_start_from(config, experiment: Experiment, workdir: str) -> tuple[TrainState, dict] | None:
+    """What config.init_from says to begin with, see initial_state; None: nothing, or the run has begun."""
+    source = config.get("init_from", "")
+    if not source or checkpoint.newest_good_step(pathlib.Path(workdir, "checkpoints")) is not None:
+        return None
+    return initial_state(source, experiment, method=config.method.name, seed=config.seed)
 
 
 def check_sections(config) -> None:
@@ -223,18 +237,21 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
     What else changes by `may_change` is noted in config_changes.jsonl, with the step of the newest checkpoint.
     """
     directory = pathlib.Path(workdir)
-    try:
-        changes = files.claim(
-            directory / "config.json",
-            json.loads(config.to_json()),
-            free=("run", "hosts"),
-            changing=may_change,
-            write=write,
+    step = max(checkpoint.steps(directory / "checkpoints"), default=0)
+    if step and "init_from" in may_change:
+        raise ConfigError(
+            f"--may_change=init_from: {workdir} is at step {step}, and weights are read before the first; use another "
+            "--workdir"
         )
-    except ConfigError as error:
-        raise ConfigError(f"{error}; or go on with other values from here, by --may_change=KEYS") from None
+    changes = files.claim(
+        directory / "config.json",
+        json.loads(config.to_json()),
+        free=("run", "hosts"),
+        changing=may_change,
+        change_option="--may_change",
+        write=write,
+    )
     if changes and write:
-        step = max(checkpoint.steps(directory / "checkpoints"), default=0)
         line = {"step": step, "changes": {key: {"was": was, "now": now} for key, was, now in changes}}
         with open(directory / "config_changes.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -23,7 +23,7 @@ from vivi_jax.config import Count, NonNegative, Whole
 from vivi_jax.distributed import preemption, processes, sharding
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.distributed.watchdog import Watchdog
-from vivi_jax.errors import NotFinite, lookup
+from vivi_jax.errors import ConfigError, NotFinite, lookup
 from vivi_jax.methods.base import Batch, Metrics
 from vivi_jax.train_step import GPU_OPTIONS, TrainState, TrainStep, create
 
@@ -82,7 +82,7 @@ def train(
     Raises:
       preemption.Preempted: after SIGTERM, SIGINT or SIGHUP, with the state saved.
       NotFinite: see `on_nan`; nothing of that step is saved.
-      ConfigError: an unknown `on_nan`; devices that the batch does not divide over.
+      ConfigError: an unknown `on_nan`; devices that the batch does not divide over; a run beyond its last step.
       CheckpointError: the checkpoints are not good, do not fit, or cannot be written.
     """
     lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
@@ -101,14 +101,23 @@ def train(
             with watchdog.phase("restoring"), stop.interruptible():
                 first_step, state = restore_or_init(experiment, checkpoints, mesh, seed, initial)
             bad_steps.go_on_from(first_step)
-            if first_step >= experiment.total_steps:
-                at_end = first_step == experiment.total_steps
-                if at_end and evaluators and not metrics_lib.evaluated(workdir, first_step):
+            if first_step > experiment.total_steps:
+                raise ConfigError(
+                    f"{workdir} is at step {first_step}, beyond the config's {experiment.total_steps}; give it more "
+                    "steps, or use another --workdir"
+                )
+            if first_step == experiment.total_steps:
+                if evaluators and not metrics_lib.evaluated(workdir, first_step):
                     with watchdog.phase("the last evaluation"), stop.interruptible():
                         scalars = call_evaluators(evaluators, first_step, state)
                     with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step)) as writer:
                         writer.write(first_step, scalars)
-                _LOG.info("nothing to do: %s is at step %d of %d", workdir, first_step, experiment.total_steps)
+                _LOG.info(
+                    "nothing to do: %s is at step %d of %d; docs/running.md says how to train it longer",
+                    workdir,
+                    first_step,
+                    experiment.total_steps,
+                )
                 return state
             with contextlib.ExitStack() as cleanup_of_steps:
                 feed = Prefetcher(batches(first_step + bad_steps.skipped_batches()), mesh)

@@ -60,7 +60,7 @@ def write_run(directory: pathlib.Path, config) -> pathlib.Path:
         plain = re.search(r"(var|scale)..$", jax.tree_util.keystr(path))  # 1 keeps activations about as they are
         return jnp.asarray(np.ones(leaf.shape) if plain else rng.normal(0, 0.2, leaf.shape), leaf.dtype)
 
-    state = jax.tree_util.tree_map_with_path(value, shapes)
+    state = jax.tree_util.tree_map_with_path(value, shapes).replace(step=jnp.int32(7))
     checkpoints = checkpoint.Checkpoints(str(directory), keep=1)
     checkpoints.save(7, state)
     checkpoints.close()
