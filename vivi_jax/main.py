@@ -243,9 +243,12 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
             f"--may_change=init_from: {workdir} is at step {step}, and weights are read before the first; use another "
             "--workdir"
         )
+    identity = json.loads(config.to_json())
+    if not identity.get("init_from"):
+        identity.pop("init_from", None)  # as runs have it that were begun before there was this key
     changes = files.claim(
         directory / "config.json",
-        json.loads(config.to_json()),
+        identity,
         free=("run", "hosts"),
         changing=may_change,
         change_option="--may_change",

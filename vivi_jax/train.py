@@ -303,7 +303,7 @@ def keep_compiled(directory: str) -> None:
     JAX's own setting (JAX_COMPILATION_CACHE_DIR) comes first. A program for CPUs uses all that the processor has which
     it was compiled on: machines that share a home directory share programs only where their processors are of a kind.
     """
-    if not directory or jax.config.jax_compilation_cache_dir:
+    if not directory or jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
     cpu = pathlib.Path("/proc/cpuinfo")
     features = {line for line in cpu.read_text().splitlines() if line.startswith("flags")} if cpu.exists() else ()
