@@ -24,7 +24,7 @@ PEAK_WINDOW_SECONDS, LEAST_PEAK_WINDOW = 0.32, 3  # what the peak rule looks at 
 QUICK_FLOOR = 0.5  # least distance at a cut that need stand out of the pictures beside it only
 END_FLOOR = 0.25  # least distance at a cut so near an end that it has surroundings on one side only
 
-# Of fades and dissolves. Chosen on rendered shots and on real ones joined by transitions, which no test shows.
+# Of fades and dissolves. Chosen on rendered shots of other seeds than the tests', and on the real samples spliced.
 TRANSITION_FPS = 25.0  # of pictures at least twice as fast as that, every second, third, ... is looked at
 HALF_LENGTHS = (0.2, 0.3, 0.45, 0.7, 1.0)  # s, tried as half of a dissolve
 FADE_SECONDS = 1.2  # the longest way from full contrast to none
