@@ -172,8 +172,8 @@ def gather(folder: pathlib.Path) -> list[dict]:
             row |= {
                 "figure": round(figure, 3),
                 "met": figure <= target.bound if target.at_most else figure >= target.bound,
-                "of": {"command": result["command"], "date": result["date"], "cpu": result["machine"]["cpu"]}
-                | {"commit": result["commit"]},
+                "of": {name: result[name] for name in ("command", "date", "commit")}
+                | {"on": result["values"].get("gpu", {}).get("name") or result["machine"]["cpu"]},
             }
         rows.append(row)
     return rows

@@ -421,7 +421,7 @@ def performance_table(result: dict) -> str:
         if "figure" not in row:
             return row["what"], target, "not measured", "", ""
         of = row["of"]
-        source = f"`{of['command']}`, {of['date']}, {of['cpu']}"
+        source = f"`{of['command']}`, {of['date']}, {of['on']}"
         return row["what"], target, f"{row['figure']:.3g}{row['unit']}", "met" if row["met"] else "not met", source
 
     return _table(("", "target", "measured", "", "by"), [line(row) for row in result["values"]["rows"]])

@@ -57,7 +57,7 @@ def test_a_target_is_met_missed_or_not_measured(tmp_path):
     rows = {row["what"]: row for row in gather(tmp_path)}
     assert len(rows) == len(TARGETS)
     rate, memory, *times = (rows[t.what] for t in TARGETS if t.file == "step")
-    assert (rate["figure"], rate["met"]) == (1.3, True) and rate["of"] == source | {"cpu": "a processor"}
+    assert (rate["figure"], rate["met"]) == (1.3, True) and rate["of"] == source | {"on": "a processor"}
     assert (memory["figure"], memory["met"]) == (2.0, False)  # at most 1
     assert times[0]["met"] and "figure" not in times[1]  # that one was not measured then
     assert all("figure" not in rows[t.what] for t in TARGETS if t.file != "step")
