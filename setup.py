@@ -40,6 +40,7 @@ setuptools.setup(
         "av>=18",
         "chex",
         "clu>=0.0.12",
+        "etils[epy]",
         "flatbuffers",  # jax.export's files
         "flax>=0.12",
         "jax>=0.10.2",

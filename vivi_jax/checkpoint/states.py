@@ -13,8 +13,8 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging as absl_logging
+from etils import epy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
@@ -23,6 +23,9 @@ from vivi_jax.checkpoint.manifest import newest_good_step, verify
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError, ConfigError, NotFinite
 from vivi_jax.methods.base import classified_encoder
+
+with epy.lazy_imports():  # at the first checkpoint: a sixth of what importing the core takes, and mistakes need none
+    import orbax.checkpoint as ocp
 
 
 class Checkpoints:
@@ -46,7 +49,7 @@ class Checkpoints:
         self._failed = False
         absl_logging.get_absl_logger().addFilter(_is_no_traceback_of_orbax)
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> "ocp.CheckpointManager":
         if self._manager is None:
             self._manager = ocp.CheckpointManager(self.directory, item_handlers=ocp.StandardCheckpointHandler())
         return self._manager
@@ -71,7 +74,7 @@ class Checkpoints:
         self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint")
         self._finisher.start()
 
-    def _finish(self, manager: ocp.CheckpointManager, step: int) -> None:
+    def _finish(self, manager: "ocp.CheckpointManager", step: int) -> None:
         try:
             manager.wait_until_finished()
             if jax.process_index() == 0:
