@@ -199,12 +199,12 @@ def test_a_signal_reaches_the_evaluation_which_saves_before_the_command_ends(tmp
     command = [sys.executable, "-c", PARENT, sys.executable, "-c", CHILD, str(file)]
     process = subprocess.Popen(command, cwd=ROOT, env=one_device(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not (file.exists() and file.read_text()) and time.monotonic() < deadline:
+    while not (file.exists() and file.read_text()) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=60)
+    assert process.returncode == 1 and text == "stopped by SIGTERM; run the same command again, it goes on\n", text
     assert file.read_text() == "saved after 15"
-    assert process.returncode == 1 and text == "stopped by SIGTERM; run the same command again, it goes on\n"
 
 
 def test_an_evaluation_killed_from_outside_says_so(tmp_path):

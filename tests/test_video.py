@@ -394,7 +394,7 @@ def overwritten(folder):
         (cut_short("avi", "mpeg4"), "truncated"),
         (cut_short("flv", "flv1"), "truncated"),
         (lambda folder: folder / "none.mp4", "unreadable: No such file"),
-        (lambda folder: folder, "unreadable: Is a directory"),
+        (lambda folder: folder, "not a video: a folder, but not of numbered pictures"),
     ],
 )
 def test_refused_with_the_reason(tmp_path, make, reason):
