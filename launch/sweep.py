@@ -68,8 +68,8 @@ def parsed(settings: list[str]) -> dict[str, list[str]]:
         key, equals, values = setting.partition("=")
         if not (key and equals and all(values.split(","))):
             raise ConfigError(f"--set={setting}: it is KEY=VALUE,VALUE")
-        if key in grid or len(set(values.split(","))) < len(values.split(",")):
-            raise ConfigError(f"--set={setting}: {key} or one of its values is given twice")
+        if key in grid or len({name_of({key: value}) for value in values.split(",")}) <= values.count(","):
+            raise ConfigError(f"--set={setting}: {key} or a value is given twice, or two would share a folder")
         grid[key] = values.split(",")
     return grid
 
