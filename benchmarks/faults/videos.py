@@ -59,13 +59,13 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     return data
 
 
-def hostile(count: int, seed: int, folder: pathlib.Path) -> dict:
+def hostile(count: int, folder: pathlib.Path) -> dict:
     """Prepares `count` mutated files in batches; what is wrong, what became of them, and the most a child took."""
     from input_pipeline.preparation.steps import Settings
 
     sources = [path for path in make_sources(folder / "sources")]
     contents = [path.read_bytes() for path in sources]
-    rng, wrong, outcomes, memory = random.Random(seed), [], {}, 0.0
+    rng, wrong, outcomes, memory = random.Random(0), [], {}, 0.0
     done = 0
     while done < count:
         videos, out = folder / f"mutated{done}", folder / f"store{done}"
