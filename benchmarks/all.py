@@ -36,6 +36,7 @@ MEASURED = {
     "transfer": "benchmarks.transfer --data={data} --datasets=cifar10_mini,dtd_mini --steps=100",
     "gpu": "benchmarks.gpu",
     "reliability": "benchmarks.faults --full",
+    "guards": "benchmarks.guards",
 }
 
 

@@ -15,6 +15,7 @@ from helpers.commands import one_device
 SMALLEST = {
     "step": ("--quick", "--batch=4", "--size=32", "--rounds=1"),
     "vdim": ("--quick", "--table=small"),
+    "guards": ("--quick", "--batch=2", "--size=32", "--rounds=1", "--steps=1"),
 }
 # Full trainings, compilers of hours, or data sets: what they call has tests of its own.
 IMPORTED = ("all", "davis", "input", "learning", "plan", "prepare", "protocols", "transfer", "vdim_learning", "vivi")
@@ -45,7 +46,7 @@ def test_it_runs_at_its_smallest_and_writes_nothing(module):
     before = {path: path.stat().st_mtime for path in results.RESULTS.iterdir()}
     done = run(module, *SMALLEST[module])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "jax" in done.stdout
+    assert "seconds" in done.stdout
     assert {path: path.stat().st_mtime for path in results.RESULTS.iterdir()} == before
 
 

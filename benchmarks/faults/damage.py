@@ -223,7 +223,7 @@ def _records(count: int, source: str, copy: str) -> dict:
     places = _places(whole, contents)
     for case in range(count):
         # A few records; in the last case all, so that every batch of a training meets some.
-        hurt = range(len(whole)) if case == count - 1 else rng.sample(range(len(whole)), rng.randrange(1, 5))
+        hurt = list(places) if case == count - 1 else rng.sample(list(places), rng.randrange(1, 5))
         damages += len(hurt)
         changing = {path: bytearray(content) for path, content in contents.items()}
         for record in hurt:
@@ -236,20 +236,18 @@ def _records(count: int, source: str, copy: str) -> dict:
         if {name for name in store.videos if any(f": {name} has" in line for line in said)} != should:
             wrong.append(f"damaged are frames of {sorted(should)}, but: {said}")
         if _readable(FrameStore(root), len(whole)) != [None if i in hurt else whole[i] for i in range(len(whole))]:
-            wrong.append(f"records {list(hurt)} are damaged, and others are read")
-    return {"damages": damages, "wrong": wrong}
+            wrong.append(f"records {hurt} are damaged, and others are read")
+    return {"damages": count, "damaged_records": damages, "wrong": wrong}
 
 
-def _places(records: list[bytes], contents: dict[pathlib.Path, bytes]) -> list[tuple[pathlib.Path, int]]:
-    """Where each record of a store begins in its shard; they lie in their order."""
-    places, shards, end = [], iter(contents.items()), 0
-    path, content = next(shards)
-    for record in records:
-        while (place := content.find(record, end)) < 0:
-            (path, content), end = next(shards), 0
-        places.append((path, place))
-        end = place + len(record)
-    return places
+def _places(records: list[bytes], contents: dict[pathlib.Path, bytes]) -> dict[int, tuple[pathlib.Path, int]]:
+    """Number of a record -> where its bytes begin in a shard; without those that a block of the file's ends within."""
+    return {
+        number: (path, content.index(record))
+        for number, record in enumerate(records)
+        for path, content in contents.items()
+        if record in content
+    }
 
 
 def _readable(store, count: int) -> list[bytes | None]:
@@ -273,11 +271,10 @@ def earlier_versions(own: str) -> dict:
             tar.extractall(own, filter="data")
         root = pathlib.Path(own, archive.name.removesuffix(".tar.xz"))
         recorded = np.load(root / "features.npz")
-        for name in (key.removesuffix("_sha") for key in recorded.files if key.endswith("_sha")):
-            path = root / name.replace("_safetensors", ".safetensors")
+        for path in (path for path in root.iterdir() if path.is_dir() or path.suffix == ".safetensors"):
             _, variables, _ = encoders.load_encoder(str(path))
             read += 1
-            if checkpoint.state_sha256(variables) != str(recorded[f"{name}_sha"]):
+            if checkpoint.state_sha256(variables) != str(recorded[f"{path.name.replace('.', '_')}_sha"]):
                 wrong.append(f"{archive.name}: the weights of {path.name} are others")
     return {"cases": read, "wrong": wrong if read else ["there is no earlier version"]}
 

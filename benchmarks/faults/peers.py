@@ -118,7 +118,7 @@ def processes(rounds: int, shared: runs.Shared, own: pathlib.Path) -> dict:
 
 
 def stuck(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
-    """R9: one of two processes is stopped (SIGSTOP), and the end of a run hangs; both end with stacks, to be restarted."""
+    """R9: a process of two is stopped (SIGSTOP); the end of a run hangs. Both end with stacks and are restarted."""
     wrong, seconds, codes = [], [], []
     for case in range(count):
         workdir = own / f"run{case}"
