@@ -100,17 +100,24 @@ def slow_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
 
 
 def not_finite(shared: runs.Shared, own: pathlib.Path) -> dict:
-    """R17: a learning rate that ends in NaN; the run stops in one line and every checkpoint that is left is finite."""
-    workdir, log = own / "nan", own / "nan.log"
-    process = runs.start([*runs.flags("vito", shared.store, workdir), "--config.schedule.base_lr=1e30"], log)
-    wrong, code = [], process.wait()
-    lines = log.read_text().splitlines()
-    if code != 1 or not lines[-1].startswith("error: "):
-        wrong.append(f"exit code {code}, last line {lines[-1][:200]!r}")
-    finite = runs.in_child(_finite_checkpoints, str(workdir))
-    if not all(finite.values()):
-        wrong.append(f"checkpoints that are not finite: {finite}")
-    return {"checkpoints": len(finite), "wrong": wrong}
+    """R17: rates that end in NaN; the run stops in one line and every checkpoint that is left is finite.
+
+    With the first rate the second step's loss is NaN; the other one makes the first step's state NaN, whose loss was
+    not, just before it is saved.
+    """
+    wrong, left = [], 0
+    for name, rate in (("loss", "1e30"), ("state", "1e38")):
+        workdir = own / name
+        more = [f"--config.schedule.base_lr={rate}", "--config.run.checkpoint_every=1"]
+        process = runs.start([*runs.flags("vito", shared.store, workdir), *more], own / f"{name}.log")
+        code, lines = process.wait(), process.log.read_text().splitlines()
+        if code != 1 or not lines[-1].startswith("error: "):
+            wrong.append(f"{name}: exit code {code}, last line {lines[-1][:200]!r}")
+        finite = runs.in_child(_finite_checkpoints, str(workdir))
+        left += len(finite)
+        if not all(finite.values()):
+            wrong.append(f"{name}: checkpoints that are not finite: {finite}")
+    return {"cases": 2, "checkpoints": left, "wrong": wrong}
 
 
 def _finite_checkpoints(workdir: str) -> dict[str, bool]:
