@@ -101,6 +101,7 @@ def at_moments(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
         f"--config.evaluation.dataset={shared.store}",
         "--config.evaluation.image_size=32",
         "--config.evaluation.batch_size=8",
+        "--config.evaluation.k=5",
         f"--config.run.eval_every={EVAL_EVERY}",
     ]
     row = survive("vito", fault, count * len(MOMENTS), shared, own, *evaluated)

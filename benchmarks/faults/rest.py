@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -75,10 +76,10 @@ def slow_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
         nonlocal overlap, ahead
         while process.poll() is None:
             names = [path.name for path in (workdir / "checkpoints").glob("*")]
-            tmp = [name for name in names if "tmp" in name]
+            tmp = [int(found[1]) for name in names if (found := re.match(r"(\d+)\..*tmp", name))]
             overlap = max(overlap, len(tmp))
             if tmp:
-                ahead = max(ahead, max(runs.logged_steps(workdir)) - int(tmp[0].split(".")[0]))
+                ahead = max(ahead, max(runs.logged_steps(workdir)) - tmp[0])
             if tmp and runs.newest_good(workdir) >= 2 * runs.CHECKPOINT_EVERY and ahead > 0:
                 process.signal(signal.SIGTERM)
                 return True
@@ -190,6 +191,7 @@ def memory(steps: int, shared: runs.Shared, own: pathlib.Path) -> dict:
             f"--config.evaluation.dataset={shared.store}",
             "--config.evaluation.image_size=32",
             "--config.evaluation.batch_size=8",
+            "--config.evaluation.k=5",
             f"--config.run.eval_every={max(steps // 50, 1)}",
             f"--config.run.checkpoint_every={max(steps // 200, 1)}",
         ],

@@ -25,8 +25,8 @@ SOURCES = (  # file name, codec, pixel format
     ("vp9.webm", "libvpx-vp9", "yuv420p"),
     ("mjpeg.avi", "mjpeg", "yuvj420p"),
 )
-MEMORY_MB = 768  # of a decoding child's address space, the limit that the preparation is given
-LARGE_SIDE = 20_000  # pixels; one such picture takes 600 MB, in a file of a few
+MEMORY_MB = 640  # of a decoding child's address space; some 400 of it are the libraries'
+LARGE_SIDE = 12_000  # pixels; one such picture takes 216 MB or more, in a file of two
 
 
 def make_sources(folder: pathlib.Path) -> list[pathlib.Path]:
