@@ -153,13 +153,11 @@ def stores(count: int, source: str, own: str) -> dict:
 
 def ledgers(count: int, source: str, videos: str, own: str) -> dict:
     """R12: the files of a preparation that was cut off; started again it ends with the same store, or says a line."""
-    from input_pipeline.preparation.local import prepare
-
     wrong, counts, rng = [], {"noticed": 0, "no difference": 0}, random.Random(0)
     whole = {path.name: path.read_bytes() for path in pathlib.Path(source).iterdir() if path.is_file()}
     for case in range(count):
         out = pathlib.Path(own) / f"store{case}"
-        half = runs.fork(lambda out=out: prepare(videos, str(out), labels="folder", workers=2), out.with_suffix(".log"))
+        half = runs.fork(lambda out=out: runs.prepare_store(videos, out), out.with_suffix(".log"))
         enough = 4 + rng.randrange(10)
         while half.poll() is None and len(list((out / ".partial").glob("*.json"))) < enough:
             time.sleep(0.002)
@@ -188,10 +186,8 @@ NOTICED = 3  # exit code
 
 
 def _prepare(videos: str, out: pathlib.Path) -> None:
-    from input_pipeline.preparation.local import prepare
-
     try:
-        prepare(videos, str(out), labels="folder", workers=2)
+        runs.prepare_store(videos, out)
     except DataError as error:
         print(error)
         raise SystemExit(NOTICED) from None

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import command_line, main
 
@@ -75,11 +76,16 @@ def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 
 
 def make_store(folder: pathlib.Path) -> pathlib.Path:
-    """A frame store of sixteen rendered videos of two classes, with two shots each."""
+    """A frame store of 24 rendered videos of two classes, with two shots each, in three shards."""
     videos, store = folder / "videos", folder / "store"
     write_videos(videos, videos=24, seed=0, size=48, seconds=3.0, classes=("ring", "star"), shots=2, workers=2)
-    prepare(str(videos), str(store), labels="folder", workers=2)
+    prepare_store(str(videos), store)
     return store
+
+
+def prepare_store(videos: str, store: pathlib.Path) -> None:
+    """The preparation of the store, which may have been begun."""
+    prepare(videos, str(store), Settings(videos_per_shard=8), labels="folder", workers=2)
 
 
 @dataclasses.dataclass
