@@ -29,7 +29,7 @@ from vivi_jax import command_line, main
 SYSTEMS = ("vito", "vivi", "vdim")
 STEPS = 60
 CHECKPOINT_EVERY = 5
-PATIENCE = 300  # seconds after which a run that should have ended has hung
+PATIENCE = 900  # seconds after which a run that should have ended has hung, also on a busy machine
 
 
 def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
