@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 ROWS = {
     "R1 vito": "SIGKILL at any moment of a VITO run",
@@ -109,7 +109,9 @@ def measured(row: dict, commit: str, size: str) -> bool:
     return row.get("commit") == commit and row["size"] == size and not row["wrong"] and not commit.endswith("+dirty")
 
 
-def side_by_side(measures: dict[str, Callable[[pathlib.Path], dict]], folder: pathlib.Path):
+def side_by_side(
+    measures: dict[str, Callable[[pathlib.Path], dict]], folder: pathlib.Path
+) -> Iterator[tuple[str, dict]]:
     """Yields (row, what it found and its seconds), AT_A_TIME rows at once, in the order in which they end.
 
     Each row is a process with a folder of its own, which is empty at its begin. One that ends without an answer went
@@ -212,8 +214,8 @@ def rows_of(folder: pathlib.Path, *, full: bool) -> dict[str, Callable[[pathlib.
         **{f"R2 {system}": survive(system, kills.kill_while_saving, of(30, 2)) for system in runs.SYSTEMS},
         **{f"R3 {system}": survive(system, kills.terminate, of(50, 2)) for system in runs.SYSTEMS},
         "R4": lambda own: kills.at_moments(of(10, 1), shared, own),
-        "R5": lambda own: peers.devices((8, 2, 1, 4) if full else (2, 1), shared, own),
-        "R6": lambda own: peers.processes(of(4, 1), shared, own),
+        "R5": lambda own: peers.device_counts((8, 2, 1, 4) if full else (2, 1), shared, own),
+        "R6": lambda own: peers.process_counts(of(4, 1), shared, own),
         "R7": lambda own: peers.dead(of(10, 1), 1, shared, own),
         "R8": lambda own: peers.dead(of(5, 1), 0, shared, own),
         "R9": lambda own: peers.stuck(of(3, 1), shared, own),

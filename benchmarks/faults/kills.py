@@ -28,7 +28,7 @@ def survive(
     rng, struck, starts, finished, wrong = random.Random(seed), 0, 0, 0, []
     while struck < count:
         workdir = own / f"run{finished}"
-        over, idle = False, 0
+        over = False
         while not over:
             log = own / f"run{finished}-start{starts}.log"
             process = runs.start([*runs.flags(system, shared.store, workdir), *more], log)
@@ -36,7 +36,6 @@ def survive(
             if struck < count:
                 hit, problem = fault(process, workdir, straight, rng)
                 struck += hit
-                idle += not hit
                 wrong += [problem] if problem else []
             code = process.wait()
             if code == 0:

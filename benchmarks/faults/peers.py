@@ -95,7 +95,7 @@ def _straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathli
     return json.loads((workdir / "summary.json").read_text())["state_sha256"]
 
 
-def processes(rounds: int, shared: runs.Shared, own: pathlib.Path) -> dict:
+def process_counts(rounds: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """R6: a run goes on on other numbers of processes with as many devices in all, and ends with the same bits."""
     wrong, changes = [], 0
     for devices in (2,) if rounds == 1 else (2, 4):
@@ -193,7 +193,7 @@ def desync(shared: runs.Shared, own: pathlib.Path) -> dict:
     return {"cases": len(cases), "wrong": wrong}
 
 
-def devices(counts: tuple[int, ...], shared: runs.Shared, own: pathlib.Path) -> dict:
+def device_counts(counts: tuple[int, ...], shared: runs.Shared, own: pathlib.Path) -> dict:
     """R5: a run goes on on other numbers of devices; its next losses are those of the run that kept its devices."""
     wrong, differences = [], []
     workdir = own / "run"
