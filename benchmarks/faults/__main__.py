@@ -203,16 +203,17 @@ def rows_of(folder: pathlib.Path, *, full: bool) -> dict[str, Callable[[pathlib.
         return count if full else quick
 
     def survive(system: str, fault: Callable, count: int) -> Callable[[pathlib.Path], dict]:
-        return lambda own: kills.survive(system, fault, count, shared, own)
+        quick = 2 if system == "vito" else 1
+        return lambda own: kills.survive(system, fault, of(count, quick), shared, own)
 
     def finished_run() -> str:
         return str(shared.straight("vito").workdir)
 
     in_child = runs.in_child
     return {
-        **{f"R1 {system}": survive(system, kills.kill, of(130, 2)) for system in runs.SYSTEMS},
-        **{f"R2 {system}": survive(system, kills.kill_while_saving, of(30, 2)) for system in runs.SYSTEMS},
-        **{f"R3 {system}": survive(system, kills.terminate, of(50, 2)) for system in runs.SYSTEMS},
+        **{f"R1 {system}": survive(system, kills.kill, 130) for system in runs.SYSTEMS},
+        **{f"R2 {system}": survive(system, kills.kill_while_saving, 30) for system in runs.SYSTEMS},
+        **{f"R3 {system}": survive(system, kills.terminate, 50) for system in runs.SYSTEMS},
         "R4": lambda own: kills.at_moments(of(10, 1), shared, own),
         "R5": lambda own: peers.device_counts((8, 2, 1, 4) if full else (2, 1), shared, own),
         "R6": lambda own: peers.process_counts(of(4, 1), shared, own),

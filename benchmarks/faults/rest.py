@@ -246,6 +246,6 @@ def soak(seconds: float, shared: runs.Shared, own: pathlib.Path) -> dict:
         fault = rng.choice((kills.kill, kills.kill_while_saving, kills.terminate))
         runs_of_case = own / f"case{case}"
         runs_of_case.mkdir()
-        row = kills.survive("vito", fault, 5, shared, runs_of_case, seed=rng.randrange(1 << 30))
+        row = kills.survive("vito", fault, 3, shared, runs_of_case, seed=rng.randrange(1 << 30))
         done, starts, wrong, case = done + row["faults"], starts + row["starts"], wrong + row["wrong"], case + 1
     return {"faults": done, "starts": starts, "minutes": round((time.monotonic() - began) / 60, 1), "wrong": wrong}
