@@ -214,10 +214,10 @@ def device_counts(counts: tuple[int, ...], shared: runs.Shared, own: pathlib.Pat
             trial.signal(signal.SIGKILL)
             trial.wait()
             losses.append({line["step"]: line["loss"] for line in runs.logged(copy) if line["step"] >= first})
-        shared = sorted(set(losses[0]) & set(losses[1]))[:3]
-        difference = max(abs(losses[0][step] / losses[1][step] - 1) for step in shared)
+        both = sorted(set(losses[0]) & set(losses[1]))[:3]
+        difference = max(abs(losses[0][step] / losses[1][step] - 1) for step in both)
         differences.append(
-            {"from": now, "to": then, "compared_steps": len(shared), "largest_relative_difference": difference}
+            {"from": now, "to": then, "compared_steps": len(both), "largest_relative_difference": difference}
         )
         if difference > 1e-5:
             wrong.append(f"from {now} to {then} devices the loss differs by {difference:.1e}")
