@@ -45,7 +45,7 @@ def make_sources(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def make_large(path: pathlib.Path) -> pathlib.Path:
-    """A whole and valid video that needs more memory than a decoding child may have."""
+    """A whole and valid video of pictures that nobody needs, a hundred times as large in memory as on the disk."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=Fraction(25))
         stream.height, stream.width, stream.pix_fmt = LARGE_SIDE, LARGE_SIDE, "yuvj420p"
@@ -75,9 +75,9 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 def hostile(count: int, folder: pathlib.Path) -> dict:
-    """R15: prepares `count` mutated files in batches, each with a file that needs too much memory.
+    """R15: prepares `count` mutated files in batches, each with a file of absurdly large pictures.
 
-    Counts what is wrong, what became of them, and the most that a child took.
+    Counts what is wrong, what became of them, and the most memory that a child (or the server that forks it) took.
     """
     from input_pipeline.preparation.steps import Settings
 
@@ -108,8 +108,8 @@ def hostile(count: int, folder: pathlib.Path) -> dict:
             kind = "ok" if line["status"] == "ok" else line["reason"].split(":")[0]
             if line["input"] != large.name:
                 outcomes[kind] = outcomes.get(kind, 0) + 1
-            elif kind != "too large":
-                wrong.append(f"a video that needs more than {MEMORY_MB} MiB: {kind}")
+            elif kind not in ("absurd size", "too large"):
+                wrong.append(f"a video of {LARGE_SIDE} x {LARGE_SIDE} pixels: {kind}")
         memory = max(memory, answer["children_mb"])
         done += batch
     if memory > MEMORY_MB:
