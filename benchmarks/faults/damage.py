@@ -132,7 +132,10 @@ def exports(count: int, run: str, own: str) -> dict:
 
 
 def stores(count: int, source: str, own: str) -> dict:
-    """R12: all files of a frame store, which is then opened and read whole."""
+    """R12: all files of a frame store, which is then opened and read whole.
+
+    Seen failing: without records' checksums and files' sizes it reported "silent: swap frames-00001-of-00003...".
+    """
     from input_pipeline.store import FrameStore
 
     copy = pathlib.Path(own, "store")
@@ -257,7 +260,10 @@ def _readable(store, count: int) -> list[bytes | None]:
 
 
 def earlier_versions(own: str) -> dict:
-    """R26: runs and exports of all earlier releases: every weight is the same, bit for bit."""
+    """R26: runs and exports of all earlier releases: every weight is the same, bit for bit.
+
+    Seen failing: without manifests of format 1 the row ended with "none of the checkpoints ... is good".
+    """
     from evaluation import encoders
     from vivi_jax import checkpoint
 
@@ -286,7 +292,10 @@ class _Canary:
 
 
 def pickles(source: str, own: str) -> dict:
-    """R20: files that run code when a careless reader opens them, under every name that a reader here takes."""
+    """R20: files that run code when a careless reader opens them, under every name that a reader here takes.
+
+    Seen failing: with np.load(allow_pickle=True) the row ended with a TypeError, of a pickle that had been loaded.
+    """
     from input_pipeline.store import INDEX, META, FrameStore, identity_of
     from vivi_jax import export, files
 
