@@ -145,8 +145,9 @@ def side_by_side(
             time.sleep(0.1)
     finally:
         for process, own, _ in under_way.values():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError):  # it has no group yet: it has just been forked
                 os.killpg(process.pid, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
             process.wait()
             clear(own)
 
