@@ -41,33 +41,43 @@ BATCH = 8
 ROUNDS, MEASURED_SECONDS = 3, 4.0
 
 
-def make_videos(directory: pathlib.Path, videos: int = BATCH, frames: int = 125, fps: int = 25) -> None:
-    """H.264 files of 640x360 pixels with a key frame each second, which favours the clip reader."""
+def make_videos(
+    directory: pathlib.Path, videos: int = BATCH, frames: int = 125, fps: int = 25, scenes: int = 1
+) -> list[int]:
+    """H.264 files of 640x360 pixels with a key frame each second, which favours the clip reader.
+
+    Returns:
+      the first frames of the scenes behind the first, the same in every video: the cuts.
+    """
     rng = np.random.default_rng(SEED)
-    height, width = 480, 800
-    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
-    falling = frequency**-1.5
+    starts = [frames * i // scenes for i in range(scenes)]
     for v in range(videos):
-        noise = np.stack(
-            [
-                np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falling, (height, width))
-                for _ in range(3)
-            ],
-            axis=-1,
-        )
-        noise = noise[..., :1] + 0.3 * noise  # colours follow the brightness, as in photographs
-        scene = np.clip(128 + 50 * (noise - noise.mean()) / noise.std(), 0, 255).astype(np.uint8)
         with av.open(str(directory / f"{v}.mp4"), "w") as container:
             stream = container.add_stream(
                 "libx264", rate=fps, width=640, height=360, pix_fmt="yuv420p", options={"g": str(fps), "threads": "1"}
             )
             for k in range(frames):
+                if k in starts:
+                    scene = make_scene(rng)
                 y, x = (round(60 + 60 * np.sin(k / 19 + v + turn)) for turn in (0, 2))
                 picture = np.ascontiguousarray(scene[y : y + 360, x : x + 640])
                 for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")):
                     container.mux(packet)
             for packet in stream.encode():
                 container.mux(packet)
+    return starts[1:]
+
+
+def make_scene(rng: np.random.Generator, height: int = 480, width: int = 800) -> np.ndarray:
+    """uint8[height, width, 3]: noise of a falling spectrum."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
+    falling = frequency**-1.5
+    noise = np.stack(
+        [np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) * falling, (height, width)) for _ in range(3)],
+        axis=-1,
+    )
+    noise = noise[..., :1] + 0.3 * noise  # colours follow the brightness, as in photographs
+    return np.clip(128 + 50 * (noise - noise.mean()) / noise.std(), 0, 255).astype(np.uint8)
 
 
 def plans(store: FrameStore) -> Iterator[tuple[int, sampling.ViewPlan]]:
