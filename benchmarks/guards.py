@@ -17,7 +17,17 @@ import statistics
 import tempfile
 import time
 
-from benchmarks.step import VIEWS, config_of
+VIEWS = 3
+
+
+def config_of(batch: int, size: int, quick: bool):
+    from configs import vito
+
+    config = vito.get_config()
+    config.batch_size, config.encoder.dtype, config.data.image_size = batch, "float32", size
+    if quick:
+        config.encoder.update(dict(depth=18, width=0.125))
+    return config
 
 
 class Loop:

@@ -245,8 +245,9 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
             "--workdir"
         )
     identity = json.loads(config.to_json())
-    if not identity.get("init_from"):
-        identity.pop("init_from", None)  # as runs have it that were begun before there was this key
+    for key in ("init_from", "reproducible"):
+        if not identity.get(key):
+            identity.pop(key, None)  # as runs have it that were begun before there was this key
     changes = files.claim(
         directory / "config.json",
         identity,
