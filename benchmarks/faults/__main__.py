@@ -35,6 +35,7 @@ ROWS = {
     "R3 vdim": "the same of VDIM",
     "R4": "signals while it restores, compiles, evaluates, saves; two of them",
     "R5": "other numbers of devices",
+    "R5 reproducible": "other numbers of devices and processes, with config.reproducible",
     "R6": "other numbers of processes",
     "R7": "a process of two is killed",
     "R8": "the coordinator is killed",
@@ -217,6 +218,9 @@ def rows_of(folder: pathlib.Path, *, full: bool) -> dict[str, Callable[[pathlib.
         **{f"R3 {system}": survive(system, kills.terminate, 50) for system in runs.SYSTEMS},
         "R4": lambda own: kills.at_moments(of(10, 1), shared, own),
         "R5": lambda own: peers.device_counts((8, 2, 1, 4) if full else (2, 1), shared, own),
+        "R5 reproducible": lambda own: peers.same_bits(
+            ((1, 4), (2, 1), (1, 2), (2, 2), (4, 1)) if full else ((1, 2), (2, 1)), shared, own
+        ),
         "R6": lambda own: peers.process_counts(of(4, 1), shared, own),
         "R7": lambda own: peers.dead(of(10, 1), 1, shared, own),
         "R8": lambda own: peers.dead(of(5, 1), 0, shared, own),

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import time
 
 from benchmarks.faults import runs
@@ -87,9 +88,9 @@ def dead(count: int, which: int, shared: runs.Shared, own: pathlib.Path) -> dict
     return {"killed": len(seconds), "seconds_to_end": seconds, "wrong": wrong}
 
 
-def _straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathlib.Path) -> str:
+def _straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathlib.Path, *more: str) -> str:
     """SHA-256 of the last state of a run on so many processes and devices that nothing happened to."""
-    for process in job(count, devices, store, workdir):
+    for process in job(count, devices, store, workdir, *more):
         if (code := process.wait()) != 0:
             raise RuntimeError(f"{count} processes end with {code}: {process.log.read_text()[-3000:]}")
     return json.loads((workdir / "summary.json").read_text())["state_sha256"]
@@ -222,3 +223,39 @@ def device_counts(counts: tuple[int, ...], shared: runs.Shared, own: pathlib.Pat
         if difference > 1e-5:
             wrong.append(f"from {now} to {then} devices the loss differs by {difference:.1e}")
     return {"changes": len(differences), "differences": differences, "wrong": wrong}
+
+
+PARTS = "--config.reproducible=4"
+
+
+def same_bits(layouts: tuple[tuple[int, int], ...], shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R5: with config.reproducible a run goes on on other numbers of processes and devices, to the same bits.
+
+    `layouts` are (processes, devices of each). What it costs is told from straight runs on one device.
+    """
+    wrong, workdir = [], own / "run"
+    sha256 = _straight_job(1, 1, shared.store, own / "straight", PARTS)
+    _straight_job(1, 1, shared.store, own / "usual")
+    for count, each in layouts:
+        alive = job(count, each, shared.store, workdir, PARTS)
+        if not wait_for_steps(alive, workdir, 3):
+            wrong.append(f"{count} x {each}: ended with {[process.wait() for process in alive]}")
+            break
+        for process in alive:
+            process.signal(signal.SIGTERM)
+        for process in alive:
+            process.wait()
+    last = [process.wait() for process in job(1, 1, shared.store, workdir, PARTS)]
+    wrong += runs.ended_well(workdir, sha256) if last == [0] else [f"the last start ended with {last}"]
+    seconds = {name: _seconds_per_step(own / name) for name in ("straight", "usual")}
+    return {
+        "layouts": [f"{count} x {each}" for count, each in layouts],
+        "times_as_long_as_the_usual_step": round(seconds["straight"] / seconds["usual"], 2),
+        "wrong": wrong,
+    }
+
+
+def _seconds_per_step(workdir: pathlib.Path) -> float:
+    """Median, without waiting for data."""
+    lines = [line for line in runs.logged(workdir) if "loss" in line][5:]
+    return statistics.median((1 - line["data_wait_share"]) / line["examples_per_second"] for line in lines)

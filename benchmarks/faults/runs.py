@@ -56,9 +56,9 @@ def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
         "vdim": [
             "--config=configs/vdim.py:layers=68,demo",
             "--config.method.embed_dim=16",
-            "--config.data.frames=4",
+            "--config.data.frames=8",
             "--config.data.offset=4",
-            "--config.encoder.frames=4",
+            "--config.encoder.frames=8",
             f"--config.schedule.total_steps={STEPS}",
             "--config.schedule.warmup_steps=5",
         ],
