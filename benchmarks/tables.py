@@ -426,6 +426,9 @@ def reliability_table(result: dict) -> str:
             f"limited to {hostile['limit_mb']}. Decoders that crashed, in their child: "
             f"{hostile['decoder crashes, contained']}."
         )
+    if "times_as_long_as_the_usual_step" in measured.get("R5 reproducible", {}):
+        times = measured["R5 reproducible"]["times_as_long_as_the_usual_step"]
+        text += f" On one device the small step takes {times} times as long with `config.reproducible` as without."
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"{_table(head, lines)}\n\n{text} {_source(result)} Versions: {versions}."
 
@@ -464,6 +467,12 @@ def performance_table(result: dict) -> str:
     return _table(("", "target", "measured", "", "by"), [line(row) for row in result["values"]["rows"]])
 
 
+def tried_table(result: dict) -> str:
+    """docs/results/tried.json, written by hand: changes that were tried for speed, and what came of them."""
+    rows = [(row["what"], row["predicted"], row["seen"], row["how"]) for row in result["values"]["rows"]]
+    return _table(("what", "predicted", "seen", "how"), rows) + "\n\n" + _source(result)
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -480,6 +489,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
     "detection": ("protocols", lambda result: protocols_table(result, "detection")),
     "action": ("protocols", lambda result: protocols_table(result, "action")),
+    "tried": ("tried", tried_table),
     "performance": ("performance", performance_table),
     "reliability": ("reliability", reliability_table),
     "guards": ("guards", guards_table),
