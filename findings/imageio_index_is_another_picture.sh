@@ -2,8 +2,8 @@
 # imageio 2.38.1 with PyAV 18.1.0: iio.imread(path, index=k) seeks, takes the key picture's time times the rate for its
 # number and counts on from there. Matroska's times are whole milliseconds, and that number is rounded down: at 29.97
 # pictures a second (ordinary H.264, closed groups, constant rate) index=k gives picture k + 1 after some key pictures, and
-# the right one after others. In MP4, at 25/s, and when all pictures are read in order, it is right. One would expect index=k to be
-# the k-th picture, or an error.
+# the right one after others. In MP4, at 25/s, and when all pictures are read in order, it is right.
+# One would expect index=k to be the k-th picture, or an error.
 # Seen, of index 0, 5, ... 55: MP4 29.97/s and Matroska 25/s none wrong, Matroska 29.97/s 4: 15 -> 16, 20 -> 21,
 # 40 -> 41, 45 -> 46.
 # The script fails when that changes.
