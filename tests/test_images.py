@@ -296,6 +296,15 @@ def test_every_format_that_the_decoders_read_counts(tmp_path, name, form, mode, 
     np.testing.assert_array_equal(pixels, expected[1:15, 1:15])
 
 
+@pytest.mark.parametrize("form, options", [("TIFF", {}), ("AVIF", {"quality": 100, "subsampling": "4:4:4"})])
+def test_opacity_changes_no_colour(form, options):
+    rgb = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    image = Image.fromarray(rgb)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    found = decode.decode_whole(saved(image, form, **options))
+    np.testing.assert_allclose(found.astype(int), rgb, atol=0 if form == "TIFF" else 12)
+
+
 def test_the_first_picture_of_a_moving_webp(tmp_path):
     rgb = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     first, second = map(Image.fromarray, rgb)

@@ -80,6 +80,17 @@ def test_only_opencv_turns_pictures_by_exif_and_it_can_be_told_not_to():
     assert Image.open(io.BytesIO(data)).size == (32, 16)
 
 
+def test_opencv_swaps_the_colours_of_avif_and_darkens_those_of_tiff_with_opacity():
+    data = {form: saved(np.full((8, 8, 4), (200, 100, 10, 128), np.uint8), form) for form in ("PNG", "AVIF", "TIFF")}
+    seen = {}
+    for form, file in data.items():
+        for flag in ("IMREAD_COLOR", "IMREAD_COLOR_RGB"):
+            seen[form, flag] = cv2.imdecode(np.frombuffer(file, np.uint8), getattr(cv2, flag))[4, 4].astype(int)
+    for form in data:
+        assert np.array_equal(seen[form, "IMREAD_COLOR"], seen[form, "IMREAD_COLOR_RGB"]) is (form == "AVIF")
+    np.testing.assert_array_equal(seen["TIFF", "IMREAD_COLOR_RGB"], (100, 50, 5))
+
+
 def test_pillow_opens_a_file_by_its_header_alone():
     data = saved(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), "JPEG")
     image = Image.open(io.BytesIO(data[: len(data) // 2]))
@@ -146,6 +157,13 @@ def test_orbax_notices_neither_changed_arrays_nor_an_empty_step(tmp_path):
         marker.unlink()
     with ocp.CheckpointManager(tmp_path / "c", item_handlers=ocp.StandardCheckpointHandler()) as manager:
         np.testing.assert_array_equal(manager.restore(1, args=ocp.args.StandardRestore(state))["x"], state["x"])
+
+
+def test_orbax_saves_two_arrays_under_one_name(tmp_path):
+    checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    checkpointer.save(tmp_path / "c", {"a.b": np.zeros(2, np.float32), "a": {"b": np.ones(2, np.float32)}})
+    back = checkpointer.restore(tmp_path / "c")
+    np.testing.assert_array_equal(back["a.b"], back["a"]["b"])
 
 
 def test_beams_files_are_packed_by_their_names_unless_told_not_to(tmp_path):

@@ -101,11 +101,14 @@ def decode_whole(data: bytes) -> np.ndarray:
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(str(error)) from None
     # TensorFlow takes a BMP file's numbers of colours in its palette for grey levels, and knows no TIFF.
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    if (rgb := picture_size.tiff_without_opacity(data)) is not None:
+        return rgb
+    # Not IMREAD_COLOR_RGB, which gives BGR for an AVIF file with opacity (findings/opencv_5_and_opacity.sh).
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise ValueError("no image that can be read")
-    return image
+    return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def finish(crops: Sequence[np.ndarray], flips: np.ndarray, turns: np.ndarray, image_size: int) -> np.ndarray:

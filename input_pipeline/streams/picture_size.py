@@ -9,6 +9,7 @@ import os
 import struct
 from collections.abc import Iterator
 
+import numpy as np
 from PIL import Image
 
 from vivi_jax.errors import DataError
@@ -68,3 +69,21 @@ def opened(source: Name | io.BytesIO, name: Name = "", max_pixels: int = MAX_PIX
     with image:
         check(image.height, image.width, name, max_pixels)
         yield image
+
+
+def tiff_without_opacity(data: bytes) -> np.ndarray | None:
+    """The colours of a TIFF file with opacity, as stored: uint8[height, width, 3], RGB; None: it is no such file.
+
+    OpenCV multiplies them by the opacity, of this format alone.
+
+    Raises:
+      TooLarge: it has more pixels than are decoded.
+      ValueError: the data do not decode.
+    """
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return None
+    try:
+        with opened(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB")) if image.mode == "RGBA" else None
+    except (OSError, SyntaxError, struct.error) as error:
+        raise ValueError(f"no image that can be read ({error})") from None

@@ -22,7 +22,7 @@ from evaluation.protocols.parallel import batches_of, in_parallel
 from input_pipeline.folders import Finder
 from input_pipeline.streams import sampling
 from input_pipeline.streams.order import Order
-from input_pipeline.streams.picture_size import opened
+from input_pipeline.streams.picture_size import opened, tiff_without_opacity
 from vivi_jax.config import Chance, Count, Positive
 from vivi_jax.errors import DataError
 
@@ -417,11 +417,10 @@ def read_image(dataset: DetectionSet, i: int) -> np.ndarray:
       DataError: it cannot be read, does not decode, or does not have the size its annotations say.
     """
     try:
-        data = np.fromfile(dataset.files[i], np.uint8)
+        data = pathlib.Path(dataset.files[i]).read_bytes()
     except OSError as error:
         raise DataError(f"{dataset.files[i]} cannot be read ({error.strerror})") from None
-    # Annotations are of the pixels as stored, so an orientation noted in the file must not turn them.
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(data) else None
+    image = _rgb(data)
     if image is None:
         raise DataError(f"{dataset.files[i]} is damaged and does not decode; fetch it again")
     if image.shape[:2] != tuple(dataset.sizes[i]):
@@ -429,7 +428,20 @@ def read_image(dataset: DetectionSet, i: int) -> np.ndarray:
             f"{dataset.files[i]} is {image.shape[1]} x {image.shape[0]} pixels, {dataset.source} says "
             f"{dataset.sizes[i][1]} x {dataset.sizes[i][0]}; it was changed since this run began"
         )
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return image
+
+
+def _rgb(data: bytes) -> np.ndarray | None:
+    """The picture of an image file, uint8[height, width, 3]; None: it does not decode."""
+    try:
+        image = tiff_without_opacity(data)
+    except ValueError:
+        return None
+    if image is None and data:
+        # Annotations are of the pixels as stored, so an orientation noted in the file must not turn them.
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = None if image is None else np.ascontiguousarray(image[:, :, ::-1])
+    return image
 
 
 # ---- Batches --------------------------------------------------------------------------------------------------------
