@@ -39,7 +39,6 @@ setuptools.setup(
         "array-record>=0.8",
         "av>=18",
         "chex",
-        "clu>=0.0.12",
         "etils[epy]",
         "flatbuffers",  # jax.export's files
         "flax>=0.12",

@@ -4,10 +4,14 @@ import itertools
 import json
 import os
 import pathlib
+import socket
 import sys
 import time
 
 import jax
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vivi_jax import files
 from vivi_jax.distributed import processes
@@ -34,22 +38,50 @@ class MetricWriter:
         kept = itertools.takewhile(lambda line: line["step"] <= first_step, read(workdir))
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._jsonl = open(path, "a", buffering=1)
-        # Imported here: clu's writers need TensorFlow, which the core must not load.
-        from clu import metric_writers
-
-        self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._events = Events(workdir, first_step)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends the scalars of a step; steps must grow."""
         if self._writer:
             self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._tensorboard.write_scalars(step, scalars)
+            self._events.write(step, scalars)
 
     def close(self) -> None:
         """Closes both files."""
         if self._writer:
             self._jsonl.close()
-            self._tensorboard.close()
+            self._events.close()
+
+
+class Events:
+    """TensorBoard's file of one start, beside those of the starts before it.
+
+    Only tensorboard's format is used. Its own writer loads TensorFlow to open a file where that is installed, and
+    writes in a thread, so that a kill loses two minutes.
+
+    Args:
+      first_step: what earlier files have behind this step is not shown.
+    """
+
+    def __init__(self, workdir: str, first_step: int):
+        now = time.time_ns()  # TensorBoard reads the files in the order of their names
+        path = pathlib.Path(workdir, f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}")
+        self._records = RecordWriter(open(path, "xb"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def _add(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        event = Event(wall_time=time.time(), step=step)
+        for name, value in scalars.items():
+            event.summary.MergeFrom(scalar_pb(name, value))
+        self._add(event)
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict]:

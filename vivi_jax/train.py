@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vivi_jax import files
@@ -270,10 +269,7 @@ def restore_or_init(
         state = jax.device_put(in_thread(initial), placed)
     else:
         state = in_thread(jax.jit(init, out_shardings=placed))
-    _LOG.info(
-        "parameters of the online network:\n%s",
-        parameter_overview.get_parameter_overview(state.params, include_stats=False),
-    )
+    _LOG.info("parameters of the online network:\n%s", parameter_table(state.params))
     return 0, state
 
 
@@ -445,6 +441,26 @@ def call_evaluators(evaluators: list[Evaluator], step: int, state: TrainState) -
     if scalars:
         _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
     return scalars
+
+
+def parameter_table(params: Any) -> str:
+    """A line for each array of a tree, with shape, dtype and number of values; and their sum.
+
+    >>> print(parameter_table({"stem": {"kernel": jnp.ones((30, 40)), "bias": jnp.ones(40)}}))
+    stem/bias    (40,) float32        40
+    stem/kernel  (30, 40) float32  1,200
+    in all                         1,240, 4,960 bytes
+    """
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    total, size = sum(leaf.size for _, leaf in leaves), sum(leaf.nbytes for _, leaf in leaves)
+    rows = [(name, f"{leaf.shape} {leaf.dtype}", f"{leaf.size:,}") for name, leaf in leaves]
+    rows.append(("in all", "", f"{total:,}"))
+    name, kind, number = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{a:{name}}  {b:{kind}}  {c:>{number}}" for a, b, c in rows]
+    return "\n".join([*lines[:-1], f"{lines[-1]}, {size:,} bytes"])
 
 
 def in_thread(function: Callable):
