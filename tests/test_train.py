@@ -87,6 +87,7 @@ def run(workdir, made=None, data=None, **changes):
         fsdp=1,
         compilation_cache="",
         profile=0,
+        wandb="",
     )
     return train(made or experiment(), data or batches(), str(workdir), **options | changes)
 

@@ -51,6 +51,7 @@ def train(
     fsdp: Count,
     compilation_cache: str,
     profile: Whole,
+    wandb: str,
     claim: Callable[[], None] = lambda: None,
     initial: Callable[[], TrainState] | None = None,
 ) -> TrainState:
@@ -71,6 +72,7 @@ def train(
       fsdp: devices that hold one copy of the state between them (1: each has all of it).
       compilation_cache: folder that keeps compiled programs for later starts, see keep_compiled; "": none.
       profile: steps of this start that JAX's profiler traces into WORKDIR/profile; 0: none.
+      wandb: project of Weights & Biases that gets the metrics too, see metrics.WeightsAndBiases; "": none.
       claim: called by all processes when the first step is about to run. Before, nothing is written to `workdir`. What
         it raises ends the run.
       initial: makes the state at step 0, on one device, where that is not the method's own.
@@ -85,6 +87,7 @@ def train(
       CheckpointError: the checkpoints are not good, do not fit, or cannot be written.
     """
     lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
+    metrics_lib.check_wandb(wandb)
     keep_compiled(compilation_cache)
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
@@ -109,7 +112,7 @@ def train(
                 if evaluators and not metrics_lib.evaluated(workdir, first_step):
                     with watchdog.phase("the last evaluation"), stop.interruptible():
                         scalars = call_evaluators(evaluators, first_step, state)
-                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step)) as writer:
+                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step, wandb)) as writer:
                         writer.write(first_step, scalars)
                 _LOG.info(
                     "nothing to do: %s is at step %d of %d; docs/running.md says how to train it longer",
@@ -126,7 +129,8 @@ def train(
                         train_step = compile_step(experiment, state, mesh, skip_not_finite=on_nan == "skip")
                         processes.run_on_all(lambda feed=feed: (feed.wait_for_first(), {}))
                     claim()
-                log = StepLog(workdir, experiment, first_step, log_every, feed, bad_steps)
+                writer = metrics_lib.MetricWriter(workdir, first_step, wandb)
+                log = StepLog(workdir, writer, experiment, first_step, log_every, feed, bad_steps)
                 cleanup_of_steps.enter_context(contextlib.closing(log))
                 trace = Trace(workdir, first_step, experiment.total_steps, profile)
                 cleanup_of_steps.enter_context(contextlib.closing(trace))
@@ -333,6 +337,7 @@ class StepLog:
     def __init__(
         self,
         workdir: str,
+        writer: metrics_lib.MetricWriter,
         experiment: Experiment,
         first_step: int,
         log_every: int,
@@ -340,7 +345,7 @@ class StepLog:
         bad_steps: metrics_lib.BadSteps,
     ):
         self._workdir = workdir
-        self._writer = metrics_lib.MetricWriter(workdir, first_step)
+        self._writer = writer
         batch_size = next(iter(experiment.batch_spec.values())).shape[0]
         self._progress = metrics_lib.Progress(first_step, experiment.total_steps, batch_size)
         self._total_steps, self._log_every, self._feed, self._bad_steps = (
