@@ -1,7 +1,6 @@
 """Weights & Biases, offline: what its files hold of a run that is stopped and goes on, and what its failures cost."""
 
 import json
-import signal
 import struct
 import subprocess
 import sys
@@ -15,10 +14,7 @@ pytest.importorskip("wandb", reason="needs the extra wandb")
 
 BEGIN = """
     import os, sys
-    sys.path.insert(0, "tests")
-    import test_train, wandb
-    from helpers.commands import children
-    from vivi_jax.distributed import preemption
+    from vivi_jax.metrics import MetricWriter
     folder = sys.argv[1]
 """
 
@@ -32,7 +28,7 @@ def child(code: str, folder, **environment: str) -> subprocess.CompletedProcess:
             cwd=ROOT,
             env={**one_device(), "HOME": str(folder), **environment},
             stderr=file,
-            timeout=200,
+            timeout=500,
         )
         file.seek(0)
         done.stderr = file.read()
@@ -56,39 +52,45 @@ def records(path) -> list:
     return found
 
 
-def rows(path) -> list[dict]:
-    history = [record.history.item for record in records(path) if record.WhichOneof("record_type") == "history"]
-    return [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row} for row in history]
-
-
 @pytest.mark.slow
-def test_a_run_that_is_stopped_goes_on_as_the_same_run_of_wandb(tmp_path):
+def test_a_run_that_was_stopped_goes_on_as_the_same_run_of_wandb(tmp_path):
     """And a key that is missing costs a line; so does W&B's process, if it dies."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"batch_size": 16, "data": {"path": "store"}}')
     stopped = child(
-        f"""
-        test_train.run(folder + "/no_key", wandb="tries")
+        """
+        writer = MetricWriter(folder + "/no_key", 0, "tries")
+        writer.write(1, {"loss": 1.0})
+        writer.close()
+        import wandb
         wandb.teardown()
         os.environ["WANDB_MODE"] = "offline"
-        def stop(i):
-            if i == 8:
-                os.kill(os.getpid(), {int(signal.SIGTERM)})
-        os.makedirs(folder + "/run")
-        open(folder + "/run/config.json", "w").write('{{"batch_size": 16, "data": {{"path": "store"}}}}')
+        writer = MetricWriter(folder + "/run", 0, "tries")
         try:
-            test_train.run(folder + "/run", data=test_train.batches(at=stop), wandb="tries")
-        except preemption.Preempted as stopped:
-            sys.exit(int(stopped.exit_code))
+            for step in range(1, 8):
+                writer.write(step, {"loss": step / 3})
+            raise SystemExit(143)
+        finally:  # while it is on its way out
+            writer.close()
         """,
         tmp_path,
     )
     assert stopped.returncode == 143, stopped.stderr
     warnings = [line for line in stopped.stderr.splitlines() if "Weights & Biases" in line]
     assert len(warnings) == 1 and "there is no key; run `wandb login`" in warnings[0]
-    assert len((tmp_path / "no_key" / "metrics.jsonl").read_text().splitlines()) == 12
+    assert (tmp_path / "no_key" / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
 
     gone_on = child(
         """
-        test_train.run(folder + "/run", wandb="tries")
+        writer = MetricWriter(folder + "/run", 5, "tries")
+        writer.write(5, {"knn_top1": 0.5})  # the evaluation that was cut off
+        for step in range(6, 9):
+            writer.write(step, {"loss": step / 3})
+        writer.close()
+
+        sys.path.insert(0, "tests")
+        import test_train
+        from helpers.commands import children
         def end_its_process(i):
             if i == 5:
                 for pid in children(os.getpid()):
@@ -99,17 +101,23 @@ def test_a_run_that_is_stopped_goes_on_as_the_same_run_of_wandb(tmp_path):
         WANDB_MODE="offline",
     )
     assert gone_on.returncode == 0, gone_on.stderr
-    assert gone_on.stderr.count("Weights & Biases") == 1
+    assert gone_on.stderr.count("Weights & Biases") == 1 and "The run goes on without it" in gone_on.stderr
     assert len((tmp_path / "dies" / "metrics.jsonl").read_text().splitlines()) == 12
 
     first, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     identity = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
     for path, exit_code in ((first, 1), (second, 0)):
-        found = {record.WhichOneof("record_type"): record for record in records(path)}
-        assert (found["run"].run.run_id, found["run"].run.project) == (identity, "tries")
-        config = {item.key: json.loads(item.value_json) for item in found["run"].run.config.update}
+        run = next(record.run for record in records(path) if record.WhichOneof("record_type") == "run")
+        assert (run.run_id, run.project) == (identity, "tries")
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
         assert config["batch_size"] == 16 and config["data"] == {"path": "store"}
-        assert found["exit"].exit.exit_code == exit_code
-    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    written = [{k: v for k, v in row.items() if not k.startswith("_")} for row in rows(first) + rows(second)]
-    assert written == metrics and [line["step"] for line in metrics] == list(range(1, 13))
+        assert [r.exit.exit_code for r in records(path) if r.WhichOneof("record_type") == "exit"] == [exit_code]
+    losses = [{"step": step, "loss": step / 3} for step in range(1, 9)]
+    assert rows(first) == losses[:7] and rows(second) == [{"step": 5, "knn_top1": 0.5}, *losses[5:]]
+
+
+def rows(path) -> list[dict]:
+    """What a run was given, without W&B's own values."""
+    history = [record.history.item for record in records(path) if record.WhichOneof("record_type") == "history"]
+    found = [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row} for row in history]
+    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in found]
