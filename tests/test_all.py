@@ -87,15 +87,22 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path):
 @pytest.mark.parametrize("name", found.EVALUATIONS)
 def test_each_command_exists_as_it_stands(name, tmp_path):
     for demo in (False, True):
-        if demo and found.EVALUATIONS[name].demo is None:
-            continue
         module, *words = found.command(name, checkpoint="RUN", data=tmp_path, out=tmp_path / "{data}", demo=demo)
         options = dict(word.removeprefix("--").split("=", 1) for word in words)
+        keys = {key.removeprefix("config."): options.pop(key) for key in [*options] if key.startswith("config.")}
         assert set(options) <= options_of(file_of(module)), module
         assert str(tmp_path / "{data}") in options.get("out", options.get("workdir", "")), "a folder of its own"
         if "config" in options:
             file, _, argument = options["config"].partition(":")
-            configured(f"configs/{file}.py:{argument}", {})
+            config = configured(f"configs/{file}.py:{argument}", keys)
+            if name in ("coco", "lvis"):
+                files = [
+                    config.data[f"{part}_{key}"] for part in ("train", "test") for key in ("annotations", "images")
+                ]
+                official = configured(f"configs/{file}.py:{name}", {}).data
+                assert files == [
+                    official[f"{part}_{key}"] for part in ("train", "test") for key in ("annotations", "images")
+                ]
 
 
 def test_every_published_row_is_of_an_evaluation_and_has_a_source():

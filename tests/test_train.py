@@ -219,6 +219,13 @@ def test_rolling_back_without_end_is_an_end(tmp_path):
     assert checkpoint.newest_good_step(tmp_path / "checkpoints") == 5
 
 
+def test_wandb_that_is_not_installed_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not
+    with pytest.raises(ConfigError, match=r"config.run.wandb='p' needs a package: pip install .*\[wandb\]"):
+        run(tmp_path / "run", wandb="p")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_policy_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config.run.on_nan='rollback' is unknown; did you mean 'roll_back'"):
         run(tmp_path / "run", on_nan="rollback")
