@@ -115,14 +115,14 @@ class WeightsAndBiases:
         path = workdir / "wandb.json"
         if not path.exists():
             files.write_json(path, {"id": secrets.token_hex(4)})
-        begun = next(p for p in (workdir / "config.json", workdir.parent / "evaluation.json", path) if p.exists())
+        begun = [p for p in (workdir / "config.json", workdir.parent / "evaluation.json") if p.exists()]
         run = wandb.init(
             project=project,
             id=json.loads(path.read_text())["id"],
             resume="allow",
             name=str(workdir),
             dir=workdir,
-            config=json.loads(begun.read_text()),
+            config=json.loads(begun[0].read_text()) if begun else None,
             settings=wandb.Settings(console="off", silent=True, init_timeout=60, finish_timeout=60),
         )
         run.define_metric("step")
