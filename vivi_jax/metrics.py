@@ -107,7 +107,7 @@ class WeightsAndBiases:
         self._try(lambda: self._start(pathlib.Path(workdir), project))
 
     def _start(self, workdir: pathlib.Path, project: str) -> None:
-        import wandb  # an extra, and it takes seconds
+        wandb = importlib.import_module("wandb")  # an extra, and it takes seconds
 
         # W&B would ask for a key on a terminal, and wait for the answer without end.
         if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):

@@ -147,11 +147,21 @@ EVALUATIONS = {  # those of minutes first
         _trained("ade20k", ("ADEChallengeData2016",), "annotations", "segmentation:ade20k", "mIoU", "miou"),
         _trained("segmentation", ("segmentation",), "", "segmentation:own", "mIoU", "miou"),
         *(
-            _trained(f"{name}-{kind}", places, "", f"action:{name}_{kind}", "top-1", "top1", f"--split={split}", **only)
+            _trained(
+                f"{name}-{kind}",
+                places,
+                "",
+                f"action:{name}_{kind}",
+                "top-1",
+                "top1",
+                f"--split={split}",
+                demo=demo,
+                of_clips=of_clips,
+            )
             for name, places in (("ucf101", _UCF), ("hmdb51", _HMDB))
-            for kind, split, only in (
-                ("vito", "1" if name == "ucf101" else "all", dict(demo="action:demo_vito", of_clips=False)),
-                ("vdim", "all", dict(demo="action:demo", of_clips=True)),
+            for kind, split, demo, of_clips in (
+                ("vito", "1" if name == "ucf101" else "all", "action:demo_vito", False),
+                ("vdim", "all", "action:demo", True),
             )
         ),
         _trained(
