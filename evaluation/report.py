@@ -13,7 +13,6 @@ import io
 import os
 import pathlib
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 
 import jax
@@ -27,7 +26,7 @@ from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax import metrics as metrics_lib
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
-from vivi_jax.export.formats.hub import SUMS
+from vivi_jax.export.formats.hub import SUMS, commit
 from vivi_jax.export.safetensors_files import SOURCE
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy", "opencv-python-headless", "av")
@@ -270,17 +269,6 @@ def written_from(path: pathlib.Path) -> str | None:
             return (file.metadata() or {}).get(SOURCE)
     except (safetensors.SafetensorError, OSError):
         return None
-
-
-def commit() -> str:
-    """The commit of this code, with a "+" where files differ from it; "unknown" outside a git checkout."""
-    here = pathlib.Path(__file__).parent
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    try:
-        described = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    except OSError:  # no git
-        return "unknown"
-    return described.stdout.strip() or "unknown"
 
 
 def flat(config: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/demo", help="folder for everything the demo writes")
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
-    run, export = out / "run", out / "encoder.safetensors"
+    run, export, folder = out / "run", out / "encoder.safetensors", out / "huggingface"
     start = time.time()
 
     step(
@@ -53,6 +53,14 @@ def main() -> None:
         "--format=torchvision",
         f"--out={export}",
     )
+    step(
+        "4/5 The same as a folder for the Hugging Face Hub, with a model card",
+        "vivi_jax.export",
+        f"--checkpoint={run}",
+        "--format=huggingface",
+        "--licence=apache-2.0",
+        f"--out={folder}",
+    )
     step("5/5 Writing the report", "evaluation.report", f"--checkpoint={run}")
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -64,6 +72,7 @@ def main() -> None:
         "seed": arguments.seed,
         "checkpoint": json.loads((run / "summary.json").read_text())["checkpoint"],
         "export": str(export),
+        "hub_folder": str(folder),
         "report": str(run / "report.html"),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -71,7 +80,7 @@ def main() -> None:
         f"\nk-NN top-1 on held-out videos: {accuracy[0]:.1%} untrained, {accuracy[-1]:.1%} after pretraining "
         f"(chance 10 %), {summary['seconds']:.0f} s in all"
     )
-    for name in ("checkpoint", "export", "report"):
+    for name in ("checkpoint", "export", "hub_folder", "report"):
         print(f"  {name:10} {summary[name]}")
     print(f"  {'figures':10} {out / 'summary.json'}")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from evaluation.all import found, page
 from evaluation.all.__main__ import before, main, reason
 from evaluation.all.published import PUBLISHED
-from helpers.commands import ROOT, one_device
+from helpers.commands import ROOT, one_device, start_module
 from helpers.documented import configured, file_of, options_of
 from helpers.runs import make_run
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
@@ -87,15 +87,22 @@ def test_mistakes_are_one_line_before_anything_is_made(tmp_path):
 @pytest.mark.parametrize("name", found.EVALUATIONS)
 def test_each_command_exists_as_it_stands(name, tmp_path):
     for demo in (False, True):
-        if demo and found.EVALUATIONS[name].demo is None:
-            continue
         module, *words = found.command(name, checkpoint="RUN", data=tmp_path, out=tmp_path / "{data}", demo=demo)
         options = dict(word.removeprefix("--").split("=", 1) for word in words)
+        keys = {key.removeprefix("config."): options.pop(key) for key in [*options] if key.startswith("config.")}
         assert set(options) <= options_of(file_of(module)), module
         assert str(tmp_path / "{data}") in options.get("out", options.get("workdir", "")), "a folder of its own"
         if "config" in options:
             file, _, argument = options["config"].partition(":")
-            configured(f"configs/{file}.py:{argument}", {})
+            config = configured(f"configs/{file}.py:{argument}", keys)
+            if name in ("coco", "lvis"):
+                files = [
+                    config.data[f"{part}_{key}"] for part in ("train", "test") for key in ("annotations", "images")
+                ]
+                official = configured(f"configs/{file}.py:{name}", {}).data
+                assert files == [
+                    official[f"{part}_{key}"] for part in ("train", "test") for key in ("annotations", "images")
+                ]
 
 
 def test_every_published_row_is_of_an_evaluation_and_has_a_source():
@@ -159,6 +166,15 @@ def test_one_that_fails_keeps_no_other_from_its_score_and_a_finished_one_is_not_
     def report() -> dict[str, dict]:
         return {row["name"]: row for row in json.loads((out / "all.json").read_text())["evaluations"]}
 
+    words = (f"--checkpoint={run}", f"--data={data}", f"--out={out}", "--only=classes-linear,vid_robust")
+    stopped = start_module("evaluation.all", *words, stderr=subprocess.PIPE)
+    log = out / "classes-linear" / "log.txt"
+    wait_until(lambda: log.is_file() and log.stat().st_size > 0, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    _, text = stopped.communicate(timeout=60)
+    assert stopped.returncode == 143 and text.endswith("stopped by SIGTERM; run the same command again, it goes on\n")
+    assert {row["state"] for row in report().values()} == {"to do", "left out"}
+
     assert (
         start("--only=classes-linear,vid_robust") == f"error: 1 of 2 evaluations failed: vid_robust; see {out}/all.md"
     )
@@ -181,6 +197,12 @@ def test_one_that_fails_keeps_no_other_from_its_score_and_a_finished_one_is_not_
     assert "was begun with other values (demo: False there, True here); use another --out" in start("--demo")
 
 
+def wait_until(there, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not there() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 CHILD = """
 import pathlib, signal, sys, time
 def leave(number, _):
@@ -198,12 +220,10 @@ def test_a_signal_reaches_the_evaluation_which_saves_before_the_command_ends(tmp
     file = tmp_path / "state"
     command = [sys.executable, "-c", PARENT, sys.executable, "-c", CHILD, str(file)]
     process = subprocess.Popen(command, cwd=ROOT, env=one_device(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (file.exists() and file.read_text()) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: file.exists() and file.read_text(), process)
     process.send_signal(signal.SIGTERM)
     _, text = process.communicate(timeout=60)
-    assert process.returncode == 1 and text == "stopped by SIGTERM; run the same command again, it goes on\n", text
+    assert process.returncode == 143 and text == "stopped by SIGTERM; run the same command again, it goes on\n", text
     assert file.read_text() == "saved after 15"
 
 

@@ -14,6 +14,7 @@ import pytest
         "vivi_jax.losses",
         "vivi_jax.metrics",
         "vivi_jax.optim",
+        "vivi_jax.train",
     ],
 )
 def test_the_examples_of_a_module_are_true(module):

@@ -229,13 +229,21 @@ def test_the_card_says_what_the_run_s_files_say(tmp_path):
     run.mkdir()
     config = {"name": "mine", "batch_size": 8, "seed": 3, "data": {"path": "/home/someone/kinetics"}, "schedule": {}}
     (run / "config.json").write_text(json.dumps(config))
+    (run / "data.json").write_text('{"config.data.path=/home/someone/kinetics": "0123456789ab"}')
     (run / "metrics.jsonl").write_text('{"step": 1, "knn_top1": 0.25}\n{"step": 9, "knn_top1": 0.75}\n{"step": 12, "kn')
     about = export.About(24, run, "cc-by-4.0")
     export.export_encoder("huggingface", encoder, variables, tmp_path / "a", about)
     card = (tmp_path / "a" / "README.md").read_text()
     assert card.startswith("---\nlicense: cc-by-4.0\nlibrary_name: transformers\n")
-    for words in ("# mine", "| trained on | kinetics |", "| knn_top1 | 0.75 at step 9 |", "| batch size | 8 |"):
+    for words in (
+        "# mine",
+        "| trained on | kinetics (its content has the digest 0123456789ab) |",
+        "| knn_top1 | 0.75 at step 9 |",
+        "| batch size | 8 |",
+    ):
         assert words in card
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert f", commit {head.stdout[:12] or 'unknown'}" in card
     assert "/home/someone" not in card and "arxiv.org" not in card  # without a method no paper
     for method, paper in (("vivi", "1912.02783"), ("moco_v3", "2104.02057")):
         (run / "config.json").write_text(json.dumps(config | {"method": {"name": method}}))

@@ -147,3 +147,11 @@ def run(code: str) -> str:
 )
 def test_what_an_import_does_not_load(modules, absent):
     assert run(f"import sys, {modules}; print(sorted({absent} & set(sys.modules)))") == "[]"
+
+
+def test_writing_metrics_loads_no_tensorflow(tmp_path):
+    code = (
+        f"import sys; from vivi_jax import metrics; writer = metrics.MetricWriter({str(tmp_path)!r}, 0); "
+        "writer.write(1, {'loss': 1.0}); writer.close(); print('tensorflow' in sys.modules)"
+    )
+    assert run(code) == "False"

@@ -109,6 +109,13 @@ def make_voc(root: pathlib.Path, sample_data: pathlib.Path) -> pathlib.Path:
     return root
 
 
+def test_sbd_is_found_where_the_archives_leave_it(tmp_path, sample_data):
+    root = make_voc(tmp_path, sample_data)
+    for data in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
+        train, val = data_sets.load_voc(str(data))
+        assert (len(train.images), len(val.images)) == (3, 1), data
+
+
 def test_a_list_that_names_a_mask_outside_is_refused(tmp_path, sample_data):
     root = make_voc(tmp_path, sample_data)
     (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").write_text("../../x\n")

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from configs import vito
 from helpers.commands import ROOT, one_device
@@ -85,6 +87,7 @@ def run(workdir, made=None, data=None, **changes):
         fsdp=1,
         compilation_cache="",
         profile=0,
+        wandb="",
     )
     return train(made or experiment(), data or batches(), str(workdir), **options | changes)
 
@@ -101,6 +104,23 @@ def after(numbers) -> np.ndarray:
 
 def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def on_tensorboard(workdir) -> list[dict]:
+    """What TensorBoard shows of a run, as the lines of metrics.jsonl."""
+    found: dict[int, dict] = {}
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+    for name in events.Tags()["tensors"]:
+        assert events.SummaryMetadata(name).plugin_data.plugin_name == "scalars"
+        for event in events.Tensors(name):
+            line = found.setdefault(event.step, {"step": event.step})
+            assert name not in line  # twice
+            line[name] = make_ndarray(event.tensor_proto).item()
+    return [found[step] for step in sorted(found)]
+
+
+def as_float32(lines: list[dict]) -> list[dict]:
+    return [{k: v if k == "step" else float(np.float32(v)) for k, v in line.items()} for line in lines]
 
 
 # --- steps that are not finite ----------------------------------------------------------------------------------------
@@ -163,7 +183,9 @@ def test_a_run_rolls_back_and_leaves_the_batches_out(tmp_path):
     state = run(tmp_path / "a", data=batches({7, 16}), on_nan="roll_back")
     # 5 steps, back from the 8th to 5; 3 batches are out, so batch 16 is the 14th step, beyond the end.
     np.testing.assert_allclose(state.params["w"], after([*range(5), *range(8, 15)]), rtol=1e-5)
-    assert [line["step"] for line in lines(tmp_path / "a" / "metrics.jsonl")] == list(range(1, TOTAL + 1))
+    metrics = lines(tmp_path / "a" / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, TOTAL + 1))
+    assert on_tensorboard(tmp_path / "a") == as_float32(metrics)  # of two writers within a second
 
     def stop_at(i: int) -> None:
         if i == 13 and not stopped:
@@ -177,10 +199,31 @@ def test_a_run_rolls_back_and_leaves_the_batches_out(tmp_path):
     assert stopped and checkpoint.state_sha256(again) == checkpoint.state_sha256(state)
 
 
+def test_tensorboard_has_every_step_at_once_and_none_twice(tmp_path):
+    killed = metrics.MetricWriter(str(tmp_path), 0)
+    for step in range(1, 6):
+        killed.write(step, {"loss": step / 3})
+        assert on_tensorboard(tmp_path) == as_float32([{"step": i, "loss": i / 3} for i in range(1, step + 1)])
+    goes_on = metrics.MetricWriter(str(tmp_path), 3)
+    goes_on.write(3, {"knn_top1": 0.1})  # the evaluation of the checkpoint that it goes on from
+    goes_on.write(4, {"loss": 7.0})
+    wanted = [{"step": 1, "loss": 1 / 3}, {"step": 2, "loss": 2 / 3}, {"step": 3, "loss": 1.0, "knn_top1": 0.1}]
+    assert on_tensorboard(tmp_path) == as_float32([*wanted, {"step": 4, "loss": 7.0}])
+    for writer in (killed, goes_on):
+        writer.close()
+
+
 def test_rolling_back_without_end_is_an_end(tmp_path):
     with pytest.raises(NotFinite, match=f"also after going back to step 5 {MOST_ROLL_BACKS} times"):
         run(tmp_path, experiment(nan_rate_at=7), on_nan="roll_back")
     assert checkpoint.newest_good_step(tmp_path / "checkpoints") == 5
+
+
+def test_wandb_that_is_not_installed_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as where it is not
+    with pytest.raises(ConfigError, match=r"config.run.wandb='p' needs a package: pip install .*\[wandb\]"):
+        run(tmp_path / "run", wandb="p")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_policy_is_refused(tmp_path):

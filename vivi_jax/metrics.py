@@ -1,18 +1,27 @@
-"""The scalars of a run: to metrics.jsonl, TensorBoard and the console."""
+"""The scalars of a run: to metrics.jsonl, TensorBoard, Weights & Biases and the console."""
 
+import importlib.util
 import itertools
 import json
+import logging
 import os
 import pathlib
+import secrets
+import socket
 import sys
 import time
+from collections.abc import Callable
 
 import jax
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vivi_jax import files
 from vivi_jax.distributed import processes
-from vivi_jax.errors import DataError
+from vivi_jax.errors import ConfigError, DataError
 
+_LOG = logging.getLogger(__name__)
 RATE = "examples_per_second"  # in the line of each step, and of no evaluation
 
 
@@ -22,9 +31,10 @@ class MetricWriter:
     Args:
       workdir: gets metrics.jsonl (one {"step": ..., name: value, ...} a line) and TensorBoard events.
       first_step: lines after this step are dropped, so that a resumed run's file reads like a straight run's.
+      wandb: project of Weights & Biases that gets them too; "": none.
     """
 
-    def __init__(self, workdir: str, first_step: int):
+    def __init__(self, workdir: str, first_step: int, wandb: str = ""):
         self._writer = jax.process_index() == 0
         if not self._writer:
             return
@@ -34,22 +44,113 @@ class MetricWriter:
         kept = itertools.takewhile(lambda line: line["step"] <= first_step, read(workdir))
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._jsonl = open(path, "a", buffering=1)
-        # Imported here: clu's writers need TensorFlow, which the core must not load.
-        from clu import metric_writers
-
-        self._tensorboard = metric_writers.SummaryWriter(str(workdir))
+        self._events = Events(workdir, first_step)
+        self._wandb = WeightsAndBiases(workdir, wandb) if wandb else None
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends the scalars of a step; steps must grow."""
         if self._writer:
             self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._tensorboard.write_scalars(step, scalars)
+            self._events.write(step, scalars)
+            if self._wandb:
+                self._wandb.write(step, scalars)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes all of them."""
         if self._writer:
             self._jsonl.close()
-            self._tensorboard.close()
+            self._events.close()
+            if self._wandb:
+                self._wandb.close()
+
+
+class Events:
+    """TensorBoard's file of one start, beside those of the starts before it.
+
+    Only tensorboard's format is used. Its own writer loads TensorFlow to open a file where that is installed, and
+    writes in a thread, so that a kill loses two minutes.
+
+    Args:
+      first_step: what earlier files have behind this step is not shown.
+    """
+
+    def __init__(self, workdir: str, first_step: int):
+        now = time.time_ns()  # TensorBoard reads the files in the order of their names
+        path = pathlib.Path(workdir, f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}")
+        self._records = RecordWriter(open(path, "xb"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def _add(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        event = Event(wall_time=time.time(), step=step)
+        for name, value in scalars.items():
+            event.summary.MergeFrom(scalar_pb(name, value))
+        self._add(event)
+
+    def close(self) -> None:
+        self._records.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases. What fails there is one line of the log, and then it gets no more of this start.
+
+    Its id is in WORKDIR/wandb.json, so that the next start goes on in the same run; its own files are in WORKDIR/wandb.
+    Whether it is online, and whose it is, is said by W&B's own variables and settings (WANDB_MODE, WANDB_ENTITY, ...).
+    """
+
+    def __init__(self, workdir: str, project: str):
+        self._run = None
+        self._try(lambda: self._start(pathlib.Path(workdir), project))
+
+    def _start(self, workdir: pathlib.Path, project: str) -> None:
+        wandb = importlib.import_module("wandb")  # an extra, and it takes seconds
+
+        # W&B would ask for a key on a terminal, and wait for the answer without end.
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+            raise ConfigError("there is no key; run `wandb login`, or set WANDB_MODE=offline")
+        path = workdir / "wandb.json"
+        if not path.exists():
+            files.write_json(path, {"id": secrets.token_hex(4)})
+        begun = [p for p in (workdir / "config.json", workdir.parent / "evaluation.json") if p.exists()]
+        run = wandb.init(
+            project=project,
+            id=json.loads(path.read_text())["id"],
+            resume="allow",
+            name=str(workdir),
+            dir=workdir,
+            config=json.loads(begun[0].read_text()) if begun else None,
+            settings=wandb.Settings(console="off", silent=True, init_timeout=60, finish_timeout=60),
+        )
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        self._run = run
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # of any kind: the network, the account, the library's own faults
+            self._run = None
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            _LOG.warning("Weights & Biases: %s. The run goes on without it", said)
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        if run := self._run:
+            # A row of W&B has a number of its own, which must grow, also where a run goes on from an older step.
+            self._try(lambda: run.log({"step": step, **scalars}, step=max(step, run.step), commit=True))
+
+    def close(self) -> None:
+        if run := self._run:
+            self._try(lambda: run.finish(exit_code=0 if sys.exc_info()[0] is None else 1))
+
+
+def check_wandb(project: str) -> None:
+    """Raises ConfigError if Weights & Biases is asked for and not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(f'config.run.wandb={project!r} needs a package: pip install -c constraints.txt -e ".[wandb]"')
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict]:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from clu import parameter_overview
 from jax.sharding import Mesh
 
 from vivi_jax import files
@@ -53,6 +52,7 @@ def train(
     fsdp: Count,
     compilation_cache: str,
     profile: Whole,
+    wandb: str,
     claim: Callable[[], None] = lambda: None,
     initial: Callable[[], TrainState] | None = None,
 ) -> TrainState:
@@ -73,6 +73,7 @@ def train(
       fsdp: devices that hold one copy of the state between them (1: each has all of it).
       compilation_cache: folder that keeps compiled programs for later starts, see keep_compiled; "": none.
       profile: steps of this start that JAX's profiler traces into WORKDIR/profile; 0: none.
+      wandb: project of Weights & Biases that gets the metrics too, see metrics.WeightsAndBiases; "": none.
       claim: called by all processes when the first step is about to run. Before, nothing is written to `workdir`. What
         it raises ends the run.
       initial: makes the state at step 0, on one device, where that is not the method's own.
@@ -87,6 +88,7 @@ def train(
       CheckpointError: the checkpoints are not good, do not fit, or cannot be written.
     """
     lookup("config.run.on_nan", on_nan, dict.fromkeys(("stop", "skip", "roll_back")))
+    metrics_lib.check_wandb(wandb)
     keep_compiled(compilation_cache)
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
@@ -111,7 +113,7 @@ def train(
                 if evaluators and not metrics_lib.evaluated(workdir, first_step):
                     with watchdog.phase("the last evaluation"), stop.interruptible():
                         scalars = call_evaluators(evaluators, first_step, state)
-                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step)) as writer:
+                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step, wandb)) as writer:
                         writer.write(first_step, scalars)
                 _LOG.info(
                     "nothing to do: %s is at step %d of %d; docs/running.md says how to train it longer",
@@ -128,7 +130,8 @@ def train(
                         train_step = compile_step(experiment, state, mesh, skip_not_finite=on_nan == "skip")
                         processes.run_on_all(lambda feed=feed: (feed.wait_for_first(), {}))
                     claim()
-                log = StepLog(workdir, experiment, first_step, log_every, feed, bad_steps)
+                writer = metrics_lib.MetricWriter(workdir, first_step, wandb)
+                log = StepLog(workdir, writer, experiment, first_step, log_every, feed, bad_steps)
                 cleanup_of_steps.enter_context(contextlib.closing(log))
                 trace = Trace(workdir, first_step, experiment.total_steps, profile)
                 cleanup_of_steps.enter_context(contextlib.closing(trace))
@@ -273,10 +276,7 @@ def restore_or_init(
         state = jax.device_put(in_thread(jax.jit(init)), placed)
     else:
         state = in_thread(jax.jit(init, out_shardings=placed))
-    _LOG.info(
-        "parameters of the online network:\n%s",
-        parameter_overview.get_parameter_overview(state.params, include_stats=False),
-    )
+    _LOG.info("parameters of the online network:\n%s", parameter_table(state.params))
     return 0, state
 
 
@@ -340,6 +340,7 @@ class StepLog:
     def __init__(
         self,
         workdir: str,
+        writer: metrics_lib.MetricWriter,
         experiment: Experiment,
         first_step: int,
         log_every: int,
@@ -347,7 +348,7 @@ class StepLog:
         bad_steps: metrics_lib.BadSteps,
     ):
         self._workdir = workdir
-        self._writer = metrics_lib.MetricWriter(workdir, first_step)
+        self._writer = writer
         batch_size = next(iter(experiment.batch_spec.values())).shape[0]
         self._progress = metrics_lib.Progress(first_step, experiment.total_steps, batch_size)
         self._total_steps, self._log_every, self._feed, self._bad_steps = (
@@ -448,6 +449,26 @@ def call_evaluators(evaluators: list[Evaluator], step: int, state: TrainState) -
     if scalars:
         _LOG.info("step %d: %s", step, "  ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
     return scalars
+
+
+def parameter_table(params: Any) -> str:
+    """A line for each array of a tree, with shape, dtype and number of values; and their sum.
+
+    >>> print(parameter_table({"stem": {"kernel": jnp.ones((30, 40)), "bias": jnp.ones(40)}}))
+    stem/bias    (40,) float32        40
+    stem/kernel  (30, 40) float32  1,200
+    in all                         1,240, 4,960 bytes
+    """
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    total, size = sum(leaf.size for _, leaf in leaves), sum(leaf.nbytes for _, leaf in leaves)
+    rows = [(name, f"{leaf.shape} {leaf.dtype}", f"{leaf.size:,}") for name, leaf in leaves]
+    rows.append(("in all", "", f"{total:,}"))
+    name, kind, number = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [f"{a:{name}}  {b:{kind}}  {c:>{number}}" for a, b, c in rows]
+    return "\n".join([*lines[:-1], f"{lines[-1]}, {size:,} bytes"])
 
 
 def in_thread(function: Callable):

@@ -106,7 +106,7 @@ def made(name: str, words: list[str], data: pathlib.Path, folder: pathlib.Path) 
 
 
 def ended_with(command: list[str], log) -> int:
-    """The exit code of a process; a signal to us goes to it, and ends us once it has saved and ended.
+    """The exit code of a process; a signal to us goes to it, and ends us with a run's exit code once it has ended.
 
     It has a session of its own, so that a terminal's Ctrl-C does not reach it twice.
     """
@@ -131,7 +131,8 @@ def ended_with(command: list[str], log) -> int:
         for number, handler in before_us.items():
             signal.signal(number, handler)
     if came:
-        sys.exit(f"stopped by {signal.Signals(came[0]).name}; run the same command again, it goes on")
+        print(f"stopped by {signal.Signals(came[0]).name}; run the same command again, it goes on", file=sys.stderr)
+        sys.exit(128 + came[0])
     return code
 
 

@@ -25,7 +25,7 @@ class Evaluation:
       needs: a file or folder that must be in it; "": nothing more.
       module: the command.
       options: of the command, beside --checkpoint and --data; "{out}" is the evaluation's folder.
-      demo: the same with --demo; None: it has no small form.
+      demo: the same with --demo, its small form.
       result: the JSON file that the command leaves in its folder.
       scores: reads that file.
       note: what to say beside the scores, from the same file.
@@ -37,7 +37,7 @@ class Evaluation:
     needs: str
     module: str
     options: tuple[str, ...]
-    demo: tuple[str, ...] | None
+    demo: tuple[str, ...]
     result: str
     scores: Callable[[dict], Scores]
     note: Callable[[dict], str] = lambda result: ""
@@ -59,10 +59,11 @@ def _trained(
     score: str,
     key: str,
     *more: str,
-    demo: bool = True,
+    demo: str = "",
+    demo_options: tuple[str, ...] = (),
     of_clips: bool | None = None,
 ) -> Evaluation:
-    """An evaluation on transfer.py, of configs/MODULE.py:VARIANT."""
+    """An evaluation on transfer.py, of configs/MODULE.py:VARIANT; `demo` is its small form, else VARIANT,demo."""
     options = (f"--config={config}", "--workdir={out}", *more)
     return Evaluation(
         name,
@@ -70,7 +71,7 @@ def _trained(
         needs,
         f"evaluation.{config.partition(':')[0]}",
         options,
-        (f"{options[0]},demo", *options[1:]) if demo else None,
+        (f"--config={demo or f'{config},demo'}", *options[1:], *demo_options),
         "result.json",
         lambda r: {score: r[key]},
         of_clips=of_clips,
@@ -100,6 +101,17 @@ def _davis_scores(result: dict) -> Scores:
 
 _IMAGENET, _CLASSES = ("imagenet",), ("classes",)
 _COCO, _UCF, _HMDB = ("coco",), ("ucf101", "ucf-101"), ("hmdb51", "hmdb-51", "hmdb")
+
+
+def _of_coco(annotations: str) -> tuple[str, ...]:
+    """The official files, where the small form of detection has a sample's."""
+    return tuple(
+        f"--config.data.{part}_{key}"
+        for part, split in (("train", "train"), ("test", "val"))
+        for key in (f"annotations=annotations/{annotations.format(split)}.json", f"images={split}2017")
+    )
+
+
 _DAVIS = ("--protocol=vfs", "--workdir={out}")
 
 EVALUATIONS = {  # those of minutes first
@@ -135,15 +147,43 @@ EVALUATIONS = {  # those of minutes first
         _trained("ade20k", ("ADEChallengeData2016",), "annotations", "segmentation:ade20k", "mIoU", "miou"),
         _trained("segmentation", ("segmentation",), "", "segmentation:own", "mIoU", "miou"),
         *(
-            _trained(f"{name}-{kind}", places, "", f"action:{name}_{kind}", "top-1", "top1", f"--split={split}", **only)
+            _trained(
+                f"{name}-{kind}",
+                places,
+                "",
+                f"action:{name}_{kind}",
+                "top-1",
+                "top1",
+                f"--split={split}",
+                demo=demo,
+                of_clips=of_clips,
+            )
             for name, places in (("ucf101", _UCF), ("hmdb51", _HMDB))
-            for kind, split, only in (
-                ("vito", "1" if name == "ucf101" else "all", dict(demo=False, of_clips=False)),
-                ("vdim", "all", dict(demo=False, of_clips=True)),
+            for kind, split, demo, of_clips in (
+                ("vito", "1" if name == "ucf101" else "all", "action:demo_vito", False),
+                ("vdim", "all", "action:demo", True),
             )
         ),
-        _trained("coco", _COCO, "annotations/instances_train2017.json", "detection:coco", "AP", "AP", of_clips=False),
-        _trained("lvis", _COCO, "annotations/lvis_v1_train.json", "detection:lvis", "AP", "AP", of_clips=False),
+        _trained(
+            "coco",
+            _COCO,
+            "annotations/instances_train2017.json",
+            "detection:coco",
+            "AP",
+            "AP",
+            of_clips=False,
+            demo_options=_of_coco("instances_{}2017"),
+        ),
+        _trained(
+            "lvis",
+            _COCO,
+            "annotations/lvis_v1_train.json",
+            "detection:lvis",
+            "AP",
+            "AP",
+            of_clips=False,
+            demo_options=_of_coco("lvis_v1_{}"),
+        ),
     )
 }
 
@@ -178,8 +218,6 @@ def plan(data: str, checkpoint: str, *, only: str = "", demo: bool = False) -> P
             left_out[name] = f"not found: {folder} has no {evaluation.needs}"
         elif evaluation.of_clips not in (None, clips):
             left_out[name] = f"only for encoders of {'clips' if evaluation.of_clips else 'images'}"
-        elif demo and evaluation.demo is None:
-            left_out[name] = "has no small form for --demo"
         else:
             found[name] = folder
     if not found:
@@ -222,6 +260,6 @@ def is_of_clips(checkpoint: str) -> bool:
 def command(name: str, *, checkpoint: str, data: pathlib.Path, out: pathlib.Path, demo: bool) -> list[str]:
     """The words behind `python -m` of an evaluation."""
     evaluation = EVALUATIONS[name]
-    options = (evaluation.demo if demo else evaluation.options) or ()
+    options = evaluation.demo if demo else evaluation.options
     ours = [f"--checkpoint={checkpoint}", f"--data={os.fspath(data)}"]
     return [evaluation.module, *ours, *(option.replace("{out}", os.fspath(out)) for option in options)]

@@ -161,7 +161,7 @@ def _sbd(root: pathlib.Path, data: pathlib.Path) -> dict[str, pathlib.Path]:
     folders = [root / "SegmentationClassAug"]
     folders += [
         folder / "cls"
-        for base in (root, data, data.parent)
+        for base in (root, data, data.parent, *([root.parent.parent] if root.parent.name == "VOCdevkit" else []))
         for folder in (base / "benchmark_RELEASE" / "dataset", base / "SBD" / "dataset", base / "dataset")
     ]
     for folder in folders:

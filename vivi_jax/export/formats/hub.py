@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import re
+import subprocess
 from typing import Any
 
 import numpy as np
@@ -332,7 +333,7 @@ def card(encoder: Encoder, variables: dict, about: About, library: str, load: st
         "input": f"RGB in [0, 1], normalised by mean {list(encoder.input_mean)} and std {list(encoder.input_std)}",
         "image size": f"{about.image_size} pixels",
         "sha256 of the parameters": state_sha256(variables),
-        "exported by": f"vivi_jax {importlib.metadata.version('vivi_jax')}",
+        "exported by": f"vivi_jax {importlib.metadata.version('vivi_jax')}, commit {commit()}",
     }
     if about.source is not None:
         facts |= facts_of(about.source)
@@ -369,9 +370,12 @@ def facts_of(source: pathlib.Path) -> dict[str, Any]:
     config = read_json(source / "config.json")
     if config:
         data = config.get("data", {})
+        digests = {k.partition("=")[0]: digest for k, digest in read_json(source / "data.json").items()}
+        digest = digests.get("config.data.path")
         facts |= {
             "config": config.get("name"),
-            "trained on": pathlib.Path(str(data.get("path") or data.get("source") or "unknown")).name,
+            "trained on": pathlib.Path(str(data.get("path") or data.get("source") or "unknown")).name
+            + (f" (its content has the digest {digest})" if digest else ""),
             "batch size": config.get("batch_size"),
             "seed": config.get("seed"),
         }
@@ -389,6 +393,17 @@ def facts_of(source: pathlib.Path) -> dict[str, Any]:
     for line in lines:
         scores |= {name: (line[name], line.get("step")) for name in ("knn_top1", "linear_top1", "loss") if name in line}
     return facts | {name: f"{value:.4g} at step {step}" for name, (value, step) in scores.items()}
+
+
+def commit() -> str:
+    """The commit of this code, with a "+" where files differ from it; "unknown" outside a git checkout."""
+    here = pathlib.Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        described = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:  # no git
+        return "unknown"
+    return described.stdout.strip() or "unknown"
 
 
 def read_json(path: pathlib.Path) -> dict:
