@@ -30,6 +30,7 @@ class LabelledImages:
     class_names: list[str]
     read: Callable[[int], bytes]  # index -> contents of an image file; safe to call from many threads
     name: Callable[[int], str]  # index -> what to call the image in a message
+    ahead: int = 0  # images to begin before their turn, see FrameStore
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,6 +104,7 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
         image_size=image_size,
         decode=decode_any,
         fields={"label": np.int32},
+        ahead=images.ahead,
     )
 
 
@@ -161,6 +163,7 @@ def _middle_frames(store: FrameStore) -> LabelledImages:
         store.class_names,
         read=lambda i: store.read(records[i]).item(),
         name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}",
+        ahead=store.ahead,
     )
 
 

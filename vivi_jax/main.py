@@ -262,4 +262,4 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, optional=["workdir"])
+    command_line.run(main, FLAGS, optional=["workdir"], remote=["config.data.path"])

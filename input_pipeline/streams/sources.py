@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline import folders, images
-from input_pipeline.store import META, FrameStore, read_meta
+from input_pipeline.buckets.client import SCHEMES, Folder
+from input_pipeline.store import META, FrameStore, identity_for_runs, parse_meta, read_meta, remote_meta
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
@@ -33,6 +34,9 @@ _IMAGES = (
     "videos with: python -m input_pipeline.prepare --videos=VIDEOS --labels=folder --out=STORE"
 )
 UNLABELLED = {"videos": (FrameStore, shots.shot_frames), "images": (_training_images, shots.image_frames)}
+
+
+READ_FROM = tuple(f"{scheme}://" for scheme in SCHEMES)  # beginnings of the paths of stores that are in a bucket
 
 
 def check_keys(data: Mapping[str, Any]) -> None:
@@ -80,6 +84,8 @@ def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, 
     if not options["path"]:
         what = _STORE if load is FrameStore else _IMAGES
         raise ConfigError(f"config.data.path is empty: give --config.data.path={what}")
+    if load is not FrameStore or not options["path"].startswith(READ_FROM):
+        files.refuse_remote("--config.data.path", options["path"])
     keys = {key: value for key, value in options.items() if key != "path"}
     return call_with_config("data", stream, load(options["path"]), order, **keys)
 
@@ -153,6 +159,8 @@ def identities(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _identity(path: str) -> str:
+    if path.startswith(READ_FROM):
+        return identity_for_runs(remote_meta(Folder(path)))[:12]  # as of the same store on a local disk
     if not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
     names = sorted(folders.walk(path), key=folders.same_form)
@@ -207,9 +215,12 @@ def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: b
 
 def _grown(path: str, begun: str) -> tuple[int, int] | None:
     """Inputs of a store when a run was begun with it, and now; None unless it has grown out of that store."""
-    if not os.path.isfile(os.path.join(path, META)):
+    if path.startswith(READ_FROM):
+        meta = parse_meta(remote_meta(Folder(path)), path)
+    elif os.path.isfile(os.path.join(path, META)):
+        meta = read_meta(pathlib.Path(path))
+    else:
         return None
-    meta = read_meta(pathlib.Path(path))
     for former in meta.get("grown", []):
         if former["identity"].startswith(begun):
             return former["inputs"], meta["inputs"]
