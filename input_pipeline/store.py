@@ -75,8 +75,8 @@ _AHEAD = 64
 class FrameStore:
     """Random access to the frames of a prepared directory. Safe to share between threads.
 
-    The directory may be in a bucket, gs://BUCKET/STORE or s3://BUCKET/STORE: then index and checksums are copied to this
-    machine, and frames are read one by one, and kept there too (buckets/cache.py).
+    The directory may be in a bucket, gs://BUCKET/STORE or s3://BUCKET/STORE: then index and checksums are copied to
+    this machine, and frames are read one by one, and kept there too (buckets/cache.py).
 
     Attributes:
       directory: str.
@@ -240,7 +240,7 @@ def remote_meta(folder: Folder) -> bytes:
 
 
 def _read_remote(address: str) -> tuple[dict, dict[str, np.ndarray], pathlib.Path, Records]:
-    """What meta.json and the index of a store in a bucket hold, where its small files are on this machine, its records."""
+    """Of a store in a bucket: what meta.json and the index hold, where copies of its small files are, its records."""
     folder = Folder(address)
     meta = parse_meta(remote_meta(folder), folder.address)
     if "id" not in meta:

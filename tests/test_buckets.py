@@ -153,15 +153,10 @@ def test_a_store_in_a_bucket_reads_as_the_local_one(server, copied, local):
 @pytest.mark.parametrize("process", [0, 1])
 def test_batches_are_the_local_ones_from_any_step(server, copied, local, process):
     order = Order(seed=3, batch_size=4, process_index=process, process_count=2)
-    for path, batches in (
-        (path, sources.open_stream(DATA | {"path": path}, order)) for path in (copied, local.directory)
-    ):
-        found = [batch["views"] for batch in batches(0, 5)]
-        resumed = [batch["views"] for batch in batches(3, 2)]
-        np.testing.assert_array_equal(found[3:], resumed)
-        if path == copied:
-            remote = found
+    streams = [sources.open_stream(DATA | {"path": path}, order) for path in (copied, local.directory)]
+    remote, found = ([batch["views"] for batch in stream(0, 5)] for stream in streams)
     np.testing.assert_array_equal(remote, found)
+    np.testing.assert_array_equal([batch["views"] for batch in streams[0](3, 2)], found[3:])
     assert remote[0].shape == (2, 3, 16, 16, 3)
 
 
@@ -276,12 +271,9 @@ def test_every_fault_is_one_line_and_is_over_when_it_is(server, copied, local, f
 
 
 def test_what_passes_is_waited_for(server, copied, local):
-    """Every request fails twice, in turn by an answer, by a cut body and by a stop in the middle."""
-    seen, faults, lock = (
-        {},
-        [buckets.Fault(status=503), buckets.Fault(keep=9), buckets.Fault(status=500)],
-        threading.Lock(),
-    )
+    """Every request fails twice, in turn by 503, by a body that is cut and by 500."""
+    seen, lock = {}, threading.Lock()
+    faults = [buckets.Fault(status=503), buckets.Fault(keep=9), buckets.Fault(status=500)]
 
     def fail(method, path):
         with lock:

@@ -1,7 +1,7 @@
 """Objects of gs:// and s3:// by name, whole or in part; whatever goes wrong is one line.
 
-Both schemes are read by TensorStore, which comes with Orbax: one set of tries, and any number of reads under way. obstore
-is as fast, but its gs:// speaks to no emulator, so nothing here could be tested.
+Both schemes are read by TensorStore, which comes with Orbax: one set of tries, and any number of reads under way.
+obstore is as fast, but its gs:// speaks to no emulator, so nothing here could be tested.
 
 Accounts are those of the machine: Google's application default credentials, AWS's variables, profile or instance role.
 Other servers are named by AWS_ENDPOINT_URL (with AWS_REGION), and by TENSORSTORE_GCS_HTTP_URL.

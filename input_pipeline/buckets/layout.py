@@ -1,11 +1,11 @@
 """Where the records of an ArrayRecord file lie, as store.write_shard writes it: each in a chunk of its own, as it is.
 
 ArrayRecord's reader has no places to ask for, so they are taken from the file's own index. The format is Riegeli's
-(github.com/google/riegeli, doc/riegeli_records_file_format.md) with an index at its end (github.com/google/array_record,
-cpp/layout.proto):
+(github.com/google/riegeli, doc/riegeli_records_file_format.md), with an index at the end of the file
+(github.com/google/array_record, cpp/layout.proto):
 
     at every 64 KiB     a block header of 24 bytes, in the middle of whatever is there
-    a chunk             header of 40 bytes: hash, size of the data, hash of them, kind and number of records, size decoded;
+    a chunk             header of 40 bytes: hash, size of the data, their hash, kind, number of records, size decoded;
                         data: compression (0: none), bytes of the list of sizes, that list, the records
     the last chunk      a record for the file, and one for each chunk with its place
     the last 64 KiB     a chunk whose records say where that one is

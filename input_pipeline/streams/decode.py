@@ -188,7 +188,7 @@ def decoded(
     sizes = image_size if isinstance(image_size, Mapping) else dict.fromkeys(pictures, image_size)
     fields, threads = dict(fields or {}), threads or len(os.sched_getaffinity(0))
     failures = []
-    reader = _ReadAhead(example, start, stop, ahead) if ahead else None
+    reader = ReadAhead(example, start, stop, ahead) if ahead else None
     begin = reader or example
 
     def read(n: np.int64) -> tuple[np.ndarray, ...]:
@@ -246,7 +246,7 @@ def decoded(
     return iterator
 
 
-class _ReadAhead:
+class ReadAhead:
     """example(n), begun in the order of the numbers, `ahead` of them before their turn."""
 
     def __init__(self, example: Callable[[int], Example], start: int, stop: int | None, ahead: int):

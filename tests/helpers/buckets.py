@@ -193,14 +193,6 @@ def put(proxy: Proxy, key: str, data: bytes) -> None:
         _ask(proxy, "PUT", f"/{BUCKET}/{urllib.parse.quote(key)}", data)
 
 
-def delete(proxy: Proxy, key: str) -> None:
-    """Removes an object of BUCKET."""
-    path = (
-        f"/storage/v1/b/{BUCKET}/o/{urllib.parse.quote(key, safe='')}" if proxy.scheme == "gs" else f"/{BUCKET}/{key}"
-    )
-    _ask(proxy, "DELETE", path)
-
-
 def _ask(proxy: Proxy, method: str, path: str, data: bytes | None = None) -> None:
     url, headers = f"http://127.0.0.1:{proxy.upstream}{path}", {"Content-Type": "application/octet-stream"}
     urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=30).close()
