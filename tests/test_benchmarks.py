@@ -13,6 +13,7 @@ from helpers.commands import one_device
 
 # Its arguments at its smallest. benchmarks.gpu has its own tests, in test_benchmarks_gpu.py.
 SMALLEST = {
+    "bucket": ("--quick",),
     "step": ("--quick", "--batch=4", "--size=32", "--rounds=1"),
     "vdim": ("--quick", "--table=small"),
 }

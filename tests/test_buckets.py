@@ -186,6 +186,7 @@ def shard_of(local) -> str:
     return local.meta["shards"][0]["file"]
 
 
+@pytest.mark.parametrize("server", ["gs"], indirect=True)  # the cache knows no schemes
 def test_what_was_damaged_in_the_cache_is_read_again(server, copied, local):
     everything(store.FrameStore(copied))
     folder = pathlib.Path(os.environ["VIVI_JAX_CACHE"], "stores", local.id)
@@ -200,6 +201,7 @@ def test_what_was_damaged_in_the_cache_is_read_again(server, copied, local):
             assert everything(store.FrameStore(copied)) == everything(local), name
 
 
+@pytest.mark.parametrize("server", ["gs"], indirect=True)  # the cache knows no schemes
 def test_a_full_cache_takes_no_more_and_loses_nothing(server, copied, local, monkeypatch, caplog):
     size = pathlib.Path(local.directory, shard_of(local)).stat().st_size
     monkeypatch.setenv("VIVI_JAX_CACHE_GB", str(size / 2 / 1e9))
@@ -240,6 +242,23 @@ def test_settings_of_the_cache_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setenv("VIVI_JAX_CACHE", str(tmp_path / "file"))
     with pytest.raises(DataError, match="cannot keep what is read .*set VIVI_JAX_CACHE"):
         cache.Cache("a")
+
+
+# ---- Other paths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source, path",
+    [
+        ("video", "hdfs://h/store"),
+        ("video", "gs:/films/store"),
+        ("images", "gs://films/images"),
+        ("windows", "file:///x"),
+    ],
+)
+def test_what_is_not_read_from_buckets_is_refused(source, path):
+    with pytest.raises(ConfigError, match=f"--config.data.path={path}: this command reads and writes local files only"):
+        sources.open_stream({"source": source, "path": path}, Order(0, 2))
 
 
 # ---- What goes wrong ------------------------------------------------------------------------------------------------
