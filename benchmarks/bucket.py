@@ -25,6 +25,7 @@ import tempfile
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,6 @@ from benchmarks import results
 from input_pipeline import store
 from input_pipeline.buckets import client
 from input_pipeline.streams import sampling
-from input_pipeline.streams.decode import Example, ReadAhead, from_store
-from input_pipeline.streams.sampling import ViewPlan
 from vivi_jax.errors import DataError
 
 SEED, VIEWS, PER_VIDEO, FRAME_BYTES, VIDEOS_PER_SHARD = 0, 3, 250, 8000, 16
@@ -105,16 +104,19 @@ def _until_gone(answer: Callable) -> Callable:
     return answer_all
 
 
-def examples_of(frames: store.FrameStore) -> Callable[[int], Example]:
-    """Example i: three frames of a video, every video once before any comes again."""
+def read_ahead(frames: store.FrameStore, count: int) -> Any:
+    """What reads example i, as a stream does: three frames of a video, every video once before any comes again."""
+    from input_pipeline.streams.decode import Example, ReadAhead, from_store  # TensorFlow, which the server needs not
 
     def example(i: int) -> Example:
         video = sampling.pick(SEED, i, len(frames), 1)
         wanted = sampling.example_rng(SEED, i).integers(0, PER_VIDEO, VIEWS)
-        plan = ViewPlan(wanted, np.zeros((VIEWS, 4), np.int32), np.zeros(VIEWS, bool), np.zeros(VIEWS, np.int64))
+        plan = sampling.ViewPlan(
+            wanted, np.zeros((VIEWS, 4), np.int32), np.zeros(VIEWS, bool), np.zeros(VIEWS, np.int64)
+        )
         return from_store(frames, video, plan)
 
-    return example
+    return ReadAhead(example, 0, count, frames.ahead)
 
 
 def bare_ranges(frames: store.FrameStore, address: str, count: int) -> float:
@@ -135,7 +137,7 @@ def bare_ranges(frames: store.FrameStore, address: str, count: int) -> float:
 
 def in_turn(frames: store.FrameStore, count: int, pace: float | None) -> tuple[float, float]:
     """(frames per second, share of the time waited) of `count` examples, one after another, no faster than the pace."""
-    reader = ReadAhead(examples_of(frames), 0, count, frames.ahead)
+    reader = read_ahead(frames, count)
     start, waited = time.perf_counter(), 0.0
     for n in range(count):
         if pace:
