@@ -19,6 +19,7 @@ from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 SCHEMES = ("gs", "s3")
+ADDRESSES = tuple(f"{scheme}://" for scheme in SCHEMES)  # how the paths begin that are read here
 IN_FLIGHT = 128  # requests at a time; TensorStore's own 32 are a third as fast at 50 ms each
 # Some two minutes in all, of failures that may pass: busy servers (429, 5xx), lost connections, answers that were cut.
 TRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "30s"}

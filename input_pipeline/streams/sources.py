@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline import folders, images
-from input_pipeline.buckets.client import SCHEMES, Folder
-from input_pipeline.store import META, FrameStore, identity_for_runs, parse_meta, read_meta, remote_meta
+from input_pipeline.buckets.client import ADDRESSES, Folder
+from input_pipeline.store import META, FrameStore, parse_meta, read_meta, remote_meta
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
@@ -34,9 +34,6 @@ _IMAGES = (
     "videos with: python -m input_pipeline.prepare --videos=VIDEOS --labels=folder --out=STORE"
 )
 UNLABELLED = {"videos": (FrameStore, shots.shot_frames), "images": (_training_images, shots.image_frames)}
-
-
-READ_FROM = tuple(f"{scheme}://" for scheme in SCHEMES)  # beginnings of the paths of stores that are in a bucket
 
 
 def check_keys(data: Mapping[str, Any]) -> None:
@@ -84,10 +81,15 @@ def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, 
     if not options["path"]:
         what = _STORE if load is FrameStore else _IMAGES
         raise ConfigError(f"config.data.path is empty: give --config.data.path={what}")
-    if load is not FrameStore or not options["path"].startswith(READ_FROM):
-        files.refuse_remote("--config.data.path", options["path"])
+    _refuse_others("path", options["path"])
     keys = {key: value for key, value in options.items() if key != "path"}
     return call_with_config("data", stream, load(options["path"]), order, **keys)
+
+
+def _refuse_others(key: str, path: str) -> None:
+    """Refuses paths with a scheme that nothing here reads, for a store in a bucket is read."""
+    if not path.startswith(ADDRESSES):
+        files.refuse_remote(f"--config.data.{key}", path)
 
 
 def _shots(
@@ -127,6 +129,7 @@ def _labelled(
 ) -> Batches:
     if not labelled_path:
         raise ConfigError(f"config.data.labelled_path is empty: give --config.data.labelled_path={_IMAGES}")
+    _refuse_others("labelled_path", labelled_path)
     labelled = _training_images(labelled_path)
     if len(labelled.class_names) != num_classes:
         raise ConfigError(
@@ -159,17 +162,20 @@ def identities(data: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _identity(path: str) -> str:
-    if path.startswith(READ_FROM):
-        return identity_for_runs(remote_meta(Folder(path)))[:12]  # as of the same store on a local disk
-    if not os.path.isdir(path):
+    if path.startswith(ADDRESSES):
+        bucket = Folder(path)
+        names, read = [name for name in bucket.names() if all(map(folders.is_data, name.split("/")))], bucket.read
+    elif not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
-    names = sorted(folders.walk(path), key=folders.same_form)
+    else:
+        names, read = folders.walk(path), lambda name: pathlib.Path(path, name).read_bytes()
+    names = sorted(names, key=folders.same_form)
     stores = {os.path.dirname(name) for name in names if os.path.basename(name) == META}
     digest = hashlib.sha256()
     for name in names:
         if os.path.basename(name) == META:
             digest.update(os.fsencode(folders.same_form(name)) + b"\0")
-            digest.update(pathlib.Path(path, name).read_bytes())
+            digest.update(read(name))
         elif os.path.dirname(name) not in stores:
             digest.update(os.fsencode(folders.same_form(name)) + b"\0")
     return digest.hexdigest()[:12]
@@ -215,7 +221,7 @@ def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: b
 
 def _grown(path: str, begun: str) -> tuple[int, int] | None:
     """Inputs of a store when a run was begun with it, and now; None unless it has grown out of that store."""
-    if path.startswith(READ_FROM):
+    if path.startswith(ADDRESSES):
         meta = parse_meta(remote_meta(Folder(path)), path)
     elif os.path.isfile(os.path.join(path, META)):
         meta = read_meta(pathlib.Path(path))
