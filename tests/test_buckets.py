@@ -18,7 +18,7 @@ from array_record.python import array_record_module
 
 from helpers import buckets
 from helpers.frame_stores import jpeg, write_store
-from input_pipeline import store
+from input_pipeline import images, store
 from input_pipeline.buckets import cache, client, layout
 from input_pipeline.streams import sources
 from input_pipeline.streams.order import Order
@@ -179,6 +179,27 @@ def test_later_examples_are_begun_before_the_first_is_there(server, copied):
     assert enough.is_set(), f"only {len(asked) - 1} records were asked for"
 
 
+def test_labelled_images_are_the_local_ones(server, copied, local, tmp_path):
+    def shown(source: str, split: str):
+        found = images.load_labelled(source, split)
+        return found.labels.tolist(), found.class_names, [found.read(i) for i in range(len(found))]
+
+    for part in ("train", "validation"):
+        shutil.copytree(local.directory, tmp_path / "both" / part)
+        buckets.upload(server, tmp_path / "both" / part, f"both/{part}")
+    both = f"{server.scheme}://{buckets.BUCKET}/both"
+    for split in ("train", "test"):
+        assert shown(both, split) == shown(str(tmp_path / "both"), split)
+    assert len(shown(both, "test")[0]) == VIDEOS
+    assert shown(copied, "train") == shown(local.directory, "train")
+    assert images.load_labelled(both, "train").take(np.arange(2)).ahead > 0
+    identities = [sources.identities({"labelled_path": path}) for path in (both, str(tmp_path / "both"))]
+    assert len({value for found in identities for value in found.values()}) == 1
+    buckets.upload(server, tmp_path / "both" / "train", "alone/train")
+    with pytest.raises(DataError, match="has train/ but none of test/"):
+        images.load_labelled(f"{server.scheme}://films/alone/", "test")
+
+
 # ---- The cache ------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +273,7 @@ def test_settings_of_the_cache_that_cannot_be(tmp_path, monkeypatch):
     [
         ("video", "hdfs://h/store"),
         ("video", "gs:/films/store"),
-        ("images", "gs://films/images"),
+        ("images", "hdfs://h/images"),
         ("windows", "file:///x"),
     ],
 )
