@@ -65,7 +65,7 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
     """
     if split not in ("train", "test"):
         raise DataError(f"no split {split!r}: use 'train' or 'test'")
-    names = ("train", *_TEST_FOLDERS)
+    source, names = os.fspath(source), ("train", *_TEST_FOLDERS)
     if source.startswith(ADDRESSES):
         there = Folder(source).names()
         parts = [name for name in names if f"{name}/{META}" in there]

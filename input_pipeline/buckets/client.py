@@ -134,7 +134,7 @@ def _explained(error: ValueError, what: str, seconds: float) -> DataError:
             f"cannot read {what}: {words}: the account is unknown, or its login has expired; log in again "
             "(gcloud auth application-default login; or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN)"
         )
-    if status == 403 or "PERMISSION_DENIED" in text:
+    if "PERMISSION_DENIED" in text:  # 403
         return DataError(
             f"cannot read {what}: {words}: give the account this runs as the right to list and to read there "
             "(roles/storage.objectViewer; s3:ListBucket and s3:GetObject)"

@@ -88,7 +88,7 @@ def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, 
 
 def _refuse_others(key: str, path: str) -> None:
     """Refuses paths with a scheme that nothing here reads, for a store in a bucket is read."""
-    if not path.startswith(ADDRESSES):
+    if not str(path).startswith(ADDRESSES):
         files.refuse_remote(f"--config.data.{key}", path)
 
 
@@ -157,7 +157,7 @@ def identities(data: Mapping[str, Any]) -> dict[str, str]:
     The digest (SHA-256, its beginning) is of the names of all files under the path, and of a store of its description
     alone, which has the hashes of its files. Opens no data.
     """
-    paths = {key: data[key] for key in ("path", "labelled_path") if data.get(key)}
+    paths = {key: str(data[key]) for key in ("path", "labelled_path") if data.get(key)}
     return {f"config.data.{key}={path}": _identity(path) for key, path in paths.items()}
 
 
