@@ -14,7 +14,7 @@ import threading
 
 import numpy as np
 import pytest
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
 from helpers import buckets
 from helpers.frame_stores import jpeg, write_store

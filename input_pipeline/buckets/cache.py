@@ -81,7 +81,7 @@ class Cache:
             os.pwrite(file.fileno(), data, start)
         except OSError as error:
             self._full = True
-            self._say_full(error.strerror)
+            self._say_full(str(error))
 
     def _say_full(self, reason: str) -> None:
         _LOG.warning(
