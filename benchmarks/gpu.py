@@ -392,7 +392,7 @@ def vito_peer(config, device: str):
     def views(batch: dict) -> tuple:
         return (views_in_channels_last(torch_color.byol_views(batch["views"])),)
 
-    return VitoStep(config.encoder.depth, config.encoder.width, device=device, bfloat16=True), views
+    return VitoStep(config.encoder.depth, config.encoder.width, device=device, bfloat16=in_bfloat16(config)), views
 
 
 def moco_v3_peer(config, device: str):
@@ -410,7 +410,7 @@ def moco_v3_peer(config, device: str):
         learning_rate=1e-4,
         weight_decay=config.optimizer.weight_decay,
         device=device,
-        bfloat16=True,
+        bfloat16=in_bfloat16(config),
     )
     return step, views
 
@@ -442,7 +442,7 @@ def vivi_peer(config, device: str):
         learning_rate=config.schedule.lr,
         weight_decay=config.optimizer.weight_decay,
         device=device,
-        bfloat16=True,
+        bfloat16=in_bfloat16(config),
     )
     return step, frames
 
@@ -465,7 +465,7 @@ def supervised_peer(config, device: str):
         learning_rate=config.schedule.lr,
         weight_decay=config.optimizer.weight_decay,
         device=device,
-        bfloat16=True,
+        bfloat16=in_bfloat16(config),
     )
     return step, images
 
@@ -486,7 +486,7 @@ def vtab_peer(config, device: str):
         learning_rate=1e-3,
         weight_decay=0.0,
         device=device,
-        bfloat16=True,
+        bfloat16=in_bfloat16(config),
     )
     return step, images
 
@@ -505,7 +505,11 @@ def vdim_peer(config, device: str):
     def views(batch: dict) -> tuple:
         return tuple(clip(torch_color.jitter_grey(batch[name])) for name in ("view1", "view2"))
 
-    return VdimStep(config.encoder.table, config.method.embed_dim, device=device, bfloat16=True), views
+    return VdimStep(config.encoder.table, config.method.embed_dim, device=device, bfloat16=in_bfloat16(config)), views
+
+
+def in_bfloat16(config) -> bool:
+    return config.get("network", config.get("encoder")).dtype == "bfloat16"
 
 
 def input_statistics(config) -> tuple:

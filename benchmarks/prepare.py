@@ -5,6 +5,12 @@ counted) are prepared by prepare.py and by prepare_beam.py with one worker each.
 decoders, less that of a preparation without a video, is fitted by `per video + per second of video`; so are the bytes
 read and written. The memory of the command that starts it is that of planning and of the index, per input. Writes
 docs/results/prepare.json; docs/data_at_scale.md has the model for a million videos.
+
+Beside it, on rendered videos of eight scenes, the processor time of one decoder of prepare (decoding, scaling, shots,
+JPEG), of the ffmpeg command (decoding, scaling, JPEG) and of PySceneDetect (decoding, cuts), each with one thread, and
+how well the cuts are found. The two are left out, by name, where they are not installed: pip install imageio-ffmpeg,
+pip install --no-deps scenedetect (it names another OpenCV). --quick measures only that, on one short video, and writes
+nothing.
 """
 
 import argparse
@@ -12,11 +18,13 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 
 from benchmarks import results, tables
@@ -25,6 +33,7 @@ from input_pipeline import store
 from input_pipeline.preparation import inputs, steps
 from input_pipeline.preparation.beam import prepare_with_beam
 from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.video import decode_file
 from vivi_jax.errors import DataError
 
 SECONDS, VIDEOS, ROUNDS = (4, 16), 3, 3  # lengths of the rendered videos, how many of each, repetitions
@@ -138,10 +147,110 @@ def split_by_length(folder: str, scratch: str) -> list[str]:
     return [os.path.join(scratch, name) for name in ("short", "long")]
 
 
+SCENES, SCENE_FRAMES = 8, 75
+
+
+def beside_peers(videos: int, rounds: int) -> dict:
+    """Processor seconds of each per second of video, ratios of a round's, and the F1 of cuts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        cuts = make_videos(folder, videos, frames=SCENES * SCENE_FRAMES, scenes=SCENES)
+        paths = sorted(folder.glob("*.mp4"))
+        seconds = len(paths) * SCENES * SCENE_FRAMES / 25
+        of_peer = {name: peer for name, peer in PEERS.items() if peer(None)}
+        spent = {name: [] for name in ("prepare", *of_peer)}
+        found = {}
+        for _ in range(rounds):
+            for name, run in {"prepare": decode_with_shots, **of_peer}.items():
+                start = processor_seconds()
+                found[name] = [run(str(path)) for path in paths]
+                spent[name].append((processor_seconds() - start) / seconds)
+    return {
+        "cuts": len(cuts) * len(paths),
+        "rows": [
+            {
+                "what": name,
+                "processor_seconds_per_second_of_video": round(statistics.median(values), 4),
+                "rate_of_prepare_over_it": round(
+                    statistics.median(b / a for a, b in zip(spent["prepare"], values, strict=True)), 3
+                ),
+                "f1": None if found[name][0] is True else round(f1(found[name], cuts), 3),
+            }
+            for name, values in spent.items()
+        ],
+    }
+
+
+def f1(found: list[list[int]], cuts: list[int]) -> float:
+    """Of cuts at the right frame or beside it."""
+    right = sum(any(abs(cut - other) <= 1 for other in of_video) for of_video in found for cut in cuts)
+    return 2 * right / max(1, sum(map(len, found)) + len(cuts) * len(found))
+
+
+def decode_with_shots(path: str) -> list[int]:
+    """What a decoder of prepare does with a file; the cuts."""
+    defaults = steps.Settings()
+    with tempfile.NamedTemporaryFile() as frames:
+        result = decode_file(
+            path,
+            frames.name,
+            fps=defaults.fps,
+            short_side=defaults.short_side,
+            jpeg_quality=defaults.jpeg_quality,
+            shot_rule=defaults.shot_rule,
+        )
+    return result["shot_starts"][1:]
+
+
+def ffmpeg(path: str | None) -> bool:
+    """Decodes, scales and writes JPEG frames; of None: whether it is here."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        print("ffmpeg: left out, imageio-ffmpeg is not installed")
+        return False
+    if path:
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [
+                imageio_ffmpeg.get_ffmpeg_exe(),
+                "-v",
+                "error",
+                "-threads",
+                "1",
+                "-i",
+                path,
+                "-vf",
+                "scale=-2:256",
+            ]
+            frames = ["-filter_threads", "1", "-threads", "1", "-q:v", "2", f"{scratch}/%06d.jpg"]
+            subprocess.run([*command, *frames], check=True)
+    return True
+
+
+def pyscenedetect(path: str | None) -> list[int] | bool:
+    """The cuts it finds by its defaults; of None: whether it is here."""
+    try:
+        import scenedetect
+    except ImportError:
+        print("PySceneDetect: left out, scenedetect is not installed")
+        return False
+    if path is None:
+        return True
+    cv2.setNumThreads(1)
+    return [int(start.frame_num) for start, _ in scenedetect.detect(path, scenedetect.ContentDetector())[1:]]
+
+
+PEERS = {"ffmpeg": ffmpeg, "PySceneDetect": pyscenedetect}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", default="", help="folder of videos; by default it renders some")
+    parser.add_argument("--quick", action="store_true", help="does it run?")
     options = parser.parse_args()
+    if options.quick:
+        print(json.dumps(beside_peers(videos=1, rounds=1), indent=1))
+        return
     try:
         with tempfile.TemporaryDirectory() as scratch:
             empty = os.path.join(scratch, "empty")
@@ -178,6 +287,7 @@ def main() -> None:
         "bytes_read_per_second_of_video": round(sum(read) / seconds),
         "bytes_written_per_second_of_video": round(sum(written) / seconds),
         "memory_bytes_per_input": round(memory_per_input()),
+        "beside_peers": beside_peers(VIDEOS, ROUNDS),
     }
     path = results.record(
         "prepare",

@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from benchmarks.faults.__main__ import ROWS
 from benchmarks.results import ROOT
 
 _MARKED = re.compile(r"(<!-- table:(\S+) -->)(.*?)(<!-- /table:\2 -->)", re.DOTALL)
@@ -397,19 +398,58 @@ def knn_of_vito(result: dict, when: str) -> str:
 
 
 def reliability_table(result: dict) -> str:
-    """benchmarks/faults: each row's cases and what went wrong."""
-    counted = ("faults", "damages", "files", "killed", "stopped", "cases", "steps", "checkpoints")
-    rows = []
-    for name, row in result["values"]["rows"].items():
+    """benchmarks/faults: each row's cases and what went wrong; rows that are not there are "not measured"."""
+    counted = ("faults", "damages", "files", "killed", "stopped", "cases", "changes", "steps", "checkpoints")
+    head = ("", "fault", "how many", "what went wrong", "took", "measured")
+    measured, lines, sums = result["values"]["rows"], [], dict.fromkeys(("faults", "damages", "files"), 0)
+    for name, what in ROWS.items():
+        if name not in measured:
+            lines.append((name, what, "not measured", "", "", ""))
+            continue
+        row = measured[name]
         cases = row.get("not measured") or next((f"{row[key]:,} {key}" for key in counted if key in row), "")
-        rows.append(
-            (name, row["what"], cases, "; ".join(sorted(set(row["wrong"]))) or "nothing", f"{row['seconds']} s")
+        wrong = "; ".join(sorted(set(row["wrong"]))).replace("\n", " ").replace("|", "/")
+        when = f"{row['date']}, {row['commit'][:7]}" + ("" if row["size"] == "--full" else f", {row['size']}")
+        lines.append((name, what, cases, wrong or "nothing", f"{row['seconds']} s", when))
+        for unit in sums:
+            sums[unit] += row.get(unit, 0)
+    if not measured:
+        return _table(head, lines)
+    text = (
+        f"{sums['faults']:,} kills and signals, {sums['damages']:,} damages of files and {sums['files']:,} damaged "
+        "videos in all."
+    )
+    if "children_peak_mb" in measured.get("R15", {}):
+        hostile = measured["R15"]
+        text += (
+            f" A decoding child took at most {hostile['children_peak_mb']:.0f} MiB of memory; its address space is "
+            f"limited to {hostile['limit_mb']}. Decoders that crashed, in their child: "
+            f"{hostile['decoder crashes, contained']}."
         )
-    kills = sum(row.get("faults", 0) for name, row in result["values"]["rows"].items() if name in ("R1", "R2", "R3"))
-    damages = sum(row.get("damages", 0) for row in result["values"]["rows"].values())
+    if "times_as_long_as_the_usual_step" in measured.get("R5 reproducible", {}):
+        times = measured["R5 reproducible"]["times_as_long_as_the_usual_step"]
+        text += f" On one device the small step takes {times} times as long with `config.reproducible` as without."
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{_table(head, lines)}\n\n{text} {_source(result)} Versions: {versions}."
+
+
+def guards_table(result: dict) -> str:
+    """benchmarks/guards.py: a step in the loop and a verified restore, against the bare ones."""
+    if not result:
+        return "Not measured yet."
+    v = result["values"]
+    rows = [
+        (f"step of {v['batch']} clips at {v['image_size']} px, ResNet-50", "step", "1.01"),
+        (f"restore of {v['checkpoint_mb']:.0f} MB", "restore", "1.1"),
+    ]
+    lines = [
+        (what, f"{v[f'{key}_seconds']:.3g} s", f"{v[f'bare_{key}_seconds']:.3g} s", f"{v[f'{key}_ratio']:.3f}", bound)
+        for what, key, bound in rows
+    ]
     return (
-        _table(("", "fault", "how many", "what went wrong", "took"), rows)
-        + f"\n\n{kills:,} kills and signals and {damages:,} damaged files in all. {_source(result)}"
+        _table(("", "with guards", "bare", "ratio", "at most"), lines)
+        + f"\n\nMedians over {v['rounds']} rounds. Before a save, all values are looked at: "
+        + f"{v['finite_check_seconds']:.2g} s. {_source(result)}"
     )
 
 
@@ -425,6 +465,12 @@ def performance_table(result: dict) -> str:
         return row["what"], target, f"{row['figure']:.3g}{row['unit']}", "met" if row["met"] else "not met", source
 
     return _table(("", "target", "measured", "", "by"), [line(row) for row in result["values"]["rows"]])
+
+
+def tried_table(result: dict) -> str:
+    """docs/results/tried.json, written by hand: changes that were tried for speed, and what came of them."""
+    rows = [(row["what"], row["predicted"], row["seen"], row["how"]) for row in result["values"]["rows"]]
+    return _table(("what", "predicted", "seen", "how"), rows) + "\n\n" + _source(result)
 
 
 # marker -> (file in docs/results, its contents -> Markdown)
@@ -443,8 +489,10 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "segmentation": ("protocols", lambda result: protocols_table(result, "segmentation")),
     "detection": ("protocols", lambda result: protocols_table(result, "detection")),
     "action": ("protocols", lambda result: protocols_table(result, "action")),
+    "tried": ("tried", tried_table),
     "performance": ("performance", performance_table),
     "reliability": ("reliability", reliability_table),
+    "guards": ("guards", guards_table),
     "gpu": ("gpu", gpu_table),
     "gpu_vito": ("gpu_vito", gpu_table),
     "pretraining": ("plan", pretraining_table),
@@ -453,6 +501,10 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input.of_decode": ("input", lambda result: f"{result['values']['ratio_to_bare_decode']:.2f}"),
     "input.over_reader": ("input", lambda result: f"{result['values']['ratio_to_clip_reader']:.0f}x"),
 }
+
+
+# Tables that say of each row whether it is measured need not wait for the first: what they are made of until then.
+NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
@@ -492,6 +544,8 @@ def _contents(name: str, results: pathlib.Path) -> str:
     try:
         return format_result(json.loads(path.read_text()))
     except FileNotFoundError as e:
+        if name in NOTHING_MEASURED:
+            return format_result(NOTHING_MEASURED[name])
         raise TableError(f"table {name!r} needs {path}: measure it first") from e
     except (ValueError, KeyError) as e:
         raise TableError(f"table {name!r} cannot be made from {path} ({e!r}): measure it again") from e

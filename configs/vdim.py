@@ -59,6 +59,7 @@ def variant_of(variant: dict[str, str]) -> ml_collections.ConfigDict:
     config.seed = 0
     config.batch_size = 240  # VDIM §4.3, for Kinetics; not given for UCF-101
     config.micro_batches = 1  # > 1: the same batch in the memory of one micro-batch
+    config.reproducible = 0  # N: parts of a batch, whose bits are the same on all numbers of devices that divide N
     config.init_from = ""  # a run or a file of weights to start from, docs/weights.md; "": random weights
 
     config.encoder = ml_collections.ConfigDict(

@@ -26,7 +26,7 @@ from evaluation import encoders
 from vivi_jax import files, metrics, optim
 from vivi_jax.build import Experiment
 from vivi_jax.config import Count, Part, Seed, call_with_config, check, without_name
-from vivi_jax.distributed import processes, sharding
+from vivi_jax.distributed import processes, sharding, watchdog
 from vivi_jax.errors import CheckpointError, lookup
 from vivi_jax.methods.base import Method, Tree
 from vivi_jax.models.base import Encoder
@@ -181,7 +181,8 @@ def train_and_score(
         initial=lambda: first_state(repeat.experiment, pretrained, seed=repeat.seed),
         **config.run,
     )
-    result = repeat.score({"params": state.params, **state.model_state}, directory)
+    with watchdog.watched(config.run.watchdog_seconds, f"the scoring of {directory}", watchdog.SCORING):
+        result = repeat.score({"params": state.params, **state.model_state}, directory)
     result |= {"seed": repeat.seed, "steps": int(state.step)}
     main_score = next(name for name, value in result.items() if isinstance(value, float))
     _LOG.info("%s: %s %.1f %%", directory, main_score, 100 * result[main_score])

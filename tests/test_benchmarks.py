@@ -14,11 +14,14 @@ from helpers.commands import one_device
 # Its arguments at its smallest. benchmarks.gpu has its own tests, in test_benchmarks_gpu.py.
 SMALLEST = {
     "bucket": ("--quick",),
-    "step": ("--quick", "--batch=4", "--size=32", "--rounds=1"),
+    "input": ("--quick",),
+    "prepare": ("--quick",),
+    "step": ("--quick", "--row=vivi", "--batch=1", "--size=32", "--rounds=1"),
     "vdim": ("--quick", "--table=small"),
+    "guards": ("--quick", "--batch=2", "--size=32", "--rounds=1", "--steps=1"),
 }
 # Full trainings, compilers of hours, or data sets: what they call has tests of its own.
-IMPORTED = ("all", "davis", "input", "learning", "plan", "prepare", "protocols", "transfer", "vdim_learning", "vivi")
+IMPORTED = ("all", "davis", "learning", "plan", "protocols", "transfer", "vdim_learning", "vivi")
 IMPORTED += ("vivi_learning", "vtab")
 # No commands: what the others share.
 SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables")
@@ -46,7 +49,7 @@ def test_it_runs_at_its_smallest_and_writes_nothing(module):
     before = {path: path.stat().st_mtime for path in results.RESULTS.iterdir()}
     done = run(module, *SMALLEST[module])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "jax" in done.stdout
+    assert done.stdout
     assert {path: path.stat().st_mtime for path in results.RESULTS.iterdir()} == before
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -288,6 +289,19 @@ def test_with_one_kept_the_old_one_goes_only_after_the_new_one_is_good(tmp_path)
         manifest.commit(checkpoints.directory, 3, keep=1)  # which is not there
     assert checkpoint.newest_good_step(checkpoints.directory) == 2
     checkpoints.close()
+
+
+def test_what_a_kill_left_of_saying_what_is_saved_goes_with_the_next_save(tmp_path):
+    code = f"""
+        import os, pathlib
+        from vivi_jax.checkpoint import manifest
+        os.replace = lambda *_: os.kill(os.getpid(), 9)  # between writing and renaming
+        manifest.begin(pathlib.Path({str(tmp_path)!r}), 5)
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    manifest.begin(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == [manifest.SAVING]
 
 
 def test_a_run_whose_first_save_was_cut_off_begins_anew(tmp_path):

@@ -1,8 +1,10 @@
-"""Real runs in real processes: killed, terminated, resumed; the end must be that of a straight run, bit for bit."""
+"""Real runs in real processes: terminated, resumed; the end must be that of a straight run, bit for bit.
+
+Kills are in test_faults.py.
+"""
 
 import json
 import pathlib
-import random
 import signal
 import subprocess
 import time
@@ -11,10 +13,9 @@ import numpy as np
 import pytest
 
 from helpers.commands import start_module
-from helpers.runs import CHECKPOINT_EVERY, STEPS, logged_steps, small_vito
+from helpers.runs import STEPS, logged_steps, small_vito
 from helpers.video_files import write_video
 from input_pipeline.preparation.local import prepare
-from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import checkpoint
 from vivi_jax.lock import LOCK
 
@@ -117,22 +118,6 @@ def test_ctrl_c_saves_and_meanwhile_no_second_run_is_let_in(straight, store, tmp
 
 
 @pytest.mark.slow
-def test_kills_change_nothing(straight, store, tmp_path):
-    """At once after the first step, and three times in or shortly after saving; each start takes most of a kill."""
-    workdir, moments = tmp_path / "run", random.Random(0)
-    for in_saving in (False, True, True, True):
-        process = start(workdir, store)
-        wait_for_a_new_step(process, workdir)
-        while in_saving and logged_steps(workdir)[-1] % CHECKPOINT_EVERY:
-            assert process.poll() is None, "the run ended before it was killed: make it longer"
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.2) if in_saving else 0)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
-    assert_equal_to(straight, workdir, finish(workdir, store))
-
-
-@pytest.mark.slow
 def test_a_finished_run_does_nothing(straight, store):
     assert finish(straight["workdir"], store)["state_sha256"] == straight["state_sha256"]
 
@@ -142,41 +127,3 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(straight, st
     assert start(straight["workdir"], store, "--config.optimizer.weight_decay=0.5").wait(timeout=100) == 1
     last = pathlib.Path(f"{straight['workdir']}.log").read_text().splitlines()[-1]
     assert last.startswith("error: ") and "optimizer.weight_decay: 0.0001 there, 0.5 here" in last
-
-
-@pytest.mark.slow
-def test_a_kill_changes_nothing_where_videos_and_labelled_images_stream_side_by_side(tmp_path):
-    write_videos(tmp_path / "videos", videos=16, seed=0, size=64, seconds=3.0, classes=("disc", "star"), shots=2)
-    prepare(str(tmp_path / "videos"), str(tmp_path / "store"), labels="folder", workers=2)
-
-    def start_vivi(name: str) -> subprocess.Popen:
-        flags = [
-            "--config=configs/vivi.py:ex2,co=100,demo",
-            f"--workdir={tmp_path / name}",
-            f"--config.data.path={tmp_path / 'store'}",
-            f"--config.data.labelled_path={tmp_path / 'store'}",
-            "--config.method.num_classes=2",
-            "--config.batch_size=4",
-            "--config.data.labelled_batch_size=4",
-            "--config.data.image_size=32",
-            "--config.data.frames=2",
-            "--config.encoder.width=0.125",
-            "--config.run.log_every=1",
-            "--config.run.checkpoint_every=5",
-            "--config.schedule.total_steps=60",
-        ]
-        with open(tmp_path / f"{name}.log", "a") as log:
-            return start_module("vivi_jax.main", *flags, stdout=log, stderr=log)
-
-    summaries = []
-    for name, kills in (("straight", 0), ("killed", 1)):
-        for _ in range(kills):
-            process = start_vivi(name)
-            wait_for_a_new_step(process, tmp_path / name)
-            time.sleep(0.3)
-            process.kill()
-            assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
-        assert start_vivi(name).wait(timeout=300) == 0, (tmp_path / f"{name}.log").read_text()
-        summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
-        assert logged_steps(tmp_path / name) == list(range(1, 61))
-    assert summaries[0]["step"] == 60 and summaries[0]["state_sha256"] == summaries[1]["state_sha256"]

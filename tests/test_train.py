@@ -321,11 +321,14 @@ def test_a_finished_run_is_trained_longer_as_if_it_had_been_so_long_from_the_sta
 # --- the watchdog -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("expected", ["dog.expect('step 7');", "with dog.phase('compiling'):"])
+@pytest.mark.parametrize(
+    "expected",
+    ["dog.expect('step 7');", "with dog.phase('compiling'):", "with watched(0.3, 'compiling', 2):"],
+)
 def test_what_hangs_ends_with_all_stacks_and_a_code_that_launchers_restart(expected):
     code = f"""
         import threading, time
-        from vivi_jax.distributed.watchdog import Watchdog
+        from vivi_jax.distributed.watchdog import Watchdog, watched
         def stuck_in_a_thread():
             time.sleep(60)
         threading.Thread(target=stuck_in_a_thread, daemon=True).start()

@@ -6,15 +6,23 @@ import ml_collections
 import optax
 
 from vivi_jax import optim
-from vivi_jax.config import Count, Seed, call_with_config, check, without_name
-from vivi_jax.errors import lookup
+from vivi_jax.config import Count, Seed, Whole, call_with_config, check, without_name
+from vivi_jax.distributed.in_parts import StepInParts
+from vivi_jax.errors import ConfigError, lookup
 from vivi_jax.methods import METHODS
 from vivi_jax.methods.base import BatchSpec, Method
 from vivi_jax.models import build_encoder
-from vivi_jax.train_step import TrainStep, make_train_step
+from vivi_jax.train_step import TrainStep, make_step_in_parts, make_train_step
 
 # What a config of pretraining has at its top.
-KEYS = {"name": str, "seed": Seed, "batch_size": Count, "micro_batches": Count, "init_from": str} | dict.fromkeys(
+KEYS = {
+    "name": str,
+    "seed": Seed,
+    "batch_size": Count,
+    "micro_batches": Count,
+    "reproducible": Whole,
+    "init_from": str,
+} | dict.fromkeys(
     ("encoder", "method", "ema", "data", "optimizer", "schedule", "evaluation", "run", "hosts", "own"), dict
 )
 
@@ -25,7 +33,7 @@ class Experiment:
 
     method: Method
     optimizer: optax.GradientTransformation
-    train_step: TrainStep
+    train_step: TrainStep | StepInParts
     batch_spec: BatchSpec  # of the global batch
     total_steps: int
 
@@ -49,7 +57,17 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     ema = call_with_config(
         "ema", lookup("config.ema.name", config.ema.name, optim.EMA_SCHEDULES), total_steps, **without_name(config.ema)
     )
-    train_step = make_train_step(method, optimizer, schedule, ema, seed=config.seed, micro_batches=config.micro_batches)
+    parts = method, optimizer, schedule, ema
+    if config.reproducible and config.micro_batches > 1:
+        raise ConfigError(
+            f"config.micro_batches={config.micro_batches} with config.reproducible={config.reproducible}, which takes "
+            "its parts of a batch one after the other anyway: leave config.micro_batches at 1, and where memory is "
+            "short take more parts"
+        )
+    if config.reproducible:
+        train_step = make_step_in_parts(*parts, seed=config.seed, parts=config.reproducible)
+    else:
+        train_step = make_train_step(*parts, seed=config.seed, micro_batches=config.micro_batches)
     batch_spec = method.batch_spec(config.batch_size, config.data)
     return Experiment(method, optimizer, train_step, batch_spec, total_steps)
 

@@ -29,7 +29,7 @@ from input_pipeline.streams.order import Order
 from vivi_jax import checkpoint, command_line, files, metrics
 from vivi_jax.build import Experiment, build
 from vivi_jax.config import Count, Within, call_with_config, check
-from vivi_jax.distributed import processes
+from vivi_jax.distributed import processes, watchdog
 from vivi_jax.errors import ConfigError
 from vivi_jax.export.initial import initial_state
 from vivi_jax.methods.base import encoder_variables
@@ -82,7 +82,8 @@ def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
             initial=initial,
             **config.run,
         )
-        summarise(config, workdir, state, time.time() - start)
+        with watchdog.watched(config.run.watchdog_seconds, "the summary"):
+            summarise(config, workdir, state, time.time() - start)
 
 
 def summarise(config, workdir: str, state: TrainState, seconds: float) -> None:
@@ -248,8 +249,9 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
             "--workdir"
         )
     identity = json.loads(config.to_json())
-    if not identity.get("init_from"):
-        identity.pop("init_from", None)  # as runs have it that were begun before there was this key
+    for key in ("init_from", "reproducible"):
+        if not identity.get(key):
+            identity.pop(key, None)  # as runs have it that were begun before there was this key
     changes = files.claim(
         directory / "config.json",
         identity,

@@ -21,11 +21,12 @@ from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.config import Count, NonNegative, Whole
 from vivi_jax.distributed import preemption, processes, sharding
+from vivi_jax.distributed.in_parts import StepInParts
 from vivi_jax.distributed.prefetch import Prefetcher
 from vivi_jax.distributed.watchdog import Watchdog
 from vivi_jax.errors import ConfigError, NotFinite, lookup
-from vivi_jax.methods.base import Batch, Metrics
-from vivi_jax.train_step import GPU_OPTIONS, TrainState, TrainStep, create
+from vivi_jax.methods.base import Metrics
+from vivi_jax.train_step import GPU_OPTIONS, TrainState, create
 
 _LOG = logging.getLogger(__name__)
 Evaluator = Callable[[int, TrainState], dict[str, float]]
@@ -268,6 +269,8 @@ def restore_or_init(
     placed = sharding.state_sharding(like, mesh)
     if initial:
         state = jax.device_put(in_thread(initial), placed)
+    elif isinstance(experiment.train_step, StepInParts):  # by a program of one device, as all of its steps
+        state = jax.device_put(in_thread(jax.jit(init)), placed)
     else:
         state = in_thread(jax.jit(init, out_shardings=placed))
     _LOG.info(
@@ -278,22 +281,26 @@ def restore_or_init(
 
 
 def compile_step(experiment: Experiment, state: TrainState, mesh: Mesh, *, skip_not_finite: bool = False):
-    """The step as one program over the mesh: batch split, state (or its shapes) on every device and donated."""
+    """The step over the mesh: batch split, state (or its shapes) on every device, and donated if it is one program."""
+    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
+    step = experiment.train_step
+    _LOG.info("compiling the step: minutes for large networks, and nothing is printed meanwhile")
+    if isinstance(step, StepInParts):
+        in_parts = in_thread(lambda: step.on(mesh, state, experiment.batch_spec, options))
+        keep = jax.jit(kept_if_finite)
+        return (lambda state, batch: keep(state, *in_parts(state, batch))) if skip_not_finite else in_parts
     of_state = sharding.state_sharding(state, mesh)
-    step = jax.jit(
-        skipping_not_finite(experiment.train_step) if skip_not_finite else experiment.train_step,
+    program = jax.jit(
+        (lambda state, batch: kept_if_finite(state, *step(state, batch))) if skip_not_finite else step,
         donate_argnums=0,
         in_shardings=(of_state, sharding.batch_sharding(mesh)),
         out_shardings=(of_state, sharding.replicated(mesh)),
     )
 
-    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
-
     def compile_on_mesh():
         with jax.set_mesh(mesh):  # for sharding.replicate_params; of the thread that traces
-            return step.lower(state, experiment.batch_spec).compile(options)
+            return program.lower(state, experiment.batch_spec).compile(options)
 
-    _LOG.info("compiling the step: minutes for large networks, and nothing is printed meanwhile")
     return in_thread(compile_on_mesh)
 
 
@@ -311,8 +318,8 @@ def keep_compiled(directory: str) -> None:
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(directory).expanduser() / kind))
 
 
-def skipping_not_finite(train_step: TrainStep) -> TrainStep:
-    """The step with one metric more, SKIPPED: 1 where loss, gradient or new state are not finite, else 0.
+def kept_if_finite(state: TrainState, new: TrainState, metrics: Metrics) -> tuple[TrainState, Metrics]:
+    """The new state, or the old one where loss, gradient or new state are not finite; with one metric more, SKIPPED.
 
     A skipped step counts, also in the optimizer, which counts for its schedule; all else stays as it was.
     """
@@ -320,15 +327,11 @@ def skipping_not_finite(train_step: TrainStep) -> TrainStep:
     def is_float(leaf: jax.Array) -> bool:
         return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        new, metrics = train_step(state, batch)
-        floats = [*filter(is_float, jax.tree.leaves(new)), metrics["loss"], metrics["gradient_norm"]]
-        good = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
-        opt_state = jax.tree.map(lambda was, now: was if is_float(now) else now, state.opt_state, new.opt_state)
-        kept = dataclasses.replace(state, step=new.step, opt_state=opt_state)
-        return jax.tree.map(lambda was, now: jnp.where(good, now, was), kept, new), metrics | {SKIPPED: 1.0 - good}
-
-    return step
+    floats = [*filter(is_float, jax.tree.leaves(new)), metrics["loss"], metrics["gradient_norm"]]
+    good = jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
+    opt_state = jax.tree.map(lambda was, now: was if is_float(now) else now, state.opt_state, new.opt_state)
+    kept = dataclasses.replace(state, step=new.step, opt_state=opt_state)
+    return jax.tree.map(lambda was, now: jnp.where(good, now, was), kept, new), metrics | {SKIPPED: 1.0 - good}
 
 
 class StepLog:

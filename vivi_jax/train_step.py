@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vivi_jax.distributed import sharding
+from vivi_jax.distributed.in_parts import Programs, StepInParts, mean_in_order, sum_in_order
 from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import Batch, BatchSpec, Keys, Method, Metrics, Tree
 
@@ -64,35 +65,51 @@ def make_train_step(
       ema: decay of the target's moving average by step; None for methods without a target network.
     """
     gradients = plain_gradients if micro_batches == 1 else micro_batched_gradients(micro_batches)
+    update = make_update(optimizer, schedule, ema)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        keys = example_keys(seed, state.step, batch)
+        return update(state, gradients(method, sharding.replicate_params(state), batch, keys))
+
+    return train_step
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, schedule: optax.Schedule, ema: optax.Schedule | None
+) -> Callable[[TrainState, "Gradients"], tuple[TrainState, Metrics]]:
+    """What a step makes of the gradients; for the arguments see make_train_step."""
+
+    def update(state: TrainState, found: Gradients) -> tuple[TrainState, Metrics]:
         if bool(state.target) != (ema is not None):
             raise ConfigError(f"config.ema: the method has {'a' if state.target else 'no'} target network to average")
-        keys = example_keys(seed, state.step, batch)
-        grads, model_state, target, loss_state, metrics = gradients(
-            method, sharding.replicate_params(state), batch, keys
-        )
-
+        grads, model_state, target, loss_state, metrics = found
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Tree = optax.apply_updates(state.params, updates)
         if ema is not None:  # xi <- (1 - lambda_xi) xi + lambda_xi theta (VITO Eq. 2), of the parts the target has
             decay = ema(state.step)
             online = {part: params[part] for part in target["params"]}
             target = target | {"params": optax.incremental_update(online, state.target["params"], 1 - decay)}
-            metrics["ema_decay"] = jnp.asarray(decay)
-
-        metrics["learning_rate"] = jnp.asarray(schedule(state.step))
-        metrics["gradient_norm"] = optax.tree.norm(grads)
+            metrics = metrics | {"ema_decay": jnp.asarray(decay)}
+        metrics = metrics | {
+            "learning_rate": jnp.asarray(schedule(state.step)),
+            "gradient_norm": optax.tree.norm(grads),
+        }
         return TrainState(state.step + 1, params, model_state, target, opt_state, loss_state), metrics
 
-    return train_step
+    return update
 
 
-def example_keys(seed: int, step: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-    """One key per row of every array of the global batch, a function of (seed, step, array, row) alone."""
+def example_keys(seed: int, step: jax.Array, batch: Batch, part: jax.Array | int = 0) -> dict[str, jax.Array]:
+    """One key per row of every array of the global batch, a function of (seed, step, array, row) alone.
+
+    Args:
+      part: where `batch` is one of equal parts of the global batch, its number.
+    """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     return {
-        name: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(step_key, i)))(jnp.arange(len(x)))
+        name: jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(step_key, i)))(
+            part * len(x) + jnp.arange(len(x))
+        )
         for i, (name, x) in enumerate(sorted(batch.items()))
     }
 
@@ -162,3 +179,49 @@ def micro_batched_gradients(micro_batches: int) -> Callable[[Method, TrainState,
         return Gradients(grads, model_state, target, loss_state, metrics)
 
     return gradients
+
+
+def make_step_in_parts(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    ema: optax.Schedule | None,
+    *,
+    seed: int,
+    parts: int,
+) -> StepInParts:
+    """make_train_step's step, with the same bits on every number of devices that divides `parts`.
+
+    As in micro_batched_gradients the network is gone through twice, a part at a time; BatchNorm normalises each part
+    separately. Its running statistics follow the mean of the parts. Besides it costs memory and traffic of one gradient
+    for each part, and every device computes the loss of the whole batch.
+    """
+    apply_gradients = make_update(optimizer, schedule, ema)
+
+    def embed(state: TrainState, rows: Batch, part: jax.Array):
+        keys = example_keys(seed, state.step, rows, part)
+        embeddings, model_state, target = method.embed(state.params, state.model_state, state.target, rows, keys)
+        return embeddings, (model_state, target.get("model_state", {}))
+
+    def cotangents(state: TrainState, labels: Batch, embeddings: Tree):
+        def loss_fn(embeddings: Tree):
+            loss, loss_state, metrics = method.loss(embeddings, labels, state.loss_state, state.step)
+            return loss, (loss_state, {"loss": loss, **metrics})
+
+        return jax.grad(loss_fn, has_aux=True)(embeddings)
+
+    def pull_back(state: TrainState, rows: Batch, part: jax.Array, cotangents: Tree) -> Tree:
+        keys = example_keys(seed, state.step, rows, part)
+
+        def embeddings(params: Tree) -> Tree:
+            return method.embed(params, state.model_state, state.target, rows, keys)[0]
+
+        return jax.vjp(embeddings, state.params)[1](cotangents)[0]
+
+    def update(state: TrainState, statistics: tuple[Tree, Tree], grads: Tree, of_loss: tuple[Tree, Metrics]):
+        model_state, target_state = jax.tree.map(mean_in_order, statistics)
+        target = state.target | {"model_state": target_state} if state.target else state.target
+        found = Gradients(jax.tree.map(sum_in_order, grads), model_state, target, *of_loss)
+        return apply_gradients(state, found)
+
+    return StepInParts(Programs(embed, cotangents, pull_back, update), parts)

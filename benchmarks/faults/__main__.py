@@ -2,36 +2,53 @@
 
     python -m benchmarks.faults [--quick|--full] [--only=R1,R11] [--out=FOLDER]
 
---quick (the default) takes minutes, --full two hours on two cores. Exit code 1 if anything went wrong. Each row is kept
-as soon as it is measured: docs/results/reliability.json with --full, FOLDER/reliability.json with --quick; a row that
-is measured again replaces the one before. The functions that measure the rows say what they do.
+--quick (the default) takes minutes, --full two hours, on two cores: two rows are measured at a time. Exit code 1 if
+anything went wrong. Each row is kept as soon as it is measured: docs/results/reliability.json with --full,
+FOLDER/reliability.json with --quick. What was cut off goes on where it was: rows that this commit has measured already,
+in the same size and with nothing wrong, are left out. The functions that measure the rows say what they do.
 """
 
 import argparse
+import contextlib
+import datetime
+import functools
 import json
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 ROWS = {
-    "R1": "SIGKILL at any moment",
-    "R2": "SIGKILL inside a save",
-    "R3": "SIGTERM, SIGINT or SIGHUP at any moment",
+    "R1 vito": "SIGKILL at any moment of a VITO run",
+    "R1 vivi": "the same of VIVI",
+    "R1 vdim": "the same of VDIM",
+    "R2 vito": "SIGKILL inside a save of a VITO run",
+    "R2 vivi": "the same of VIVI",
+    "R2 vdim": "the same of VDIM",
+    "R3 vito": "SIGTERM, SIGINT or SIGHUP at any moment of a VITO run",
+    "R3 vivi": "the same of VIVI",
+    "R3 vdim": "the same of VDIM",
+    "R4": "signals while it restores, compiles, evaluates, saves; two of them",
     "R5": "other numbers of devices",
+    "R5 reproducible": "other numbers of devices and processes, with config.reproducible",
+    "R6": "other numbers of processes",
     "R7": "a process of two is killed",
     "R8": "the coordinator is killed",
     "R9": "a process of two is stopped",
     "R10": "a process comes late, or never",
     "R11": "damaged checkpoints",
     "R12 exports": "damaged exports",
-    "R12 stores": "damaged stores, their index and records",
+    "R12 stores": "damaged stores",
     "R12 ledgers": "a damaged preparation that goes on",
     "R13": "a full disk",
+    "R14": "a slow disk",
     "R15": "damaged videos",
+    "R16": "damaged records of a store",
     "R17": "a loss that is no number",
     "R19": "processes that differ",
     "R20": "pickles under other names",
@@ -40,7 +57,11 @@ ROWS = {
     "R23": "memory and open files",
     "R24": "two jobs in one directory",
     "R25": "a fault every few seconds",
+    "R26": "runs and exports of earlier versions",
 }
+AT_A_TIME = 2
+# First: what takes longest in --full, so that neither core waits long for the other at the end.
+FIRST = ("R1 vivi", "R1 vdim", "R1 vito", "R25", "R15")
 
 
 def main() -> int:
@@ -55,34 +76,108 @@ def main() -> int:
         wanted = rows_named(options.only)
     except ValueError as error:
         parser.error(str(error))
-    folder = pathlib.Path(options.out or tempfile.mkdtemp(prefix="vivi_jax_faults_"))
+    folder = pathlib.Path(options.out or tempfile.mkdtemp(prefix="vivi_jax_faults_")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
 
     # Before the first import of JAX: all runs share one cache of compiled programs, on one device.
     os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    from benchmarks.results import RESULTS, record
+    from benchmarks.results import RESULTS, commit
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the rows under way as well
+    size = "--full" if options.full else "--quick"
     results = (RESULTS if options.full else folder) / "reliability.json"
     rows = json.loads(results.read_text())["values"]["rows"] if results.exists() else {}
-    battery = rows_of(folder, 40 if options.full else 1)
-    for name in wanted:
-        began = time.monotonic()
-        row = battery[name]()
-        rows[name] = {"what": ROWS[name], **row, "seconds": round(time.monotonic() - began)}
+    now = commit()
+    known = [name for name in wanted if measured(rows.get(name, {}), now, size)]
+    if known:
+        print(f"measured at this commit already: {', '.join(known)}", flush=True)
+    measures = rows_of(folder, full=options.full)
+    left = sorted((name for name in wanted if name not in known), key=lambda name: [*FIRST, name].index(name))
+    for name, row in side_by_side({name: measures[name] for name in left}, folder):
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        rows[name] = {"what": ROWS[name], "size": size, "commit": now, "date": today, **row}
         said = "; ".join(sorted(set(row["wrong"]))[:3]) or "nothing went wrong"
-        print(f"{name:12} {ROWS[name]}: {said} ({rows[name]['seconds']} s)", flush=True)
-        size_flag = "--full" if options.full else "--quick"
-        record(
-            "reliability",
-            {"rows": {name: rows[name] for name in ROWS if name in rows}},
-            command=f"python -m benchmarks.faults {size_flag}",
-            seeds=[0],
-            directory=results.parent,
-        )
+        print(f"{name:12} {ROWS[name]}: {said} ({row['seconds']} s)", flush=True)
+        keep({name: rows[name] for name in ROWS if name in rows}, size, results.parent)
     if not options.out:
         shutil.rmtree(folder)
     return int(any(rows[name]["wrong"] for name in wanted))
+
+
+def measured(row: dict, commit: str, size: str) -> bool:
+    """Whether a row is already known, of this very code: one that went wrong is measured again."""
+    return row.get("commit") == commit and row["size"] == size and not row["wrong"] and not commit.endswith("+dirty")
+
+
+def side_by_side(
+    measures: dict[str, Callable[[pathlib.Path], dict]], folder: pathlib.Path
+) -> Iterator[tuple[str, dict]]:
+    """Yields (row, what it found and its seconds), AT_A_TIME rows at once, in the order in which they end.
+
+    Each row is a process with a folder of its own, which is empty at its begin. One that ends without an answer went
+    wrong.
+    """
+    from benchmarks.faults import runs
+
+    waiting, under_way = list(measures), {}
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < AT_A_TIME:
+                name = waiting.pop(0)
+                own = folder / name.replace(" ", "-")
+                clear(own)
+                own.mkdir()
+                log, began = folder / f"{own.name}.log", time.monotonic()
+                log.unlink(missing_ok=True)
+                under_way[name] = runs.fork(functools.partial(answer, measures[name], own), log), own, began
+            for name, (process, own, began) in list(under_way.items()):
+                if (code := process.poll()) is None:
+                    continue
+                del under_way[name]
+                found = own / "row.json"
+                if code == 0 and found.exists():
+                    row = json.loads(found.read_text())
+                else:
+                    row = {"wrong": [f"the row ended with {code}: {process.log.read_text()[-2000:]}"]}
+                if not row["wrong"]:
+                    clear(own)  # else its logs may say why
+                yield name, row | {"seconds": round(time.monotonic() - began)}
+            time.sleep(0.1)
+    finally:
+        for process, own, _ in under_way.values():
+            with contextlib.suppress(ProcessLookupError):  # it has no group yet: it has just been forked
+                os.killpg(process.pid, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
+            process.wait()
+            clear(own)
+
+
+def answer(measure: Callable[[pathlib.Path], dict], own: pathlib.Path) -> None:
+    """In the row's process: measures it, with all that it starts in one group of processes."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    row = measure(own)
+    (own / "row.json").write_text(json.dumps(row))
+
+
+def clear(own: pathlib.Path) -> None:
+    """Removes a row's folder, and the small disk that R13 may have mounted in it."""
+    if os.path.ismount(own / "disk"):
+        subprocess.run(["umount", "-l", own / "disk"], check=True)
+    shutil.rmtree(own, ignore_errors=True)
+
+
+def keep(rows: dict, size: str, directory: pathlib.Path) -> None:
+    """Writes reliability.json, in a process of its own: what it says of the machine starts a backend of JAX."""
+    from benchmarks.faults import runs
+    from benchmarks.results import record
+
+    def write() -> bool:
+        command = f"python -m benchmarks.faults {size}"
+        return bool(record("reliability", {"rows": rows}, command=command, seeds=[0], directory=directory))
+
+    runs.in_child(write)
 
 
 def rows_named(only: str) -> list[str]:
@@ -97,61 +192,58 @@ def rows_named(only: str) -> list[str]:
     return [row for row in ROWS if row in names or row.split()[0] in names]
 
 
-def rows_of(folder: pathlib.Path, scale: int) -> dict[str, Callable[[], dict]]:
-    """Row -> what measures it; `scale` is how many times the cases of --quick."""
+def rows_of(folder: pathlib.Path, *, full: bool) -> dict[str, Callable[[pathlib.Path], dict]]:
+    """Row -> what measures it, given a folder of its own; what several rows need lies in `folder`."""
     from benchmarks.faults import damage, kills, peers, rest, runs, videos
 
     store = folder / "store"
     if not (store / "meta.json").exists():
-        store = runs.in_child(lambda: str(runs.make_store(folder)))
-        store = pathlib.Path(store)
+        runs.in_child(lambda: str(runs.make_store(folder)))
+    shared = runs.Shared(folder, store)
 
-    def all_systems(name: str, fault: Callable, count: int) -> dict:
-        parts = [kills.survive(system, count, 0, store, folder, name, fault) for system in runs.SYSTEMS]
-        return {
-            "faults": sum(part["faults"] for part in parts),
-            "by_system": {part["system"]: part["faults"] for part in parts},
-            "starts": sum(part["starts"] for part in parts),
-            "finished_runs": sum(part["runs"] for part in parts),
-            "wrong": [f"{part['system']}: {problem}" for part in parts for problem in part["wrong"]],
-        }
+    def of(count: int, quick: int) -> int:
+        return count if full else quick
 
-    def run_directory() -> str:
-        runs.straight("vito", store, folder)
-        return str(folder / "vito-straight")
+    def survive(system: str, fault: Callable, count: int) -> Callable[[pathlib.Path], dict]:
+        quick = 2 if system == "vito" else 1
+        return lambda own: kills.survive(system, fault, of(count, quick), shared, own)
 
-    full = scale > 1
+    def finished_run() -> str:
+        return str(shared.straight("vito").workdir)
+
+    in_child = runs.in_child
     return {
-        "R1": lambda: all_systems("kill", kills.kill, 130 if full else 3),
-        "R2": lambda: all_systems("save", kills.kill_while_saving, 30 if full else 2),
-        "R3": lambda: all_systems("signal", kills.terminate, 50 if full else 3),
-        "R5": lambda: peers.devices((8, 2, 1, 4) if full else (2, 1), store, folder),
-        "R7": lambda: peers.dead(10 if full else 1, 1, 0, store, folder),
-        "R8": lambda: peers.dead(5 if full else 1, 0, 0, store, folder),
-        "R9": lambda: peers.stuck(3 if full else 1, store, folder),
-        "R10": lambda: peers.late(store, folder),
-        "R11": lambda: runs.in_child(damage.checkpoints, 800 if full else 40, 0, run_directory()),
-        "R12 exports": lambda: runs.in_child(
-            damage.exports, 400 if full else 30, 0, run_directory(), str(folder / "ex")
+        **{f"R1 {system}": survive(system, kills.kill, 130) for system in runs.SYSTEMS},
+        **{f"R2 {system}": survive(system, kills.kill_while_saving, 30) for system in runs.SYSTEMS},
+        **{f"R3 {system}": survive(system, kills.terminate, 50) for system in runs.SYSTEMS},
+        "R4": lambda own: kills.at_moments(of(10, 1), shared, own),
+        "R5": lambda own: peers.device_counts((8, 2, 1, 4) if full else (2, 1), shared, own),
+        "R5 reproducible": lambda own: peers.same_bits(
+            ((1, 4), (2, 1), (1, 2), (2, 2), (4, 1)) if full else ((1, 2), (2, 1)), shared, own
         ),
-        "R12 stores": lambda: runs.in_child(damage.stores, 500 if full else 40, 0, str(store), str(folder / "copy")),
-        "R12 ledgers": lambda: damage.ledgers(40 if full else 3, 0, str(store), str(folder / "videos"), str(folder)),
-        "R13": lambda: rest.full_disk(store, folder),
-        "R15": lambda: videos.hostile(10_000 if full else 300, 0, folder / "hostile"),
-        "R17": lambda: rest.not_finite(store, folder),
-        "R19": lambda: peers.desync(store, folder),
-        "R20": lambda: runs.in_child(damage.pickles, str(store), str(_made(folder / "pickles"))),
-        "R21": lambda: rest.compile_cache(10 if full else 1, 0, store, folder),
-        "R22": lambda: rest.clock(store, folder),
-        "R23": lambda: rest.memory(2000 if full else 200, store, folder),
-        "R24": lambda: rest.two_jobs(store, folder),
-        "R25": lambda: rest.soak(600 if full else 20, 1, store, folder),
+        "R6": lambda own: peers.process_counts(of(4, 1), shared, own),
+        "R7": lambda own: peers.dead(of(10, 1), 1, shared, own),
+        "R8": lambda own: peers.dead(of(5, 1), 0, shared, own),
+        "R9": lambda own: peers.stuck(of(3, 1), shared, own),
+        "R10": lambda own: peers.late(shared, own),
+        "R11": lambda own: in_child(damage.checkpoints, of(800, 40), finished_run(), str(own)),
+        "R12 exports": lambda own: in_child(damage.exports, of(400, 30), finished_run(), str(own)),
+        "R12 stores": lambda own: in_child(damage.stores, of(500, 40), str(store), str(own)),
+        "R12 ledgers": lambda own: damage.ledgers(of(40, 3), str(store), str(folder / "videos"), str(own)),
+        "R13": lambda own: rest.full_disk(shared, own),
+        "R14": lambda own: rest.slow_disk(shared, own),
+        "R15": lambda own: videos.hostile(of(10_000, 300), own),
+        "R16": lambda own: damage.records(of(100, 5), shared, own),
+        "R17": lambda own: rest.not_finite(shared, own),
+        "R19": lambda own: peers.desync(shared, own),
+        "R20": lambda own: in_child(damage.pickles, str(store), str(own)),
+        "R21": lambda own: rest.compile_cache(of(10, 1), shared, own),
+        "R22": lambda own: rest.clock(shared, own),
+        "R23": lambda own: rest.memory(of(2000, 200), shared, own),
+        "R24": lambda own: rest.two_jobs(shared, own),
+        "R25": lambda own: rest.soak(of(600, 20), shared, own),
+        "R26": lambda own: in_child(damage.earlier_versions, str(own)),
     }
-
-
-def _made(folder: pathlib.Path) -> pathlib.Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 if __name__ == "__main__":

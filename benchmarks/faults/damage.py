@@ -1,4 +1,4 @@
-"""R11, R12, R16, R20: what lies on a disk is damaged, and must be noticed or make no difference."""
+"""R11, R12, R16, R20, R26: what lies on a disk is damaged, or old, and must be noticed or make no difference."""
 
 import contextlib
 import hashlib
@@ -9,11 +9,14 @@ import pathlib
 import pickle
 import random
 import shutil
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from benchmarks.faults import runs
+from benchmarks.results import ROOT
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 
 KINDS = ("flip", "flip", "flip", "cut", "zero", "grow", "empty", "delete", "swap")
@@ -58,11 +61,9 @@ def changed(data: bytes, kind: str, rng: random.Random) -> bytes:
     return data + rng.randbytes(rng.randrange(1, 64))
 
 
-def judge(
-    count: int, seed: int, files: list[pathlib.Path], read: Callable[[], str], right: Callable[[str], bool]
-) -> dict:
+def judge(count: int, files: list[pathlib.Path], read: Callable[[], str], right: Callable[[str], bool]) -> dict:
     """Damages `files` `count` times; each time `read` gives a digest that `right` takes, or raises an error of ours."""
-    rng, counts, wrong = random.Random(seed), {"noticed": 0, "no difference": 0}, []
+    rng, counts, wrong = random.Random(0), {"noticed": 0, "no difference": 0}, []
     logging.disable(logging.WARNING)  # of a fall back to the checkpoint before, a thousand times
     try:
         for _ in range(count):
@@ -100,24 +101,26 @@ def of_tree(tree) -> str:
     return digest.hexdigest()
 
 
-def checkpoints(count: int, seed: int, workdir: str) -> dict:
+def checkpoints(count: int, run: str, own: str) -> dict:
     """R11: all files of a run's checkpoints; a fall back to an older good step is right."""
     from vivi_jax import checkpoint
 
-    folder = pathlib.Path(workdir) / "checkpoints"
+    workdir = pathlib.Path(own, "run")
+    shutil.copytree(run, workdir)
+    folder = workdir / "checkpoints"
     files = [path for path in folder.rglob("*") if path.is_file()]
-    good = {of_tree(checkpoint.load_state(workdir, int(step.name))) for step in folder.iterdir() if step.name.isdigit()}
-    return judge(count, seed, files, lambda: of_tree(checkpoint.load_state(workdir)), good.__contains__)
+    good = {of_tree(checkpoint.load_state(run, step)) for step in checkpoint.steps(folder)}
+    return judge(count, files, lambda: of_tree(checkpoint.load_state(str(workdir))), good.__contains__)
 
 
-def exports(count: int, seed: int, workdir: str, folder: str) -> dict:
+def exports(count: int, run: str, own: str) -> dict:
     """R12: an exported encoder with what lies beside it."""
     from vivi_jax import checkpoint, export
     from vivi_jax.models import build_encoder
 
-    out = pathlib.Path(folder) / "encoder.safetensors"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    config, variables = checkpoint.load_encoder(workdir)
+    out = pathlib.Path(own, "export", "encoder.safetensors")
+    out.parent.mkdir()
+    config, variables = checkpoint.load_encoder(run)
     export.export_encoder("torchvision", build_encoder(**config), variables, str(out))
 
     def read() -> str:
@@ -125,14 +128,17 @@ def exports(count: int, seed: int, workdir: str, folder: str) -> dict:
         return of_tree({"config": json.dumps(config, sort_keys=True), "variables": variables})
 
     whole = read()
-    return judge(count, seed, [path for path in out.parent.iterdir() if path.is_file()], read, whole.__eq__)
+    return judge(count, [path for path in out.parent.iterdir() if path.is_file()], read, whole.__eq__)
 
 
-def stores(count: int, seed: int, source: str, folder: str) -> dict:
-    """R12, R16: all files of a frame store, which is then opened and read whole."""
+def stores(count: int, source: str, own: str) -> dict:
+    """R12: all files of a frame store, which is then opened and read whole.
+
+    Seen failing: without records' checksums and files' sizes it reported "silent: swap frames-00001-of-00003...".
+    """
     from input_pipeline.store import FrameStore
 
-    copy = pathlib.Path(folder)
+    copy = pathlib.Path(own, "store")
     shutil.copytree(source, copy)
 
     def read() -> str:
@@ -145,40 +151,134 @@ def stores(count: int, seed: int, source: str, folder: str) -> dict:
         return digest.hexdigest()
 
     whole = read()
-    return judge(count, seed, [path for path in copy.iterdir() if path.is_file()], read, whole.__eq__)
+    return judge(count, [path for path in copy.iterdir() if path.is_file()], read, whole.__eq__)
 
 
-def ledgers(count: int, seed: int, source: str, videos: str, folder: str) -> dict:
+def ledgers(count: int, source: str, videos: str, own: str) -> dict:
     """R12: the files of a preparation that was cut off; started again it ends with the same store, or says a line."""
-    from input_pipeline.preparation.local import prepare
-
-    wrong, counts, rng = [], {"noticed": 0, "no difference": 0}, random.Random(seed)
+    wrong, counts, rng = [], {"noticed": 0, "no difference": 0}, random.Random(0)
     whole = {path.name: path.read_bytes() for path in pathlib.Path(source).iterdir() if path.is_file()}
     for case in range(count):
-        out = pathlib.Path(folder) / f"store{case}"
-        half = runs.fork(lambda out=out: prepare(videos, str(out), labels="folder", workers=2), out.with_suffix(".log"))
-        while half.poll() is None and len(list((out / ".partial").glob("*.json"))) < 4 + rng.randrange(10):
-            pass
+        out = pathlib.Path(own) / f"store{case}"
+        half = runs.fork(lambda out=out: runs.prepare_store(videos, out), out.with_suffix(".log"))
+        enough = 4 + rng.randrange(10)
+        while half.poll() is None and len(list((out / ".partial").glob("*.json"))) < enough:
+            time.sleep(0.002)
         half.signal(9)
         half.wait()
         files = [path for path in out.rglob("*") if path.is_file() and path.stat().st_size and "lock" not in path.name]
         path = rng.choice(files)
         kind = rng.choice(("flip", "cut", "zero", "grow", "empty"))
         path.write_bytes(changed(path.read_bytes(), kind, rng))
-        try:
-            prepare(videos, str(out), labels="folder", workers=2)
-        except DataError:
+        again = runs.fork(lambda out=out: _prepare(videos, out), out.with_suffix(".log"))
+        code = again.wait()
+        said = again.log.read_text().splitlines()[-1:]
+        if code == NOTICED:
             counts["noticed"] += 1
-        except Exception as error:
-            wrong.append(f"{type(error).__name__} of no line of ours: {kind} {path.name}")
+        elif code != 0:
+            wrong.append(f"exit code {code} after {kind} {path.name}: {said}")
+        elif {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == whole:
+            counts["no difference"] += 1
         else:
-            found = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-            if found == whole:
-                counts["no difference"] += 1
-            else:
-                wrong.append(f"silent: {kind} {path.name}")
+            wrong.append(f"silent: {kind} {path.name}")
         shutil.rmtree(out)
     return {"damages": count, **counts, "wrong": wrong}
+
+
+NOTICED = 3  # exit code
+
+
+def _prepare(videos: str, out: pathlib.Path) -> None:
+    try:
+        runs.prepare_store(videos, out)
+    except DataError as error:
+        print(error)
+        raise SystemExit(NOTICED) from None
+
+
+def records(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R16: records of a store are damaged. All are noticed, named by their video, and the good ones are as they were.
+
+    At the end a training on the store says in one line what is damaged, and does not go on without it.
+    """
+    row = runs.in_child(_records, count, str(shared.store), str(own / "store"))
+    damaged_store, workdir = own / "store", own / "run"
+    process = runs.start(runs.flags("vito", damaged_store, workdir), own / "run.log")
+    code, lines = process.wait(), process.log.read_text().splitlines()
+    if code != 1 or not lines[-1].startswith("error: ") or "frames-0" not in lines[-1]:
+        row["wrong"].append(f"a training on it: exit code {code}, {lines[-1][:200]!r}")
+    return row
+
+
+def _records(count: int, source: str, copy: str) -> dict:
+    from input_pipeline import check
+    from input_pipeline.store import FrameStore
+
+    root, rng, wrong, damages = pathlib.Path(copy), random.Random(0), [], 0
+    shutil.copytree(source, root)
+    store = FrameStore(root)
+    whole = list(store.read(np.arange(store.num_frames.sum())))
+    contents = {path: path.read_bytes() for path in sorted(root.glob("frames-*"))}
+    places = _places(whole, contents)
+    for case in range(count):
+        # A few records; in the last case all, so that every batch of a training meets some.
+        hurt = list(places) if case == count - 1 else rng.sample(list(places), rng.randrange(1, 5))
+        damages += len(hurt)
+        changing = {path: bytearray(content) for path, content in contents.items()}
+        for record in hurt:
+            path, place = places[record]
+            changing[path][place + rng.randrange(len(whole[record]))] ^= 1 << rng.randrange(8)
+        for path, content in changing.items():
+            path.write_bytes(content)
+        said = [line for line in check.problems_of(root) if "damaged frames" in line]
+        should = {str(store.videos[np.searchsorted(store.first_record, record, "right") - 1]) for record in hurt}
+        if {name for name in store.videos if any(f": {name} has" in line for line in said)} != should:
+            wrong.append(f"damaged are frames of {sorted(should)}, but: {said}")
+        if _readable(FrameStore(root), len(whole)) != [None if i in hurt else whole[i] for i in range(len(whole))]:
+            wrong.append(f"records {hurt} are damaged, and others are read")
+    return {"damages": count, "damaged_records": damages, "wrong": wrong}
+
+
+def _places(records: list[bytes], contents: dict[pathlib.Path, bytes]) -> dict[int, tuple[pathlib.Path, int]]:
+    """Number of a record -> where its bytes begin in a shard; without those that a block of the file's ends within."""
+    return {
+        number: (path, content.index(record))
+        for number, record in enumerate(records)
+        for path, content in contents.items()
+        if record in content
+    }
+
+
+def _readable(store, count: int) -> list[bytes | None]:
+    found: list[bytes | None] = []
+    for record in range(count):
+        try:
+            found.append(store.read(np.array([record]))[0])
+        except DataError:
+            found.append(None)
+    return found
+
+
+def earlier_versions(own: str) -> dict:
+    """R26: runs and exports of all earlier releases: every weight is the same, bit for bit.
+
+    Seen failing: without manifests of format 1 the row ended with "none of the checkpoints ... is good".
+    """
+    from evaluation import encoders
+    from vivi_jax import checkpoint
+
+    wrong, read = [], 0
+    for archive in sorted((ROOT / "tests" / "testdata").glob("version_*.tar.xz")):
+        with tarfile.open(archive) as tar:
+            tar.extractall(own, filter="data")
+        root = pathlib.Path(own, archive.name.removesuffix(".tar.xz"))
+        recorded = np.load(root / "features.npz")
+        for path in (path for path in root.iterdir() if path.is_dir() or path.suffix == ".safetensors"):
+            _, variables, _ = encoders.load_encoder(str(path))
+            read += 1
+            if checkpoint.state_sha256(variables) != str(recorded[f"{path.name.replace('.', '_')}_sha"]):
+                wrong.append(f"{archive.name}: the weights of {path.name} are others")
+    return {"cases": read, "wrong": wrong if read else ["there is no earlier version"]}
 
 
 class _Canary:
@@ -191,12 +291,15 @@ class _Canary:
         return os.mkdir, (self._path,)
 
 
-def pickles(workdir: str, folder: str) -> dict:
-    """R20: files that run code when a careless reader opens them, under every name that a reader here takes."""
+def pickles(source: str, own: str) -> dict:
+    """R20: files that run code when a careless reader opens them, under every name that a reader here takes.
+
+    Seen failing: with np.load(allow_pickle=True) the row ended with a TypeError, of a pickle that had been loaded.
+    """
     from input_pipeline.store import INDEX, META, FrameStore, identity_of
     from vivi_jax import export, files
 
-    root = pathlib.Path(folder)
+    root = pathlib.Path(own)
     canary = root / "canary"
     wrong, tried = [], 0
     for suffix in (".safetensors", ".pth", ".pt", ".npz", ".npy", ".pkl", ".bin", ".msgpack"):
@@ -209,7 +312,7 @@ def pickles(workdir: str, folder: str) -> dict:
         except (CheckpointError, ConfigError):
             pass
     store = root / "store"
-    shutil.copytree(workdir, store)
+    shutil.copytree(source, store)
     index = dict(np.load(store / "index.npz"))
     index["videos"] = np.array([_Canary(str(canary))], object)
     np.savez(store / "index.npz", **index)

@@ -4,27 +4,51 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
+import statistics
 import time
 
 from benchmarks.faults import runs
+from vivi_jax.distributed import watchdog
 
 HEARTBEAT_SECONDS, WATCHDOG_SECONDS = 10, 20
 
 
-def pair(store: pathlib.Path, workdir: pathlib.Path, *more: str, second: tuple[str, ...] | None = None) -> list:
-    """Two processes of one run of VITO, on one device each; `second` are other flags of the second."""
+def job(
+    count: int,
+    devices: int,
+    store: pathlib.Path,
+    workdir: pathlib.Path,
+    *more: str,
+    second: tuple[str, ...] = (),
+) -> list[runs.Process]:
+    """`count` processes of one run of VITO, on so many devices each; `second` are other flags of the second."""
+    address = _free_address()
+    arguments = [*runs.flags("vito", store, workdir), f"--config.hosts.heartbeat_seconds={HEARTBEAT_SECONDS}", *more]
+    flags = runs.devices(devices)
+    if count == 1:
+        return [runs.start(arguments, pathlib.Path(f"{workdir}.log"), flags)]
+    return [_one(i, count, address, [*arguments, *(second if i == 1 else ())], workdir, flags) for i in range(count)]
+
+
+def pair(store: pathlib.Path, workdir: pathlib.Path, *more: str, second: tuple[str, ...] = ()) -> list[runs.Process]:
+    """Two processes of one run of VITO, on one device each."""
+    return job(2, 1, store, workdir, *more, second=second)
+
+
+def _free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = runs.flags("vito", store, workdir) + [f"--config.hosts.heartbeat_seconds={HEARTBEAT_SECONDS}", *more]
-    return [_one(i, address, [*arguments, *(second if i and second else ())], workdir) for i in range(2)]
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def _one(i: int, address: str, arguments: list[str], workdir: pathlib.Path) -> runs.Process:
-    where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-    return runs.start(arguments, pathlib.Path(f"{workdir}.{i}.log"), where)
+def _one(
+    i: int, count: int, address: str, arguments: list[str], workdir: pathlib.Path, environment: dict[str, str]
+) -> runs.Process:
+    where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
+    return runs.start(arguments, pathlib.Path(f"{workdir}.{i}.log"), where | environment)
 
 
 def wait_for_steps(processes: list[runs.Process], workdir: pathlib.Path, more: int) -> bool:
@@ -39,16 +63,13 @@ def wait_for_steps(processes: list[runs.Process], workdir: pathlib.Path, more: i
     return False
 
 
-def dead(count: int, which: int, seed: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
+def dead(count: int, which: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """R7, R8: process 1, or the coordinator, is killed; the other ends by itself, and the run goes on bit for bit."""
-    rng, wrong, seconds = random.Random(seed), [], []
-    whole, workdir = folder / f"pair-straight-{which}", folder / f"pair-dead-{which}"
-    for process in pair(store, whole):
-        if process.wait() != 0:
-            raise RuntimeError(f"two processes do not run: {process.log.read_text()[-3000:]}")
-    sha256 = json.loads((whole / "summary.json").read_text())["state_sha256"]
+    rng, wrong, seconds = random.Random(0), [], []
+    workdir = own / "run"
+    sha256 = _straight_job(2, 1, shared.store, own / "straight")
     for _ in range(count):
-        processes = pair(store, workdir)
+        processes = pair(shared.store, workdir)
         if not wait_for_steps(processes, workdir, rng.randrange(1, 12)):
             wrong.append("the run ended before a process was killed")
             break
@@ -59,7 +80,7 @@ def dead(count: int, which: int, seed: int, store: pathlib.Path, folder: pathlib
         seconds.append(round(time.monotonic() - began, 1))
         if code is None or code == 0:
             wrong.append(f"the other ended with {code}")
-    for process in pair(store, workdir):
+    for process in pair(shared.store, workdir):
         process.wait()
     wrong += runs.ended_well(workdir, sha256)
     if seconds and max(seconds) > HEARTBEAT_SECONDS + 5:
@@ -67,12 +88,42 @@ def dead(count: int, which: int, seed: int, store: pathlib.Path, folder: pathlib
     return {"killed": len(seconds), "seconds_to_end": seconds, "wrong": wrong}
 
 
-def stuck(count: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
-    """R9: one of two processes is stopped (SIGSTOP); the job ends with stacks and an exit code that is restarted."""
+def _straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathlib.Path, *more: str) -> str:
+    """SHA-256 of the last state of a run on so many processes and devices that nothing happened to."""
+    for process in job(count, devices, store, workdir, *more):
+        if (code := process.wait()) != 0:
+            raise RuntimeError(f"{count} processes end with {code}: {process.log.read_text()[-3000:]}")
+    return json.loads((workdir / "summary.json").read_text())["state_sha256"]
+
+
+def process_counts(rounds: int, shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R6: a run goes on on other numbers of processes with as many devices in all, and ends with the same bits."""
+    wrong, changes = [], 0
+    for devices in (2,) if rounds == 1 else (2, 4):
+        sha256 = _straight_job(1, devices, shared.store, own / f"straight{devices}")
+        counts = [count for count in (devices, 1, devices // 2) if count]
+        workdir = own / f"run{devices}"
+        for count in (counts * rounds)[: 2 * rounds]:
+            alive = job(count, devices // count, shared.store, workdir)
+            if not wait_for_steps(alive, workdir, 3):
+                wrong.append(f"{count} processes: ended with {[process.wait() for process in alive]}")
+                break
+            for process in alive:
+                process.signal(signal.SIGTERM)
+            if any((code := process.wait()) != 128 + signal.SIGTERM for process in alive):
+                wrong.append(f"{count} processes: exit code {code} after SIGTERM")
+            changes += 1
+        last = [process.wait() for process in job(1, devices, shared.store, workdir)]
+        wrong += runs.ended_well(workdir, sha256) if last == [0] else [f"the last start ended with {last}"]
+    return {"changes": changes, "wrong": wrong}
+
+
+def stuck(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R9: a process of two is stopped (SIGSTOP); the end of a run hangs. Both end with stacks and are restarted."""
     wrong, seconds, codes = [], [], []
     for case in range(count):
-        workdir = folder / f"pair-stuck-{case}"
-        processes = pair(store, workdir, f"--config.run.watchdog_seconds={WATCHDOG_SECONDS}")
+        workdir = own / f"run{case}"
+        processes = pair(shared.store, workdir, f"--config.run.watchdog_seconds={WATCHDOG_SECONDS}")
         if not wait_for_steps(processes, workdir, 3):
             wrong.append("the run ended before a process was stopped")
             continue
@@ -88,38 +139,52 @@ def stuck(count: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
             wrong.append(f"the other ended with {code}")
         if "most recent call first" not in processes[0].log.read_text():
             wrong.append("no stacks in the log")
+    wrong += _stuck_at_the_end(shared, own / "end")
     return {"stopped": len(seconds), "seconds_to_end": seconds, "exit_codes": codes, "wrong": wrong}
 
 
-def late(store: pathlib.Path, folder: pathlib.Path) -> dict:
+def _stuck_at_the_end(shared: runs.Shared, workdir: pathlib.Path) -> list[str]:
+    """A finished run, started again, on a disk that does not answer when its summary is put in place."""
+    shutil.copytree(shared.straight("vito").workdir, workdir)
+    replace = os.replace
+
+    def run() -> None:
+        os.replace = lambda source, to: time.sleep(3600) if "summary" in str(to) else replace(source, to)
+        runs.main_command([*runs.flags("vito", shared.store, workdir), "--config.run.watchdog_seconds=5"])
+
+    process = runs.fork(run, workdir.with_suffix(".log"), runs.devices(1))
+    code = process.wait(120)
+    said = "no end of the summary within" in process.log.read_text()
+    return [] if code == watchdog.EXIT_CODE and said else [f"stuck in the summary: exit code {code}"]
+
+
+def late(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R10: the second process comes 15 s late, which works; then never, which is one line."""
     wrong = []
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    workdir = folder / "pair-late"
-    arguments = runs.flags("vito", store, workdir)
-    first = _one(0, address, arguments, workdir)
+    address, one_device = _free_address(), runs.devices(1)
+    workdir = own / "late"
+    arguments = runs.flags("vito", shared.store, workdir)
+    first = _one(0, 2, address, arguments, workdir, one_device)
     time.sleep(15)
-    second = _one(1, address, arguments, workdir)
+    second = _one(1, 2, address, arguments, workdir, one_device)
     if (codes := (first.wait(), second.wait())) != (0, 0):
         wrong.append(f"fifteen seconds late: exit codes {codes}")
-    workdir = folder / "pair-alone"
+    workdir = own / "alone"
     began = time.monotonic()
-    flags = [*runs.flags("vito", store, workdir), "--config.hosts.start_timeout_seconds=5"]
-    alone = _one(0, address, flags, workdir)
+    flags = [*runs.flags("vito", shared.store, workdir), "--config.hosts.start_timeout_seconds=5"]
+    alone = _one(0, 2, _free_address(), flags, workdir, one_device)
     code, seconds = alone.wait(120), time.monotonic() - began
     if code != 1 or "error: process 0 of 2 has waited 5 s" not in alone.log.read_text():
         wrong.append(f"alone: exit code {code}, {alone.log.read_text().splitlines()[-1:]}")
-    return {"seconds_alone": round(seconds, 1), "wrong": wrong}
+    return {"cases": 2, "seconds_alone": round(seconds, 1), "wrong": wrong}
 
 
-def desync(store: pathlib.Path, folder: pathlib.Path) -> dict:
+def desync(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R19: the second process was started with another seed, rate or size; both are refused, with the difference."""
     wrong, cases = [], ("seed=1", "optimizer.weight_decay=0.5", "data.min_crop_area=0.5")
     for i, other in enumerate(cases):
-        workdir = folder / f"pair-other-{i}"
-        processes = pair(store, workdir, second=(f"--config.{other}",))
+        workdir = own / f"run{i}"
+        processes = pair(shared.store, workdir, second=(f"--config.{other}",))
         codes = [process.wait() for process in processes]
         said = [other.split("=")[0] in process.log.read_text() for process in processes]
         if codes != [1, 1] or not all(said):
@@ -129,15 +194,12 @@ def desync(store: pathlib.Path, folder: pathlib.Path) -> dict:
     return {"cases": len(cases), "wrong": wrong}
 
 
-def devices(counts: tuple[int, ...], store: pathlib.Path, folder: pathlib.Path) -> dict:
+def device_counts(counts: tuple[int, ...], shared: runs.Shared, own: pathlib.Path) -> dict:
     """R5: a run goes on on other numbers of devices; its next losses are those of the run that kept its devices."""
-    simulated = "--xla_force_host_platform_device_count={}"
     wrong, differences = [], []
-    workdir = folder / "devices"
+    workdir = own / "run"
     for i, (now, then) in enumerate(zip(counts, counts[1:], strict=False)):
-        process = runs.start(
-            runs.flags("vito", store, workdir), folder / "devices.log", {"XLA_FLAGS": simulated.format(now)}
-        )
+        process = runs.start(runs.flags("vito", shared.store, workdir), own / "run.log", runs.devices(now))
         if not runs.wait_for_step(process, workdir, 6):
             wrong.append(f"the run on {now} devices ended early")
             break
@@ -145,19 +207,55 @@ def devices(counts: tuple[int, ...], store: pathlib.Path, folder: pathlib.Path) 
         process.wait()
         losses = []
         for number in (now, then):
-            copy = folder / f"devices-{i}-{number}"
-            os.system(f"cp -r {workdir} {copy}")
+            copy = own / f"change{i}-{number}"
+            shutil.copytree(workdir, copy)
             first = runs.logged_steps(copy)[-1] + 1
-            trial = runs.start(
-                runs.flags("vito", store, copy), folder / f"{copy.name}.log", {"XLA_FLAGS": simulated.format(number)}
-            )
+            trial = runs.start(runs.flags("vito", shared.store, copy), copy.with_suffix(".log"), runs.devices(number))
             runs.wait_for_step(trial, copy, 4)
             trial.signal(signal.SIGKILL)
             trial.wait()
             losses.append({line["step"]: line["loss"] for line in runs.logged(copy) if line["step"] >= first})
-        shared = sorted(set(losses[0]) & set(losses[1]))[:3]
-        difference = max(abs(losses[0][step] / losses[1][step] - 1) for step in shared)
-        differences.append({"from": now, "to": then, "steps": len(shared), "largest_relative_difference": difference})
+        both = sorted(set(losses[0]) & set(losses[1]))[:3]
+        difference = max(abs(losses[0][step] / losses[1][step] - 1) for step in both)
+        differences.append(
+            {"from": now, "to": then, "compared_steps": len(both), "largest_relative_difference": difference}
+        )
         if difference > 1e-5:
             wrong.append(f"from {now} to {then} devices the loss differs by {difference:.1e}")
-    return {"changes": differences, "wrong": wrong}
+    return {"changes": len(differences), "differences": differences, "wrong": wrong}
+
+
+PARTS = "--config.reproducible=4"
+
+
+def same_bits(layouts: tuple[tuple[int, int], ...], shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R5: with config.reproducible a run goes on on other numbers of processes and devices, to the same bits.
+
+    `layouts` are (processes, devices of each). What it costs is told from straight runs on one device.
+    """
+    wrong, workdir = [], own / "run"
+    sha256 = _straight_job(1, 1, shared.store, own / "straight", PARTS)
+    _straight_job(1, 1, shared.store, own / "usual")
+    for count, each in layouts:
+        alive = job(count, each, shared.store, workdir, PARTS)
+        if not wait_for_steps(alive, workdir, 3):
+            wrong.append(f"{count} x {each}: ended with {[process.wait() for process in alive]}")
+            break
+        for process in alive:
+            process.signal(signal.SIGTERM)
+        for process in alive:
+            process.wait()
+    last = [process.wait() for process in job(1, 1, shared.store, workdir, PARTS)]
+    wrong += runs.ended_well(workdir, sha256) if last == [0] else [f"the last start ended with {last}"]
+    seconds = {name: _seconds_per_step(own / name) for name in ("straight", "usual")}
+    return {
+        "layouts": [f"{count} x {each}" for count, each in layouts],
+        "times_as_long_as_the_usual_step": round(seconds["straight"] / seconds["usual"], 2),
+        "wrong": wrong,
+    }
+
+
+def _seconds_per_step(workdir: pathlib.Path) -> float:
+    """Median, without waiting for data."""
+    lines = [line for line in runs.logged(workdir) if "loss" in line][5:]
+    return statistics.median((1 - line["data_wait_share"]) / line["examples_per_second"] for line in lines)

@@ -1,59 +1,124 @@
 """R13, R17, R21 to R24: full disks, losses that are not numbers, compile caches, clocks, memory, two jobs."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import random
+import re
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Callable
 
-from benchmarks.faults import damage, runs
+from benchmarks.faults import damage, kills, runs
+
+SLOW = 0.2  # seconds
 
 
-def full_disk(store: pathlib.Path, folder: pathlib.Path) -> dict:
+def full_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R13: the run directory lies on a disk of 6 MB; the run says so in one line, and goes on where there is room."""
-    sha256, _ = runs.straight("vito", store, folder)
-    disk = folder / "disk"
+    sha256 = shared.straight("vito").sha256
+    disk = own / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
         return {"not measured": "needs the right to mount a small disk", "wrong": []}
     wrong, workdir = [], disk / "run"
     try:
         filler = disk / "filler"
-        first = runs.start(runs.flags("vito", store, workdir), folder / "disk.log")
+        first = runs.start(runs.flags("vito", shared.store, workdir), own / "disk.log")
         runs.wait_for_step(first, workdir, runs.CHECKPOINT_EVERY + 2)
         with contextlib.suppress(OSError), open(filler, "wb") as file:
             while True:
                 file.write(bytes(65536))
                 file.flush()
         code = first.wait()
-        lines = (folder / "disk.log").read_text().splitlines()
+        lines = (own / "disk.log").read_text().splitlines()
         if code != 1 or not lines[-1].startswith("error: "):
             wrong.append(f"full: exit code {code}, last line {lines[-1][:200]!r}")
         if any("Traceback" in line for line in lines):
             wrong.append("full: a traceback")
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        code = runs.start(runs.flags("vito", store, workdir), folder / "disk.log").wait()
+        code = runs.start(runs.flags("vito", shared.store, workdir), own / "disk.log").wait()
         wrong += runs.ended_well(workdir, sha256) if code == 0 else [f"with room again: exit code {code}"]
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
     return {"cases": 2, "wrong": wrong}
 
 
-def not_finite(store: pathlib.Path, folder: pathlib.Path) -> dict:
-    """R17: a learning rate that ends in NaN; the run stops in one line and every checkpoint that is left is finite."""
-    workdir, log = folder / "nan", folder / "nan.log"
-    process = runs.start([*runs.flags("vito", store, workdir), "--config.schedule.base_lr=1e30"], log)
-    wrong, code = [], process.wait()
-    lines = log.read_text().splitlines()
-    if code != 1 or not lines[-1].startswith("error: "):
-        wrong.append(f"exit code {code}, last line {lines[-1][:200]!r}")
-    finite = runs.in_child(_finite_checkpoints, str(workdir))
-    if not all(finite.values()):
-        wrong.append(f"checkpoints that are not finite: {finite}")
-    return {"checkpoints": len(finite), "wrong": wrong}
+def slow_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R14: each rename and fsync of Python code takes SLOW seconds longer, as on storage far away.
+
+    A save then takes longer than the steps between two of them. The steps go on meanwhile, no save overlaps the one
+    before, SIGTERM while one is written ends with the state saved, and the bits are the same. TensorStore's own writes,
+    in C++, are as fast as the disk.
+    """
+    sha256 = shared.straight("vito").sha256
+    workdir, wrong, overlap, ahead = own / "run", [], 0, 0
+
+    def slowly(call: Callable) -> Callable:
+        @functools.wraps(call)
+        def slow(*arguments, **options):
+            time.sleep(SLOW)
+            return call(*arguments, **options)
+
+        return slow
+
+    def run() -> None:
+        for name in ("rename", "replace", "fsync"):
+            setattr(os, name, slowly(getattr(os, name)))
+        runs.main_command(runs.flags("vito", shared.store, workdir))
+
+    def stop_in_a_save(process: runs.Process) -> bool:
+        """SIGTERM while the third checkpoint is written; counts what is seen on the way."""
+        nonlocal overlap, ahead
+        while process.poll() is None:
+            names = [path.name for path in (workdir / "checkpoints").glob("*")]
+            tmp = [int(found[1]) for name in names if (found := re.match(r"(\d+)\..*tmp", name))]
+            overlap = max(overlap, len(tmp))
+            if tmp:
+                ahead = max(ahead, max(runs.logged_steps(workdir)) - tmp[0])
+            if tmp and runs.newest_good(workdir) >= 2 * runs.CHECKPOINT_EVERY and ahead > 0:
+                process.signal(signal.SIGTERM)
+                return True
+            time.sleep(0.01)
+        return False
+
+    process = runs.fork(run, own / "run.log", runs.devices(1))
+    if not stop_in_a_save(process):
+        wrong.append(f"no step while a save was written: the run ended with {process.code}")
+    elif (code := process.wait(60)) != 128 + signal.SIGTERM:
+        wrong.append(f"exit code {code} after SIGTERM in a slow save")
+    elif runs.newest_good(workdir) < max(runs.logged_steps(workdir)):
+        wrong.append("steps are lost after SIGTERM in a slow save")
+    if overlap > 1:
+        wrong.append(f"{overlap} saves at a time")
+    code = runs.start(runs.flags("vito", shared.store, workdir), own / "again.log").wait()
+    wrong += runs.ended_well(workdir, sha256) if code == 0 else [f"started again: exit code {code}"]
+    return {"cases": 2, "steps_during_a_save": ahead, "wrong": wrong}
+
+
+def not_finite(shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R17: rates that end in NaN; the run stops in one line and every checkpoint that is left is finite.
+
+    With the first rate the second step's loss is NaN; the other one makes the first step's state NaN, whose loss was
+    not, just before it is saved.
+    """
+    wrong, left = [], 0
+    for name, rate in (("loss", "1e30"), ("state", "1e38")):
+        workdir = own / name
+        more = [f"--config.schedule.base_lr={rate}", "--config.run.checkpoint_every=1"]
+        process = runs.start([*runs.flags("vito", shared.store, workdir), *more], own / f"{name}.log")
+        code, lines = process.wait(), process.log.read_text().splitlines()
+        if code != 1 or not lines[-1].startswith("error: "):
+            wrong.append(f"{name}: exit code {code}, last line {lines[-1][:200]!r}")
+        finite = runs.in_child(_finite_checkpoints, str(workdir))
+        left += len(finite)
+        if not all(finite.values()):
+            wrong.append(f"{name}: checkpoints that are not finite: {finite}")
+    return {"cases": 2, "checkpoints": left, "wrong": wrong}
 
 
 def _finite_checkpoints(workdir: str) -> dict[str, bool]:
@@ -76,57 +141,61 @@ def _finite_checkpoints(workdir: str) -> dict[str, bool]:
     }
 
 
-def compile_cache(count: int, seed: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
+def compile_cache(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """R21: entries of the persistent compilation cache are damaged; the run's bits stay the same."""
-    sha256, _ = runs.straight("vito", store, folder)
-    cache = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    whole, wrong, rng, codes = folder / "cache", [], random.Random(seed), []
-    shutil.copytree(cache, whole)
+    sha256 = shared.straight("vito").sha256
+    wrong, rng, damages = [], random.Random(0), 0
     for case in range(count):
+        workdir, cache = own / f"run{case}", own / f"cache{case}"
+        shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], cache)
         for path in cache.iterdir():
             if path.is_file() and path.stat().st_size > 4096:
                 path.write_bytes(damage.changed(path.read_bytes(), rng.choice(("flip", "cut", "empty")), rng))
-        workdir = folder / f"cache-{case}"
-        codes.append(runs.start(runs.flags("vito", store, workdir), folder / f"cache-{case}.log").wait())
-        if codes[-1] == 0:
-            wrong += runs.ended_well(workdir, sha256)
-        shutil.rmtree(cache)
-        shutil.copytree(whole, cache)
-    wrong += [f"exit code {code}" for code in codes if code != 0]
-    return {"cases": count, "wrong": wrong}
+                damages += 1
+
+        def run(workdir=workdir, cache=cache) -> None:
+            import jax
+
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            runs.main_command(runs.flags("vito", shared.store, workdir))
+
+        code = runs.fork(run, own / f"run{case}.log", runs.devices(1)).wait()
+        wrong += runs.ended_well(workdir, sha256) if code == 0 else [f"exit code {code}"]
+    return {"cases": count, "damaged_programs": damages, "wrong": wrong}
 
 
-def clock(store: pathlib.Path, folder: pathlib.Path) -> dict:
+def clock(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R22: the wall clock jumps by an hour forth and back every few calls; the run ends with the same bits."""
-    sha256, _ = runs.straight("vito", store, folder)
-    workdir, right = folder / "clock", time.time
+    sha256 = shared.straight("vito").sha256
+    workdir, right = own / "clock", time.time
 
     def jumping() -> float:
         return right() + random.choice((-3600, 0, 3600))
 
     def run() -> None:
         time.time = jumping
-        runs.main_command(runs.flags("vito", store, workdir))
+        runs.main_command(runs.flags("vito", shared.store, workdir))
 
-    code = runs.fork(run, folder / "clock.log").wait()
+    code = runs.fork(run, own / "clock.log", runs.devices(1)).wait()
     return {"cases": 1, "wrong": runs.ended_well(workdir, sha256) if code == 0 else [f"exit code {code}"]}
 
 
-def memory(steps: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
+def memory(steps: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """R23: what a run holds after a quarter of its steps and at its end; nothing is left when it has ended."""
-    workdir = folder / "memory"
+    workdir = own / "memory"
     before = set(os.listdir("/dev/shm"))
     process = runs.start(
         [
-            *runs.flags("vito", store, workdir),
+            *runs.flags("vito", shared.store, workdir),
             f"--config.schedule.epochs={steps}.0",
-            f"--config.evaluation.dataset={store}",
+            f"--config.evaluation.dataset={shared.store}",
             "--config.evaluation.image_size=32",
             "--config.evaluation.batch_size=8",
+            "--config.evaluation.k=5",
             f"--config.run.eval_every={max(steps // 50, 1)}",
             f"--config.run.checkpoint_every={max(steps // 200, 1)}",
         ],
-        folder / "memory.log",
+        own / "memory.log",
     )
     held = {}
     while process.poll() is None:
@@ -152,31 +221,31 @@ def memory(steps: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
     return {"steps": steps, "growth": round(growth, 4), "more_open_files": files, "wrong": wrong}
 
 
-def two_jobs(store: pathlib.Path, folder: pathlib.Path) -> dict:
+def two_jobs(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R24: a second start in a run's directory is refused while the first is at work; after its death it goes on."""
-    sha256, _ = runs.straight("vito", store, folder)
-    workdir, wrong = folder / "two", []
-    first = runs.start(runs.flags("vito", store, workdir), folder / "two.0.log")
+    sha256 = shared.straight("vito").sha256
+    workdir, wrong = own / "two", []
+    first = runs.start(runs.flags("vito", shared.store, workdir), own / "two.0.log")
     runs.wait_for_step(first, workdir)
-    second = runs.start(runs.flags("vito", store, workdir), folder / "two.1.log")
+    second = runs.start(runs.flags("vito", shared.store, workdir), own / "two.1.log")
     code = second.wait()
-    line = (folder / "two.1.log").read_text().splitlines()[-1]
+    line = (own / "two.1.log").read_text().splitlines()[-1]
     if code != 1 or not line.startswith("error: ") or str(first.pid) not in line:
         wrong.append(f"the second start: exit code {code}, {line[:200]!r}")
     first.signal(9)
     first.wait()
-    code = runs.start(runs.flags("vito", store, workdir), folder / "two.2.log").wait()
+    code = runs.start(runs.flags("vito", shared.store, workdir), own / "two.2.log").wait()
     wrong += runs.ended_well(workdir, sha256) if code == 0 else [f"after the death of the first: exit code {code}"]
     return {"cases": 2, "wrong": wrong}
 
 
-def soak(seconds: float, seed: int, store: pathlib.Path, folder: pathlib.Path) -> dict:
-    """R25: a fault every few seconds for a long time; the share of steps that were not done twice."""
-    from benchmarks.faults import kills
-
-    began, rng, done, starts, wrong, case = time.monotonic(), random.Random(seed), 0, 0, [], 0
-    while time.monotonic() - began < seconds:
+def soak(seconds: float, shared: runs.Shared, own: pathlib.Path) -> dict:
+    """R25: a fault of any kind every few seconds for a long time; each run still ends with the right bits."""
+    began, rng, done, starts, wrong, case = time.monotonic(), random.Random(1), 0, 0, [], 0
+    while time.monotonic() - began < seconds and not wrong:
         fault = rng.choice((kills.kill, kills.kill_while_saving, kills.terminate))
-        row = kills.survive("vito", 10, rng.randrange(1 << 30), store, folder, f"soak{case}", fault)
+        runs_of_case = own / f"case{case}"
+        runs_of_case.mkdir()
+        row = kills.survive("vito", fault, 3, shared, runs_of_case, seed=rng.randrange(1 << 30))
         done, starts, wrong, case = done + row["faults"], starts + row["starts"], wrong + row["wrong"], case + 1
     return {"faults": done, "starts": starts, "minutes": round((time.monotonic() - began) / 60, 1), "wrong": wrong}

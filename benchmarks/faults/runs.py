@@ -8,6 +8,7 @@ is a process like any other, with its own memory, signals and exit code.
 import atexit
 import contextlib
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import os
@@ -21,13 +22,14 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from input_pipeline.preparation.local import prepare
+from input_pipeline.preparation.steps import Settings
 from input_pipeline.rendered.shapes import write_videos
 from vivi_jax import command_line, main
 
 SYSTEMS = ("vito", "vivi", "vdim")
 STEPS = 60
 CHECKPOINT_EVERY = 5
-PATIENCE = 300  # seconds after which a run that should have ended has hung
+PATIENCE = 900  # seconds after which a run that should have ended has hung, also on a busy machine
 
 
 def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
@@ -54,9 +56,9 @@ def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
         "vdim": [
             "--config=configs/vdim.py:layers=68,demo",
             "--config.method.embed_dim=16",
-            "--config.data.frames=4",
+            "--config.data.frames=8",
             "--config.data.offset=4",
-            "--config.encoder.frames=4",
+            "--config.encoder.frames=8",
             f"--config.schedule.total_steps={STEPS}",
             "--config.schedule.warmup_steps=5",
         ],
@@ -74,11 +76,16 @@ def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
 
 
 def make_store(folder: pathlib.Path) -> pathlib.Path:
-    """A frame store of sixteen rendered videos of two classes, with two shots each."""
+    """A frame store of 24 rendered videos of two classes, with two shots each, in three shards."""
     videos, store = folder / "videos", folder / "store"
     write_videos(videos, videos=24, seed=0, size=48, seconds=3.0, classes=("ring", "star"), shots=2, workers=2)
-    prepare(str(videos), str(store), labels="folder", workers=2)
+    prepare_store(str(videos), store)
     return store
+
+
+def prepare_store(videos: str, store: pathlib.Path) -> None:
+    """The preparation of the store, which may have been begun."""
+    prepare(videos, str(store), Settings(videos_per_shard=8), labels="folder", workers=2)
 
 
 @dataclasses.dataclass
@@ -150,10 +157,14 @@ def _as_command(function: Callable[[], Any], log: pathlib.Path, environment: dic
         os._exit(code)
 
 
+def devices(count: int) -> dict[str, str]:
+    """Environment of a process with so many devices; the compiler optimises a little, as a run lasts seconds."""
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=1"}
+
+
 def start(arguments: list[str], log: pathlib.Path, environment: dict[str, str] | None = None) -> Process:
     """`python -m vivi_jax.main ARGUMENTS` in a fork of this process."""
-
-    return fork(lambda: main_command(arguments), log, environment)
+    return fork(lambda: main_command(arguments), log, devices(1) | (environment or {}))
 
 
 def main_command(arguments: list[str]) -> None:
@@ -220,17 +231,52 @@ def ended_well(workdir: pathlib.Path, sha256: str) -> list[str]:
     return wrong
 
 
-def straight(system: str, store: pathlib.Path, folder: pathlib.Path) -> tuple[str, dict]:
-    """(SHA-256 of the last state of a run that nothing happened to, its times), run once per folder and system."""
-    workdir, log = folder / f"{system}-straight", folder / f"{system}-straight.log"
-    times = folder / f"{system}-times.json"
-    if not times.exists():
-        start(flags(system, store, folder / f"{system}-warm"), folder / "warm.log").wait()  # fills the compile cache
+def newest_good(workdir: pathlib.Path) -> int:
+    """The newest step whose checkpoint has its manifest; 0 where there is none."""
+    return max((int(path.parent.name) for path in workdir.glob("checkpoints/*/MANIFEST.json")), default=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Straight:
+    """A run that nothing happened to: SHA-256 of its last state, seconds to its first step and to its end."""
+
+    workdir: pathlib.Path
+    sha256: str
+    first_step: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What all rows use and none changes: a store, and a straight run of each system."""
+
+    folder: pathlib.Path
+    store: pathlib.Path
+
+    def straight(self, system: str) -> Straight:
+        """The straight run, made by whichever row asks first; one that asks meanwhile waits."""
+        workdir, times = self.folder / f"{system}-straight", self.folder / f"{system}-times.json"
+        with open(self.folder / f"{system}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if not times.exists():
+                    self._run(system, workdir, times)
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # by name: processes that were forked meanwhile hold the file open
+        found = json.loads(times.read_text())
+        sha256 = json.loads((workdir / "summary.json").read_text())["state_sha256"]
+        return Straight(workdir, sha256, found["first_step"], found["seconds"])
+
+    def _run(self, system: str, workdir: pathlib.Path, times: pathlib.Path) -> None:
+        warm = self.folder / f"{system}-warm"
+        process = start(flags(system, self.store, warm), warm.with_suffix(".log"))  # fills the cache of compiled steps
+        wait_for_step(process, warm, CHECKPOINT_EVERY + 1)
+        process.signal(signal.SIGKILL)
+        process.wait()
         began = time.monotonic()
-        process = start(flags(system, store, workdir), log)
+        process = start(flags(system, self.store, workdir), workdir.with_suffix(".log"))
         wait_for_step(process, workdir)
         first = time.monotonic() - began
         if (code := process.wait()) != 0:
-            raise RuntimeError(f"the straight run of {system} ended with {code}:\n{log.read_text()[-3000:]}")
-        times.write_text(json.dumps({"first_step": first, "all": time.monotonic() - began}))
-    return json.loads((workdir / "summary.json").read_text())["state_sha256"], json.loads(times.read_text())
+            raise RuntimeError(f"the straight run of {system} ended with {code}:\n{process.log.read_text()[-3000:]}")
+        times.write_text(json.dumps({"first_step": first, "seconds": time.monotonic() - began}))

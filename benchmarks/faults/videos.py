@@ -1,6 +1,7 @@
 """R15: thousands of damaged videos through a preparation: no crash, no hang, each one in the ledger, memory bounded."""
 
 import json
+import os
 import pathlib
 import random
 import resource
@@ -24,7 +25,8 @@ SOURCES = (  # file name, codec, pixel format
     ("vp9.webm", "libvpx-vp9", "yuv420p"),
     ("mjpeg.avi", "mjpeg", "yuvj420p"),
 )
-MEMORY_MB = 1024  # of a decoding child's address space, the limit that the preparation is given
+MEMORY_MB = 640  # of a decoding child's address space; some 400 of it are the libraries'
+LARGE_SIDE = 12_000  # pixels; one such picture takes 216 MB or more, in a file of two
 
 
 def make_sources(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -40,6 +42,19 @@ def make_sources(folder: pathlib.Path) -> list[pathlib.Path]:
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
     return sorted(folder.iterdir())
+
+
+def make_large(path: pathlib.Path) -> pathlib.Path:
+    """A whole and valid video of pictures that nobody needs, a hundred times as large in memory as on the disk."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=Fraction(25))
+        stream.height, stream.width, stream.pix_fmt = LARGE_SIDE, LARGE_SIDE, "yuvj420p"
+        frame = av.VideoFrame(LARGE_SIDE, LARGE_SIDE, "yuvj420p")
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
 
 
 def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
@@ -59,13 +74,17 @@ def mutated(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     return data
 
 
-def hostile(count: int, seed: int, folder: pathlib.Path) -> dict:
-    """Prepares `count` mutated files in batches; what is wrong, what became of them, and the most a child took."""
+def hostile(count: int, folder: pathlib.Path) -> dict:
+    """R15: prepares `count` mutated files in batches, each with a file of absurdly large pictures.
+
+    Counts what is wrong, what became of them, and the most memory that a child (or the server that forks it) took.
+    """
     from input_pipeline.preparation.steps import Settings
 
-    sources = [path for path in make_sources(folder / "sources")]
+    sources = make_sources(folder / "sources")
+    large = make_large(folder / "large.avi")
     contents = [path.read_bytes() for path in sources]
-    rng, wrong, outcomes, memory = random.Random(seed), [], {}, 0.0
+    rng, wrong, outcomes, memory = random.Random(0), [], {}, 0.0
     done = 0
     while done < count:
         videos, out = folder / f"mutated{done}", folder / f"store{done}"
@@ -74,6 +93,7 @@ def hostile(count: int, seed: int, folder: pathlib.Path) -> dict:
         for i in range(batch):
             which = rng.randrange(len(sources))
             (videos / f"{i:04d}-{sources[which].name}").write_bytes(mutated(contents[which], contents, rng))
+        os.link(large, videos / large.name)
         settings = Settings(short_side=32, memory_mb=MEMORY_MB)
         try:
             answer = runs.in_child(_prepare, str(videos), str(out), settings, seconds=1800)
@@ -82,11 +102,14 @@ def hostile(count: int, seed: int, folder: pathlib.Path) -> dict:
             answer = {"children_mb": 0.0}
         ledger = out / "ledger.jsonl"
         lines = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
-        if {line["input"] for line in lines} != {path.name for path in videos.iterdir()} or len(lines) != batch:
-            wrong.append(f"{len(lines)} lines in the ledger for {batch} files")
+        if {line["input"] for line in lines} != {path.name for path in videos.iterdir()} or len(lines) != batch + 1:
+            wrong.append(f"{len(lines)} lines in the ledger for {batch + 1} files")
         for line in lines:
             kind = "ok" if line["status"] == "ok" else line["reason"].split(":")[0]
-            outcomes[kind] = outcomes.get(kind, 0) + 1
+            if line["input"] != large.name:
+                outcomes[kind] = outcomes.get(kind, 0) + 1
+            elif kind not in ("absurd size", "too large"):
+                wrong.append(f"a video of {LARGE_SIDE} x {LARGE_SIDE} pixels: {kind}")
         memory = max(memory, answer["children_mb"])
         done += batch
     if memory > MEMORY_MB:

@@ -69,7 +69,8 @@ def being_saved(directory: pathlib.Path) -> int | None:
 
 def begin(directory: pathlib.Path, step: int) -> None:
     """Says that the checkpoint of this step is being written."""
-    files.write_text(directory / SAVING, f"{step}\n")
+    # The same name always, of the one process that writes here: the next save takes away what a kill left.
+    files.write_bytes(directory / SAVING, f"{step}\n".encode(), unfinished=directory / f".{SAVING}.tmp")
 
 
 def commit(directory: pathlib.Path, step: int, *, keep: int) -> None:

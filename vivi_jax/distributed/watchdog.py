@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 
 EXIT_CODE = 75  # EX_TEMPFAIL: the launchers start the run again
-PHASE = 4  # restoring, compiling, evaluating and the last save may take so many times a step's limit
+PHASE = 4  # restoring, compiling, evaluating, the last save and the summary may take so many times a step's limit
+SCORING = 24  # and scoring a repeat on its whole test set: 12 hours, where a step may take half of one
 _GRACE_SECONDS = 60.0
 
 
@@ -38,9 +39,9 @@ class Watchdog:
         self._deadline, self._what = time.monotonic() + self._seconds, what
 
     @contextlib.contextmanager
-    def phase(self, what: str) -> Iterator[None]:
-        """The block must end within PHASE times the limit; behind it nothing is expected until the next call."""
-        self._deadline, self._what = time.monotonic() + PHASE * self._seconds, what
+    def phase(self, what: str, times: float = PHASE) -> Iterator[None]:
+        """The block must end within so many times the limit; behind it nothing is expected until the next call."""
+        self._deadline, self._what = time.monotonic() + times * self._seconds, what
         try:
             yield
         finally:
@@ -72,3 +73,10 @@ class Watchdog:
             self._closed.set()
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
+
+
+@contextlib.contextmanager
+def watched(seconds: float, what: str, times: float = PHASE) -> Iterator[None]:
+    """The block, which follows the steps of a run, as a phase of a watchdog of its own."""
+    with contextlib.closing(Watchdog(seconds)) as watchdog, watchdog.phase(what, times):
+        yield

@@ -28,6 +28,10 @@ def plan(config, topology_name: str) -> dict:
       ConfigError: no such topology, a batch that does not divide, or no TPU compiler.
     """
     topology = chips.parse_topology(topology_name)
+    if config.get("reproducible"):
+        raise ConfigError(
+            f"config.reproducible={config.reproducible}: its step is several programs, a plan is of one; set it to 0"
+        )
     experiment = build(config)
     mesh = sharding.make_mesh(devices(topology), fsdp=config.run.fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, config.micro_batches, mesh)
