@@ -51,6 +51,7 @@ setuptools.setup(
         "pillow",
         "safetensors",
         "tensorboard",
+        "tensorstore>=0.1.86",  # of Orbax too; reads stores in buckets
         "tqdm",
         # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
         "tensorflow-cpu>=2.21; platform_system == 'Linux'",
@@ -69,6 +70,8 @@ setuptools.setup(
         "evaluation": ["pycocotools"],
         "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines
         "dataflow": ["apache-beam[gcp]>=2.77"],  # the same on Dataflow, and paths that begin with gs://
+        # Servers of gs:// and s3:// for the tests; reading from buckets needs nothing more than the project itself.
+        "buckets": ["flask", "flask-cors", "gcp-storage-emulator", "moto[s3]"],
         "development": [
             "pytest",
             "pytest-xdist",

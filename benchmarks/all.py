@@ -28,6 +28,7 @@ MEASURED = {
     "vdim": "benchmarks.vdim --table=paper --batch=2 --rounds=3",
     "vivi": "benchmarks.vivi --videos=2 --size=32 --rounds=5 --devices=1,8",
     "input": "benchmarks.input",
+    "bucket": "benchmarks.bucket",
     "prepare": "benchmarks.prepare",
     "plan": "benchmarks.plan",
     "protocols": "benchmarks.protocols",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from input_pipeline import folders, tfds_sets
+from input_pipeline.buckets.client import ADDRESSES, Folder
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
@@ -30,6 +31,7 @@ class LabelledImages:
     class_names: list[str]
     read: Callable[[int], bytes]  # index -> contents of an image file; safe to call from many threads
     name: Callable[[int], str]  # index -> what to call the image in a message
+    ahead: int = 0  # images to begin before their turn, see FrameStore
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +54,7 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
         a folder with train/ and test/ (or val/ or validation/), each with one folder of images per class, or each
         a frame store that input_pipeline.prepare wrote with labels: the middle frame of every labelled video;
         one such folder or store alone: one image in five, chosen by a hash of its name, is held out for "test";
+        gs:// or s3:// and the place of one such store in a bucket, or of those of train/ and test/;
         the name of a TFDS data set with an image and a label, e.g. "cifar10"; it is downloaded if needed, and its
         encoded images are kept in memory.
       split: "train" or "test".
@@ -62,18 +65,23 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
     """
     if split not in ("train", "test"):
         raise DataError(f"no split {split!r}: use 'train' or 'test'")
-    root = pathlib.Path(source)
-    if not root.is_dir():
+    source, names = os.fspath(source), ("train", *_TEST_FOLDERS)
+    if source.startswith(ADDRESSES):
+        there = Folder(source).names()
+        parts = [name for name in names if f"{name}/{META}" in there]
+    elif not os.path.isdir(source):
         return _load_tfds(source, split, data_dir)
-    if not (root / "train").is_dir():
+    else:
+        parts = [name for name in names if os.path.isdir(os.path.join(source, name))]
+    root = source.rstrip("/") or source
+    if "train" not in parts:
         return _hold_out(load_folder(root), split)
-    train = load_folder(root / "train")
+    train = load_folder(f"{root}/train")
     if split == "train":
         return train
-    folders = [root / name for name in _TEST_FOLDERS if (root / name).is_dir()]
-    if not folders:
+    if not parts[1:]:
         raise DataError(f"{root} has train/ but none of {', '.join(f'{name}/' for name in _TEST_FOLDERS)}: add one")
-    return with_classes_of(train, load_folder(folders[0]))
+    return with_classes_of(train, load_folder(f"{root}/{parts[1]}"))
 
 
 def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -103,15 +111,18 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
         image_size=image_size,
         decode=decode_any,
         fields={"label": np.int32},
+        ahead=images.ahead,
     )
 
 
 def load_folder(root: str | os.PathLike) -> LabelledImages:
-    """All labelled images of a frame store, or of a folder with one folder per class (at any depth below it).
+    """All labelled images of a frame store, also in a bucket, or of a folder with one folder per class, at any depth.
 
     Raises:
       DataError: there are none.
     """
+    if os.fspath(root).startswith(ADDRESSES):
+        return _middle_frames(FrameStore(root))
     root = pathlib.Path(root)
     if (root / META).is_file():
         return _middle_frames(FrameStore(root))
@@ -161,6 +172,7 @@ def _middle_frames(store: FrameStore) -> LabelledImages:
         store.class_names,
         read=lambda i: store.read(records[i]).item(),
         name=lambda i: f"{store.directory}: the middle frame of {store.videos[videos[i]]}",
+        ahead=store.ahead,
     )
 
 

@@ -1,7 +1,7 @@
 """Files by path: local ones by the operating system, those in a bucket (gs://, s3://, hdfs://) by Apache Beam.
 
 Writes are atomic: readers see a complete file or none, even if a writer is killed or several write the same at once.
-Training reads local paths only: mount the bucket, or copy the store.
+This is how stores are prepared; training reads those in gs:// and s3:// by input_pipeline/buckets.
 """
 
 import contextlib

@@ -34,6 +34,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
+from input_pipeline.buckets.cache import Cache
+from input_pipeline.buckets.client import Folder, NotThere
+from input_pipeline.buckets.records import Records
+from input_pipeline.storage import is_remote
 from vivi_jax import files
 from vivi_jax.errors import DataError
 
@@ -63,10 +67,16 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 32 * 1024
 _MAX_OPEN_SHARDS = 256  # one file handle each; the usual limit of a process is 1024
 _MAX_CHECKSUMS = 4096  # shards whose checksums are kept: some 64 kB each
+# Examples that are begun before their turn where each read takes a trip to a bucket. At 50 ms and 3 frames each: 64 are
+# some 4000 frames a second, more than the client has under way.
+_AHEAD = 64
 
 
 class FrameStore:
     """Random access to the frames of a prepared directory. Safe to share between threads.
+
+    The directory may be in a bucket, gs://BUCKET/STORE or s3://BUCKET/STORE: then index and checksums are copied to
+    this machine, and frames are read one by one, and kept there too (buckets/cache.py).
 
     Attributes:
       directory: str.
@@ -82,6 +92,7 @@ class FrameStore:
       class_names: list of str.
       shot_starts: int32[S], first frame of each shot; shot_offsets: int64[N+1], video v owns
         shot_starts[shot_offsets[v]:shot_offsets[v+1]].
+      ahead: int, how many examples a stream does well to begin before their turn: 0 where reading needs no waiting.
       shots_may_hold_cuts: bool; True of stores by version 0.1.0, whose shots have eight frames or more whatever the
         rate, with what was shorter as a part of its neighbour.
 
@@ -91,14 +102,19 @@ class FrameStore:
 
     def __init__(self, directory: str | os.PathLike):
         self.directory = os.fspath(directory)
-        root = pathlib.Path(self.directory)
-        self.meta, arrays = _read(root)
+        if is_remote(self.directory):
+            self.meta, arrays, self._root, self._bucket = _read_remote(self.directory)
+        else:
+            self._root, self._bucket = pathlib.Path(self.directory), None
+            self.meta, arrays = _read(self._root)
+        root, self.ahead = self._root, _AHEAD if self._bucket else 0
         self.id = self.meta.get("id", "")
         self.shots_may_hold_cuts = self.meta["version"] < 2
         self._shard_paths = [str(root / shard["file"]) for shard in self.meta["shards"]]
         self._shard_offsets = np.cumsum([0] + [shard["records"] for shard in self.meta["shards"]])
         if len(arrays["videos"]) == 0:
-            raise DataError(f"{root} holds no video: none of the files could be used; {root / LEDGER} says why")
+            here = self.directory
+            raise DataError(f"{here} holds no video: none of the files could be used; {here}/{LEDGER} says why")
         self.videos = arrays["videos"]
         self.first_record, self.num_frames = arrays["first_record"], arrays["num_frames"]
         self.fps, self.height, self.width = arrays["fps"], arrays["height"], arrays["width"]
@@ -146,6 +162,12 @@ class FrameStore:
         shards = np.searchsorted(self._shard_offsets, flat, side="right") - 1
         positions = flat - self._shard_offsets[shards]
         frames = np.empty(flat.shape, object)
+        if self._bucket:  # all of them are under way before the first is waited for
+            wanted = zip(shards.tolist(), positions.tolist(), strict=True)
+            begun = [self._bucket.begin(shard, at, int(self._checksums(shard)[at])) for shard, at in wanted]
+            for i, finish in enumerate(begun):
+                frames[i] = finish()
+            return frames.reshape(records.shape)
         # One by one: handing the reader a list costs a thread hand-over per record, 1.5 times the time.
         for i, (shard, position) in enumerate(zip(shards.tolist(), positions.tolist(), strict=True)):
             try:
@@ -162,7 +184,7 @@ class FrameStore:
     def _read_checksums(self, shard: int) -> np.ndarray:
         """uint32[records of the shard]."""
         start, stop = self._shard_offsets[shard : shard + 2].tolist()
-        path = pathlib.Path(self.directory, CHECKSUMS)  # of a store that has grown since it begins with the same
+        path = self._root / CHECKSUMS  # of a store that has grown since it begins with the same
         try:
             found = np.fromfile(located(path.parent, self.meta, CHECKSUMS), "<u4", stop - start, offset=4 * start)
         except FileNotFoundError:  # it was moved to its place this moment
@@ -198,6 +220,48 @@ def _read(root: pathlib.Path) -> tuple[dict, dict[str, np.ndarray]]:
         return read()
     except DataError:  # damaged; or it has grown between two of the files
         return read()
+
+
+def remote_meta(folder: Folder) -> bytes:
+    """The bytes of the meta.json of a store in a bucket.
+
+    Raises:
+      DataError: there is none, or it cannot be read.
+    """
+    try:
+        return folder.read(META)
+    except NotThere:
+        there = folder.names()  # raises if there is no such bucket
+        what = f"holds no frame store (it has no {META})" if there else "is empty, or not there"
+        raise DataError(
+            f"{folder.address} {what}; copy one there that was made from videos with: "
+            "python -m input_pipeline.prepare --videos=VIDEOS --out=STORE"
+        ) from None
+
+
+def _read_remote(address: str) -> tuple[dict, dict[str, np.ndarray], pathlib.Path, Records]:
+    """Of a store in a bucket: what meta.json and the index hold, where copies of its small files are, its records."""
+    folder = Folder(address)
+    meta = parse_meta(remote_meta(folder), folder.address)
+    if "id" not in meta:
+        raise DataError(
+            f"{address} is of format version {meta['version']}, without checksums, and such stores are read from local "
+            "disks only; prepare it again, or copy it"
+        )
+    there = folder.names()
+    if missing := [shard["file"] for shard in meta["shards"] if shard["file"] not in there]:
+        raise DataError(f"{address}: {missing[0]} is missing, one of {len(missing)} shards; copy the store there again")
+    cache = Cache(meta["id"])
+    for name in (INDEX, CHECKSUMS):
+        path, wanted = cache.directory / name, meta["files"][name]["sha256"]
+        if path.is_file() and files.sha256(path) == wanted:
+            continue
+        data = folder.read(name)
+        if hashlib.sha256(data).hexdigest() != wanted:
+            raise DataError(f"{address}/{name} is damaged, or of another store; copy the store there again")
+        files.write_bytes(path, data)
+    remedy = "copy the store there again"
+    return meta, read_index(cache.directory, meta), cache.directory, Records(folder, cache, meta["shards"], remedy)
 
 
 def located(root: pathlib.Path, meta: dict, name: str) -> pathlib.Path:

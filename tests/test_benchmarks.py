@@ -13,6 +13,7 @@ from helpers.commands import one_device
 
 # Its arguments at its smallest. benchmarks.gpu has its own tests, in test_benchmarks_gpu.py.
 SMALLEST = {
+    "bucket": ("--quick",),
     "input": ("--quick",),
     "prepare": ("--quick",),
     "step": ("--quick", "--row=vivi", "--batch=1", "--size=32", "--rounds=1"),

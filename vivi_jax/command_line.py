@@ -149,7 +149,7 @@ def parse(
     Args:
       values: the command's flags, with a ml_collections file under "config".
       optional: those that need not be given.
-      remote: those that may be paths with a scheme, such as gs://BUCKET.
+      remote: those, and keys "config.KEY", that may be paths with a scheme, such as gs://BUCKET.
 
     Raises:
       ConfigError: a flag, key or config that does not exist, a value of the wrong type, a word that is no flag, a
@@ -167,7 +167,8 @@ def parse(
                 raise ConfigError(f"--{name} is missing: {flags.FLAGS[name].help}")
         if values["config"].value is not None:
             for key, value in flat(values["config"].value.to_dict()).items():
-                files.refuse_remote(f"--config.{key}", value)
+                if f"config.{key}" not in remote:
+                    files.refuse_remote(f"--config.{key}", value)
         for name, flag in values.items():
             if name not in remote:
                 files.refuse_remote(f"--{name}", flag.value)

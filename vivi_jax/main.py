@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from evaluation import probe
+from input_pipeline.buckets.client import ADDRESSES
 from input_pipeline.streams import sources
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
@@ -42,6 +43,7 @@ MAY_CHANGE = flags.DEFINE_list(
     "may_change", [], "Keys or sections of the config, such as schedule, in which a run goes on with other values."
 )
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print every key, and what variants and flags changed.")
+IN_BUCKETS = ("config.data.path", "config.data.labelled_path", "config.evaluation.dataset")  # stores may be there
 FLAGS = {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE, "print_config": PRINT_CONFIG}
 
 
@@ -227,6 +229,8 @@ def online_evaluation(config, method) -> list[Evaluator]:
     options = config.evaluation.to_dict()
     if not options["dataset"]:
         return []
+    if not options["dataset"].startswith(ADDRESSES):
+        files.refuse_remote("--config.evaluation.dataset", options["dataset"])
     evaluate = call_with_config("evaluation", probe.make_evaluator, method.network.encoder, **options)
     return [lambda step, state: evaluate(encoder_variables(state.params, state.model_state))]
 
@@ -264,4 +268,4 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, optional=["workdir"])
+    command_line.run(main, FLAGS, optional=["workdir"], remote=IN_BUCKETS)

@@ -42,5 +42,8 @@ def main(values: dict) -> None:
 
 if __name__ == "__main__":
     command_line.run(
-        main, {"config": CONFIG, "topology": TOPOLOGY, "json": JSON}, optional=["config", "topology", "json"]
+        main,
+        {"config": CONFIG, "topology": TOPOLOGY, "json": JSON},
+        optional=["config", "topology", "json"],
+        remote=[f"config.{key}" for key in ("data.path", "data.labelled_path", "evaluation.dataset")],  # not opened
     )

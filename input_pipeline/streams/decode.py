@@ -4,10 +4,12 @@ TensorFlow decodes and OpenCV resizes, both without Python's lock; Python only s
 """
 
 import atexit
+import concurrent.futures
 import dataclasses
 import itertools
 import math
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -163,6 +165,7 @@ def decoded(
     decode: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
     fields: Mapping[str, type[np.generic]] | None = None,
     threads: int | None = None,
+    ahead: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of example(start), example(start + 1), ...
 
@@ -176,6 +179,7 @@ def decoded(
       decode: decode_jpeg or decode_any.
       fields: the fields of an example -> their dtype.
       threads: examples under way at a time; None = one per usable core.
+      ahead: examples that are begun before their turn, each in a thread of its own that mostly waits, as for a bucket.
 
     Yields:
       {array: uint8[rows, *its layout, its size, its size, 3], RGB; field: dtype[rows]}.
@@ -187,10 +191,12 @@ def decoded(
     sizes = image_size if isinstance(image_size, Mapping) else dict.fromkeys(pictures, image_size)
     fields, threads = dict(fields or {}), threads or len(os.sched_getaffinity(0))
     failures = []
+    reader = ReadAhead(example, start, stop, ahead) if ahead else None
+    begin = reader or example
 
     def read(n: np.int64) -> tuple[np.ndarray, ...]:
         try:
-            found = example(int(n))
+            found = begin(int(n))
             scalars = (np.asarray(found.fields[field], dtype) for field, dtype in fields.items())
             return found.data, found.plan.boxes, found.plan.flips, found.plan.turns, *scalars
         except Exception as e:  # TensorFlow would turn it into an error of its own: keep it, to raise it below
@@ -234,10 +240,36 @@ def decoded(
             if failures:
                 raise failures[0]  # noqa: B904 - it is the cause of the one caught, not its effect
             raise _find_damage(example, range(first, min(first + rows, stop)), decode) or e from None
+        finally:
+            if reader:
+                reader.close()
 
     iterator = batches()
     _OPEN.add(iterator)
     return iterator
+
+
+class ReadAhead:
+    """example(n), begun in the order of the numbers, `ahead` of them before their turn."""
+
+    def __init__(self, example: Callable[[int], Example], start: int, stop: int | None, ahead: int):
+        self._example, self._next, self._stop, self._ahead = example, start, stop, ahead
+        self._begun: dict[int, concurrent.futures.Future[Example]] = {}
+        self._lock = threading.Lock()
+        self._threads = concurrent.futures.ThreadPoolExecutor(ahead, thread_name_prefix="read_ahead")
+
+    def __call__(self, n: int) -> Example:
+        with self._lock:
+            last = n + self._ahead if self._stop is None else min(n + self._ahead, self._stop - 1)
+            while self._next <= last:
+                self._begun[self._next] = self._threads.submit(self._example, self._next)
+                self._next += 1
+            found = self._begun.pop(n)
+        return found.result()
+
+    def close(self) -> None:
+        """Begins no more; those under way are not waited for."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _find_damage(example: Callable[[int], Example], numbers: range, decode: Callable) -> DataError | None:

@@ -91,7 +91,13 @@ def shot_frames(
 
     pictures = {"shots": (shots, frames)}
     return training_batches(
-        example, order, examples=len(videos), pictures=pictures, image_size=image_size, decode=decode_jpeg
+        example,
+        order,
+        examples=len(videos),
+        pictures=pictures,
+        image_size=image_size,
+        decode=decode_jpeg,
+        ahead=store.ahead,
     )
 
 

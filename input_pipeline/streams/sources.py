@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline import folders, images
-from input_pipeline.store import META, FrameStore, read_meta
+from input_pipeline.buckets.client import ADDRESSES, Folder
+from input_pipeline.store import META, FrameStore, parse_meta, read_meta, remote_meta
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
@@ -80,8 +81,15 @@ def _opened(source: tuple[Callable, Callable], order: Order, options: dict[str, 
     if not options["path"]:
         what = _STORE if load is FrameStore else _IMAGES
         raise ConfigError(f"config.data.path is empty: give --config.data.path={what}")
+    _refuse_others("path", options["path"])
     keys = {key: value for key, value in options.items() if key != "path"}
     return call_with_config("data", stream, load(options["path"]), order, **keys)
+
+
+def _refuse_others(key: str, path: str) -> None:
+    """Refuses paths with a scheme that nothing here reads, for a store in a bucket is read."""
+    if not str(path).startswith(ADDRESSES):
+        files.refuse_remote(f"--config.data.{key}", path)
 
 
 def _shots(
@@ -121,6 +129,7 @@ def _labelled(
 ) -> Batches:
     if not labelled_path:
         raise ConfigError(f"config.data.labelled_path is empty: give --config.data.labelled_path={_IMAGES}")
+    _refuse_others("labelled_path", labelled_path)
     labelled = _training_images(labelled_path)
     if len(labelled.class_names) != num_classes:
         raise ConfigError(
@@ -148,20 +157,25 @@ def identities(data: Mapping[str, Any]) -> dict[str, str]:
     The digest (SHA-256, its beginning) is of the names of all files under the path, and of a store of its description
     alone, which has the hashes of its files. Opens no data.
     """
-    paths = {key: data[key] for key in ("path", "labelled_path") if data.get(key)}
+    paths = {key: str(data[key]) for key in ("path", "labelled_path") if data.get(key)}
     return {f"config.data.{key}={path}": _identity(path) for key, path in paths.items()}
 
 
 def _identity(path: str) -> str:
-    if not os.path.isdir(path):
+    if path.startswith(ADDRESSES):
+        bucket = Folder(path)
+        names, read = [name for name in bucket.names() if all(map(folders.is_data, name.split("/")))], bucket.read
+    elif not os.path.isdir(path):
         return "not a folder"  # the name of a TFDS data set
-    names = sorted(folders.walk(path), key=folders.same_form)
+    else:
+        names, read = folders.walk(path), lambda name: pathlib.Path(path, name).read_bytes()
+    names = sorted(names, key=folders.same_form)
     stores = {os.path.dirname(name) for name in names if os.path.basename(name) == META}
     digest = hashlib.sha256()
     for name in names:
         if os.path.basename(name) == META:
             digest.update(os.fsencode(folders.same_form(name)) + b"\0")
-            digest.update(pathlib.Path(path, name).read_bytes())
+            digest.update(read(name))
         elif os.path.dirname(name) not in stores:
             digest.update(os.fsencode(folders.same_form(name)) + b"\0")
     return digest.hexdigest()[:12]
@@ -207,9 +221,12 @@ def claim(workdir: str | os.PathLike[str], found: Mapping[str, str], *, write: b
 
 def _grown(path: str, begun: str) -> tuple[int, int] | None:
     """Inputs of a store when a run was begun with it, and now; None unless it has grown out of that store."""
-    if not os.path.isfile(os.path.join(path, META)):
+    if path.startswith(ADDRESSES):
+        meta = parse_meta(remote_meta(Folder(path)), path)
+    elif os.path.isfile(os.path.join(path, META)):
+        meta = read_meta(pathlib.Path(path))
+    else:
         return None
-    meta = read_meta(pathlib.Path(path))
     for former in meta.get("grown", []):
         if former["identity"].startswith(begun):
             return former["inputs"], meta["inputs"]

@@ -83,7 +83,13 @@ def clip_views(
 
     pictures = {"views": (views,)}
     return training_batches(
-        example, order, examples=len(videos), pictures=pictures, image_size=image_size, decode=decode_jpeg
+        example,
+        order,
+        examples=len(videos),
+        pictures=pictures,
+        image_size=image_size,
+        decode=decode_jpeg,
+        ahead=store.ahead,
     )
 
 
@@ -178,6 +184,7 @@ def image_crops(
         image_size=image_size,
         decode=decode_any,
         fields={"label": np.int32} if labels else {},
+        ahead=images.ahead,
     )
 
 

@@ -83,7 +83,13 @@ def clip_pairs(
 
     pictures = {"view1": (frames,), "view2": (len(offsets[1]),)}
     return training_batches(
-        example, order, examples=len(store), pictures=pictures, image_size=image_size, decode=decode_jpeg
+        example,
+        order,
+        examples=len(store),
+        pictures=pictures,
+        image_size=image_size,
+        decode=decode_jpeg,
+        ahead=store.ahead,
     )
 
 
@@ -153,6 +159,7 @@ def labelled_clips(
         image_size=image_size,
         decode=decode_jpeg,
         fields={"label": np.int32},
+        ahead=store.ahead,
     )
 
 
@@ -217,6 +224,7 @@ def test_clips(
         decode=decode_jpeg,
         fields={"video": np.int32},
         threads=threads,
+        ahead=store.ahead,
     )
 
 
