@@ -110,11 +110,9 @@ def test_stablehlo(config, size, tmp_path):
 @slow
 @pytest.mark.parametrize("config, size", [(dict(V1, num_classes=3), 33), (SWIN, 32)])
 def test_saved_model(config, size, tmp_path):
-    tensorflow = pytest.importorskip("tensorflow")
+    pytest.importorskip("tensorflow")
     assert saved("savedmodel", config, tmp_path / "a", size).startswith("checked in tensorflow")
     assert_same_features("savedmodel", config, tmp_path / "a", (5, size, size, 3))
-    by = json.loads((tmp_path / "a" / "metadata.json").read_text())["written by"]
-    assert by == f"TensorFlow {tensorflow.__version__} and jax {jax.__version__}"
 
 
 @pytest.mark.parametrize("config", [V1, BIT, SWIN, VIT, VDIM], ids=lambda config: config["name"])

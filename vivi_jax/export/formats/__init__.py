@@ -375,8 +375,7 @@ def call_stablehlo(folder: Path, images: np.ndarray, encoder: Encoder) -> np.nda
 
 
 def write_saved_model(encoder: Any, variables: dict, folder: Path, about: About) -> dict[str, str]:
-    by = f"TensorFlow {programs.tensorflow().__version__} and jax {jax.__version__}"
-    metadata = metadata_of(encoder, about) | {"written by": by}
+    metadata = metadata_of(encoder, about)
     programs.write_saved_model(encoder, variables, input_shape(encoder, about), folder)
     files.write_text(folder / "metadata.json", json.dumps(metadata, indent=1) + "\n")
     hub.write_sums(folder)
