@@ -1,4 +1,4 @@
-"""Packaging of vivi_jax: lower bounds of what it needs. The versions it was tested with are in constraints.txt."""
+"""Packaging of vivi_jax. Tested are its lower bounds (constraints-oldest.txt) and the versions of constraints.txt."""
 
 import pathlib
 import re
@@ -35,32 +35,32 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["vivi_jax*", "configs*", "input_pipeline*", "evaluation*"]),
     package_data={name: ["py.typed"] for name in ("vivi_jax", "input_pipeline", "evaluation")},
     install_requires=[
-        "absl-py",
-        "array-record>=0.8",
+        "absl-py>=2.1",
+        "array-record>=0.7.2",
         "av>=18",
-        "chex",
-        "etils[epy]",
-        "flatbuffers",  # jax.export's files
-        "flax>=0.12",
-        "jax>=0.10.2",
+        "chex>=0.1.90",
+        "etils[epy]>=1.12",
+        "flatbuffers>=24.12.23",  # jax.export's files
+        "flax>=0.10.7",
+        "jax>=0.7.1",
         "ml-collections>=1.1",
-        "numpy",
-        "opencv-python-headless",
-        "optax>=0.2.8",
-        "orbax-checkpoint>=0.12",
-        "pillow",
-        "safetensors",
-        "tensorboard",
+        "numpy>=2.1.3",
+        "opencv-python-headless>=4.11.0.86",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "pillow>=10.4",
+        "safetensors>=0.5",
+        "tensorboard>=2.19",
         "tensorstore>=0.1.86",  # of Orbax too; reads stores in buckets
-        "tqdm",
+        "tqdm>=4.66",
         # The CPU build: TensorFlow only reads data here, and must not take the accelerator's memory.
-        "tensorflow-cpu>=2.21; platform_system == 'Linux'",
-        "tensorflow>=2.21; platform_system != 'Linux'",
-        "tensorflow-datasets>=4.9.10",
+        "tensorflow-cpu>=2.19.1; platform_system == 'Linux'",
+        "tensorflow>=2.19.1; platform_system != 'Linux'",
+        "tensorflow-datasets>=4.9.9",
         "importlib-resources",
-        "matplotlib",
-        "scikit-learn",
-        "scipy",
+        "matplotlib>=3.9",
+        "scikit-learn>=1.5.2",
+        "scipy>=1.14.1",
     ],
     extras_require={
         "docs": ["mkdocs-material"],  # mkdocs serve

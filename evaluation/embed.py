@@ -218,7 +218,7 @@ def content(rows: Rows, suffix: str) -> bytes:
     """The table as a file of this kind."""
     if suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **rows._asdict() | {"names": np.array(rows.names)})
+        np.savez(buffer, **rows._asdict() | {"names": np.array(rows.names)})
         return buffer.getvalue()
     if suffix == ".csv":
         text = io.StringIO()

@@ -136,6 +136,21 @@ def test_one_picture_is_one_frame_however_short_or_long(tmp_path, container, cod
     assert row["frames"] == 1 and abs(frames[0].mean() - 70) < 4 and 0 < row["fps"] <= 25
 
 
+@pytest.mark.parametrize("container", ["mp4", "mkv", "avi"])
+def test_a_title_that_is_no_utf_8_does_not_refuse(tmp_path, container):
+    path = tmp_path / f"v.{container}"
+    with av.open(str(path), "w") as out:
+        out.metadata["title"] = "Lille Erna"
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 70, np.uint8))))
+        out.mux(stream.encode())
+    data = path.read_bytes()
+    assert data.count(b"Lille Erna") == 1
+    path.write_bytes(data.replace(b"Lille Erna", "Lillé Ernå".encode("latin-1")))
+    assert decoded(path)[0]["frames"] == 1
+
+
 def test_one_picture_apng(tmp_path):
     """A PNG with the chunks that make it an animation of one picture."""
     png = cv2.imencode(".png", np.full((48, 64, 3), 70, np.uint8))[1].tobytes()

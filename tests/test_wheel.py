@@ -1,16 +1,28 @@
 """The wheel: what is in it, and that its console scripts run from any folder without the checkout."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 
 import pytest
+from packaging.version import Version
 
 from helpers.commands import ROOT, one_device
 
 SCRIPTS = ("vivi-train", "vivi-prepare", "vivi-eval", "vivi-embed", "vivi-export")
+
+
+def test_every_lower_bound_is_a_version_that_was_tried():
+    """docs/install.md says how: with constraints-oldest.txt."""
+    required = (ROOT / "setup.py").read_text().partition("install_requires=[")[2].partition("extras_require")[0]
+    bounds = dict(re.findall(r'"([\w-]+)(?:\[\w+\])?(?:>=([\w.]+))?', required))
+    assert bounds.pop("tensorflow") == bounds["tensorflow-cpu"] and bounds.pop("importlib-resources") == ""
+    pins = re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE)
+    tried = {name.replace("_", "-"): Version(version) for name, version in pins}
+    assert {name: Version(bound) for name, bound in bounds.items()} == {name: tried[name] for name in bounds}
 
 
 @pytest.mark.slow

@@ -177,11 +177,12 @@ def _open(video: str) -> Any:
         if os.path.getsize(video) == 0:
             raise Refused("empty file")
         # The prefix keeps names like "concat:a|b" what they are: names.
-        container = av.open(
-            "file:" + os.path.abspath(video),
-            metadata_errors="replace",
-            container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINERS},
-        )
+        name = "file:" + os.path.abspath(video)
+        options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
+        try:
+            container = av.open(name, container_options=options)
+        except UnicodeDecodeError:  # a title that is no UTF-8, up to PyAV 18; 19 opens it, and has not this argument
+            container = av.open(name, container_options=options, metadata_errors="replace")
     except av.error.ArgumentError as e:
         raise Refused("not a video: pictures, texts, playlists and unknown containers are not opened") from e
     except (av.error.InvalidDataError, av.error.EOFError) as e:

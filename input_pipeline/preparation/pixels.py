@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from input_pipeline.preparation.film import check_size, errors_refuse
@@ -31,13 +32,13 @@ def orientation(frame: Any) -> tuple[bool, int]:
     The display matrix sends a point (x, y), y down, to (a x + c y, b x + d y). PyAV's `frame.rotation` alone would turn
     a mirrored video upside down. Angles between quarter turns go to the nearest.
     """
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
-            mirror = a * d - b * c < 0
-            angle = math.atan2(-b, -a) if mirror else math.atan2(b, a)
-            return mirror, round(angle / (math.pi / 2)) % 4
-    return False, 0
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return False, 0
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    mirror = a * d - b * c < 0
+    angle = math.atan2(-b, -a) if mirror else math.atan2(b, a)
+    return mirror, round(angle / (math.pi / 2)) % 4
 
 
 def is_untagged(frame: Any) -> bool:

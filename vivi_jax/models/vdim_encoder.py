@@ -240,7 +240,9 @@ class SpatialConv(nn.Module):
         """[B, T, H, W, C] -> [B, T, h, w, features]."""
         kernel = self.param("kernel", self.init, (self.k, self.k, x.shape[-1], self.features)).astype(self.dtype)
         if self.k == 1:  # as a matmul: a 1x1 convolution's weight gradient is slow on XLA:CPU (resnet.Conv)
-            y = matmul(x[:, :, :: self.stride, :: self.stride], kernel[0, 0])
+            if self.stride > 1:
+                x = lax.slice(x, (0,) * 5, x.shape, (1, 1, self.stride, self.stride, 1))
+            y = matmul(x, kernel[0, 0])
         else:
             y = lax.conv_general_dilated(
                 x.reshape(-1, *x.shape[2:]),

@@ -253,6 +253,12 @@ class Graph:
             for end, size in zip(ends, equation.params["sizes"], strict=True)
         ]
 
+    def unstack(self, inputs: list, equation: Any) -> list[str]:
+        """What jax from 0.12 on makes of `q, k, v = array`."""
+        axis = equation.params["axis"]
+        count = equation.invars[0].aval.shape[axis]
+        return [self.node("Gather", inputs[0], np.int64(i), axis=axis) for i in range(count)]
+
     def slice(self, inputs: list, equation: Any) -> str:
         first, last, strides = (equation.params[name] for name in ("start_indices", "limit_indices", "strides"))
         axes = [axis for axis, limit in enumerate(last) if not is_batch(limit)]  # the batch is never cut
@@ -323,7 +329,7 @@ class Graph:
     }  # fmt: skip
     OF_WHOLE_ARRAYS = {
         "reshape": reshape, "squeeze": reshape, "expand_dims": reshape, "transpose": transpose,
-        "concatenate": concatenate, "split": split, "slice": slice, "rev": reverse, "pad": pad, "reduce_sum": sum,
-        "reduce_max": maximum, "reduce_window_max": max_pool, "conv_general_dilated": convolution,
-        "dot_general": matmul,
+        "concatenate": concatenate, "unstack": unstack, "split": split, "slice": slice, "rev": reverse, "pad": pad,
+        "reduce_sum": sum, "reduce_max": maximum, "reduce_window_max": max_pool,
+        "conv_general_dilated": convolution, "dot_general": matmul,
     }  # fmt: skip
