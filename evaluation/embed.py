@@ -16,7 +16,7 @@ import math
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -218,7 +218,8 @@ def content(rows: Rows, suffix: str) -> bytes:
     """The table as a file of this kind."""
     if suffix == ".npz":
         buffer = io.BytesIO()
-        np.savez(buffer, **rows._asdict() | {"names": np.array(rows.names)})
+        named: dict[str, Any] = rows._asdict() | {"names": np.array(rows.names)}
+        np.savez(buffer, **named)
         return buffer.getvalue()
     if suffix == ".csv":
         text = io.StringIO()

@@ -28,7 +28,8 @@ def write(encoder: Encoder, arrays: dict[str, np.ndarray], path: files.Path) -> 
     metadata = {ENCODER: encoder_json(name_of(encoder), encoder)}
     texts = metadata | {DIGEST: content_sha256(arrays, metadata)}
     with files.atomic(path) as unfinished, open(unfinished, "wb") as file:
-        np.savez(file, **arrays, **{key: np.array(text) for key, text in texts.items()})
+        named: dict[str, Any] = arrays | {key: np.array(text) for key, text in texts.items()}
+        np.savez(file, **named)
     return metadata
 
 
