@@ -56,7 +56,7 @@ WRONG = {
 }
 # "CONFIG KEY" as regular expressions, their values among the above that are no mistakes, and why.
 LEGAL = [
-    (r".* (name|run\.compilation_cache)", ("no such name",), "any text, or a folder that is made"),
+    (r".* (name|run\.compilation_cache|run\.wandb)", ("no such name",), "any text, or a folder that is made"),
     (r".* data\.(train|test)_(annotations|images)", ("no such name",), "files of --data, which are looked for later"),
     (r".* (seed|pictures)", (0,), "the first, or none"),
     (r".* run\.(eval_every|watchdog_seconds|profile)", (0, 0.0), "never"),
