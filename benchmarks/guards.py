@@ -93,7 +93,8 @@ class Loop:
             stop = stack.enter_context(contextlib.closing(preemption.Preemption()))
             feed = stack.enter_context(contextlib.closing(Prefetcher(itertools.repeat(self.batch), self.mesh)))
             bad_steps = metrics.BadSteps(self.workdir, len(self.batch["views"]))
-            log = train.StepLog(self.workdir, self.experiment, self.step, 1, feed, bad_steps)
+            writer = metrics.MetricWriter(self.workdir, self.step)
+            log = train.StepLog(self.workdir, writer, self.experiment, self.step, 1, feed, bad_steps)
             stack.enter_context(contextlib.closing(log))
             self.state = train.run_steps(
                 self.step,

@@ -86,18 +86,14 @@ def judge(count: int, files: list[pathlib.Path], read: Callable[[], str], right:
 
 
 def of_tree(tree) -> str:
-    """Digest of a nested dict of arrays and values."""
+    """Digest of a tree of arrays and values."""
+    import jax
+
     digest = hashlib.sha256()
-
-    def add(name: str, value) -> None:
-        if isinstance(value, dict):
-            for key in sorted(value):
-                add(f"{name}/{key}", value[key])
-        else:
-            array = np.asarray(value)
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-
-    add("", tree)
+    for path, value in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(value)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
