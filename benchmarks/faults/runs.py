@@ -8,6 +8,7 @@ is a process like any other, with its own memory, signals and exit code.
 import atexit
 import contextlib
 import dataclasses
+import faulthandler
 import fcntl
 import json
 import multiprocessing
@@ -59,6 +60,7 @@ def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
             "--config.data.frames=8",
             "--config.data.offset=4",
             "--config.encoder.frames=8",
+            "--config.data.image_size=48",
             f"--config.schedule.total_steps={STEPS}",
             "--config.schedule.warmup_steps=5",
         ],
@@ -111,6 +113,8 @@ class Process:
             time.sleep(0.005)
         if self.code is None:
             self.signal(signal.SIGCONT)
+            self.signal(signal.SIGABRT)  # the stacks of all threads go to its log
+            time.sleep(2)
             self.signal(signal.SIGKILL)
             os.waitpid(self.pid, 0)
             self.code = -signal.SIGKILL
@@ -139,6 +143,7 @@ def _as_command(function: Callable[[], Any], log: pathlib.Path, environment: dic
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        faulthandler.enable()
         function()
     except SystemExit as end:
         if isinstance(end.code, str):
