@@ -2,7 +2,7 @@
 
 The weights are arguments. One program serves batches of any size on CPU, CUDA, ROCm and TPU. It is written in an old
 version of StableHLO: programs of jax 0.11 and newer are else beyond jax 0.10, and beyond every TensorFlow so far, which
-both say only when the program is called (findings/).
+both say only when the program is called.
 """
 
 import dataclasses
