@@ -1,5 +1,6 @@
 """Checkpoints on disk: exact, verified, and the newest good one is found whatever happened to the others."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import flax.struct
 import jax
@@ -182,6 +184,13 @@ def test_a_state_that_is_not_finite_is_not_saved_and_leaves_nothing(tmp_path):
         checkpoints.save(5, with_a_nan(make_state(5)))
     checkpoints.close()
     assert raised.value.step == 5 and not list(tmp_path.iterdir())
+
+
+def test_a_clock_that_jumps_while_a_state_is_saved_changes_nothing(tmp_path, monkeypatch):
+    right, hours = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: right() + 3600 * next(hours))  # each look is an hour later
+    save(tmp_path, 3)
+    assert next(hours) > 5 and checkpoint.newest_good_step(tmp_path / "checkpoints") == 3
 
 
 def with_another_bit(array: jax.Array, device: int, bit: int) -> jax.Array:

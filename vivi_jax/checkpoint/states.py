@@ -51,7 +51,15 @@ class Checkpoints:
 
     def _open(self) -> "ocp.CheckpointManager":
         if self._manager is None:
-            self._manager = ocp.CheckpointManager(self.directory, item_handlers=ocp.StandardCheckpointHandler())
+            # Orbax gives a save 20 minutes by the wall clock, and folders that it makes asynchronously ten; it drops
+            # a save that was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that
+            # its milliseconds take.
+            patient = ocp.options.AsyncOptions(timeout_secs=20 * 24 * 3600, create_directories_asynchronously=False)
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(async_options=patient),
+                item_handlers=ocp.StandardCheckpointHandler(),
+            )
         return self._manager
 
     def save(self, step: int, state) -> None:
