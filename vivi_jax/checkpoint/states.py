@@ -20,7 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from vivi_jax.checkpoint import manifest
 from vivi_jax.checkpoint.manifest import newest_good_step, verify
-from vivi_jax.distributed import copies, processes, sharding
+from vivi_jax.distributed import processes, replicas, sharding
 from vivi_jax.errors import CheckpointError, ConfigError, NotFinite
 from vivi_jax.methods.base import classified_encoder
 
@@ -73,7 +73,7 @@ class Checkpoints:
         self.wait()
         if not all_finite(state):
             raise NotFinite(f"the state after step {step} is not finite", step)
-        copies.check_alike(state, step)
+        replicas.check_alike(state, step)
         try:
             manager = self._open()
             if jax.process_index() == 0:
