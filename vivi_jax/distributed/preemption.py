@@ -83,7 +83,7 @@ class Preemption:
 
     def _again(self) -> None:
         self._repeated = True
-        signal.pthread_kill(threading.main_thread().ident, self.requested)
+        os.kill(os.getpid(), self.requested)
 
     @contextlib.contextmanager
     def interruptible(self, *, in_loop: bool = False) -> Iterator[None]:
