@@ -104,16 +104,23 @@ def slow_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
 def not_finite(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R17: rates that end in NaN; the run stops in one line and every checkpoint that is left is finite.
 
-    With the first rate a later step's loss is NaN; the other one, more than float32 holds, makes the first step's state
-    NaN, whose loss was not, just before it is saved.
+    With the first rate a later step's loss is NaN; with the other one and its decay the second step's loss is finite,
+    and its state is not, just before it is saved.
     """
     wrong, left = [], 0
-    for name, rate in (("loss", "1e30"), ("state", "1e39")):
-        workdir = own / name
-        more = [f"--config.schedule.base_lr={rate}", "--config.run.checkpoint_every=1"]
-        process = runs.start([*runs.flags("vito", shared.store, workdir), *more], own / f"{name}.log")
+    rates = {
+        "the loss is nan": ["--config.schedule.base_lr=1e30"],
+        "the state after step 2 is not finite": [
+            "--config.schedule.base_lr=1e10",
+            "--config.optimizer.weight_decay=1e38",
+        ],
+    }
+    for name, more in rates.items():
+        workdir = own / name.replace(" ", "-")
+        flags = [*runs.flags("vito", shared.store, workdir), "--config.run.checkpoint_every=1", *more]
+        process = runs.start(flags, workdir.with_suffix(".log"))
         code, lines = process.wait(), process.log.read_text().splitlines()
-        if code != 1 or not lines[-1].startswith("error: "):
+        if code != 1 or not lines[-1].startswith(f"error: {name}"):
             wrong.append(f"{name}: exit code {code}, last line {lines[-1][:200]!r}")
         finite = runs.in_child(_finite_checkpoints, str(workdir))
         left += len(finite)
