@@ -4,6 +4,7 @@ from vivi_jax.checkpoint.manifest import MANIFEST, newest_good_step, steps, veri
 from vivi_jax.checkpoint.states import (
     Checkpoints,
     all_finite,
+    directory_of,
     load_config,
     load_encoder,
     load_state,
@@ -15,6 +16,7 @@ __all__ = [
     "MANIFEST",
     "Checkpoints",
     "all_finite",
+    "directory_of",
     "load_config",
     "load_encoder",
     "load_state",

@@ -3,12 +3,15 @@
 A run goes on from its newest good checkpoint: one that verifies, and whose values are finite.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import threading
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +21,16 @@ from etils import epy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from vivi_jax.buckets.client import ADDRESSES, Folder
+from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
 from vivi_jax.checkpoint.manifest import newest_good_step, verify
 from vivi_jax.distributed import processes, sharding
-from vivi_jax.errors import CheckpointError, ConfigError, NotFinite
+from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 from vivi_jax.methods.base import classified_encoder
 
 with epy.lazy_imports():  # at the first checkpoint: a sixth of what importing the core takes, and mistakes need none
+    import fsspec.config
     import orbax.checkpoint as ocp
 
 
@@ -35,14 +41,18 @@ class Checkpoints:
     error in that thread is raised by the next `save` or by `close`.
 
     Args:
+      workdir: run directory, or gs://BUCKET/FOLDER.
       keep: good checkpoints that are left once a newer one is written; one more while it is being written.
+      before_commit: called by process 0 when a checkpoint is written, before its manifest makes it a good one.
     """
 
-    def __init__(self, workdir: str, *, keep: int):
+    def __init__(self, workdir: str, *, keep: int, before_commit: Callable[[], None] = lambda: None):
         if keep < 1:
             raise ConfigError(f"config.run.keep_checkpoints={keep}: must be 1 or more")
-        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._keep = keep
+        self.directory = directory_of(workdir)
+        self._keep, self._before_commit = keep, before_commit
+        # Of a bucket, gcsfs, aiohttp and google-auth each have errors of their own.
+        self._failures = (Exception,) if isinstance(self.directory, InBucket) else (OSError, ValueError)
         self._manager: ocp.CheckpointManager | None = None
         self._finisher: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -51,7 +61,7 @@ class Checkpoints:
 
     def _open(self) -> "ocp.CheckpointManager":
         if self._manager is None:
-            self._manager = ocp.CheckpointManager(self.directory, item_handlers=ocp.StandardCheckpointHandler())
+            self._manager = _manager(self.directory)
         return self._manager
 
     def save(self, step: int, state) -> None:
@@ -69,7 +79,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 manifest.begin(self.directory, step)
             manager.save(step, args=ocp.args.StandardSave(state))
-        except (OSError, ValueError) as error:
+        except self._failures as error:
             raise self._cannot_write(error) from error
         self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint")
         self._finisher.start()
@@ -78,6 +88,7 @@ class Checkpoints:
         try:
             manager.wait_until_finished()
             if jax.process_index() == 0:
+                self._before_commit()
                 manifest.commit(self.directory, step, keep=self._keep)
         except BaseException as error:  # raised again by wait(), in the thread that can act on it
             self._error = error
@@ -93,12 +104,15 @@ class Checkpoints:
 
     def _cannot_write(self, error: BaseException) -> CheckpointError:
         self._failed = True
-        good = [str(s) for s in manifest.steps(self.directory) if verify(self.directory / str(s)) is None]
+        try:
+            good = ", ".join(map(str, manifest.written_steps(self.directory))) or "(none)"
+        except DataError:  # the bucket's server does not answer
+            good = "(unknown)"
         text = " ".join(str(error).split())
         full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
         return CheckpointError(
             f"could not write a checkpoint to {self.directory}: "
-            f"{'the disk is full' if full else text[:300]}; good there are the steps {', '.join(good) or '(none)'}. "
+            f"{'the disk is full' if full else text[:300]}; good there are the steps {good}. "
             f"{'Make room, and start' if full else 'Start'} the same command again"
         )
 
@@ -122,10 +136,13 @@ class Checkpoints:
             sharding.state_sharding(state_like, mesh),
         )
         while (step := self._newest_good(unfit)) is not None:
-            manager = self._open()
-            manager.reload()
-            _check_fits(manager.item_metadata(step).tree, target, self.directory / str(step))
-            state = manager.restore(step, args=ocp.args.StandardRestore(target))
+            with _bucket_named(self.directory):
+                manager = self._open()
+                manager.reload()
+                there = manager.item_metadata(step).tree
+            _check_fits(there, target, self.directory / str(step))
+            with _bucket_named(self.directory):
+                state = manager.restore(step, args=ocp.args.StandardRestore(target))
             if all_finite(state):
                 break
             unfit.append(step)
@@ -144,13 +161,7 @@ class Checkpoints:
         Process 0 looks, as it writes the manifests: elsewhere the newest may not be there yet.
         """
 
-        def found() -> int | None:
-            there = [
-                s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()
-            ]
-            return max(there, default=None)
-
-        return processes.broadcast_from_process0(found)
+        return processes.broadcast_from_process0(lambda: max(manifest.written_steps(self.directory), default=None))
 
     def close(self) -> None:
         """Waits for what is being written; raises what went wrong, unless that was raised before."""
@@ -159,9 +170,41 @@ class Checkpoints:
             self.wait()
             if self._manager is not None:
                 self._manager.close()
-        except (CheckpointError, OSError, ValueError) as error:  # Orbax says once more that it could not write
+        except self._failures as error:  # Orbax says once more that it could not write
             if not failed:
                 raise error if isinstance(error, CheckpointError) else self._cannot_write(error) from error
+
+
+def directory_of(workdir: str | os.PathLike[str]) -> pathlib.Path | InBucket:
+    """WORKDIR/checkpoints."""
+    if str(workdir).startswith(ADDRESSES):
+        return InBucket(Folder(str(workdir)).below("checkpoints"))
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _manager(directory: pathlib.Path | InBucket) -> "ocp.CheckpointManager":
+    handler = ocp.StandardCheckpointHandler()
+    if isinstance(directory, pathlib.Path):
+        return ocp.CheckpointManager(directory, item_handlers=handler)
+    # Orbax reads and writes a bucket by TensorStore, and by etils.epath, which has two ways to do so. With TensorFlow
+    # it would take that one; the other, gcsfs, keeps lists of what was there.
+    os.environ["EPATH_USE_TF"] = "0"
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)  # on a bucket they are no rubbish by default
+    with _bucket_named(directory):
+        return ocp.CheckpointManager(str(directory), item_handlers=handler, options=options)
+
+
+@contextlib.contextmanager
+def _bucket_named(directory: pathlib.Path | InBucket) -> Iterator[None]:
+    """Around what Orbax reads: of a bucket, whatever fails is a DataError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(directory, pathlib.Path) or isinstance(error, DataError):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"cannot read {directory}: {text}; start the same command again: it goes on") from error
 
 
 def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
@@ -180,7 +223,7 @@ def all_finite(state) -> bool:
     return not leaves or bool(_finite(leaves))
 
 
-def _check_fits(there, here, directory: pathlib.Path) -> None:
+def _check_fits(there, here, directory: manifest.Directory) -> None:
     """Orbax would cast dtypes without a word, and names what else differs over many lines."""
 
     def leaves(tree) -> dict[str, str]:
