@@ -54,7 +54,7 @@ MISTAKES = {
     "--config=vito:demoo": "did you mean 'demo'",
     "": "--config is missing",
     "--config=gs://bucket/vito.py": "--config=gs://bucket/vito.py: this command reads and writes local files only",
-    "--config=vito --workdir=hdfs://bucket/run": "--workdir=hdfs://bucket/run: this command",
+    "--config=vito --workdir=gs://bucket/run": "--workdir=gs://bucket/run: this command",
     "--config=vito --config.data.path=s3://bucket/store": "--config.data.path=s3://bucket/store: this command",
     "--config=vito --config.evaluation.dataset=hdfs://x/y": "--config.evaluation.dataset=hdfs://x/y: this command",
 }
