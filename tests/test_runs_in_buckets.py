@@ -83,7 +83,6 @@ FAULTS = {  # what the server does to writes -> the line
     "login expired": (buckets.Fault(status=401), "401 Unauthorized.* log in again"),
     "no right": (buckets.Fault(status=403), r"403 Forbidden: give the account .* right to write .*objectUser"),
     "busy": (buckets.Fault(status=503), r"503 Service Unavailable, at each of 3 tries in \d+ s; .*it goes on"),
-    "cut": (buckets.Fault(keep=7), "at each of 3 tries"),
     "no bucket": (None, "there is no gs://no-such-bucket/run/.*check the names of the bucket"),
 }
 
@@ -122,10 +121,8 @@ def test_of_two_that_take_over_at_the_same_moment_one_has_it(address):
     for name, one in zip("ab", both, strict=True):
         one.take_over({"id": name})
     assert [one.read()["id"] for one in both] == ["a", "a"]
-    both[1].write({"id": "b"})  # who sees that it has lost it ends, see test_lock
-    both[1].read()
     both[0].write({"id": "a", "beat": 1})
-    both[1].write({"id": "b"})
+    both[1].write({"id": "b"})  # it has not seen that beat
     assert both[0].read() == {"id": "a", "beat": 1}
 
 
@@ -251,7 +248,8 @@ def test_checkpoints_are_exact_and_verified_and_half_ones_go(server, address):
 STEPS, EVERY = 6, 3
 # Starts a run per line; forks, as loading the libraries takes longer than the run.
 STARTER = f"""
-import json, pathlib, sys
+import json, os, pathlib, sys
+del os.environ["EPATH_USE_TF"]  # of conftest.py
 from benchmarks.faults import runs
 from helpers import host
 from vivi_jax import command_line, main

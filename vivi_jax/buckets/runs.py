@@ -49,6 +49,9 @@ class RunFolder:
             return
         if not importlib.util.find_spec("gcsfs"):
             raise ConfigError(f"--workdir={self.address}: runs in gs:// need gcsfs: pip install vivi_jax[gcs]")
+        # etils.epath, by which Orbax reads and writes, would take TensorFlow where that is installed, which knows other
+        # accounts and servers than all else here. It looks once, at the first path of whatever kind.
+        os.environ["EPATH_USE_TF"] = "0"
         self._bucket = Folder(self.address)
         self._files = tempfile.TemporaryDirectory(prefix="vivi_jax_run_")
         self.path = pathlib.Path(self._files.name)

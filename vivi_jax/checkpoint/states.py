@@ -186,9 +186,7 @@ def _manager(directory: pathlib.Path | InBucket) -> "ocp.CheckpointManager":
     handler = ocp.StandardCheckpointHandler()
     if isinstance(directory, pathlib.Path):
         return ocp.CheckpointManager(directory, item_handlers=handler)
-    # Orbax reads and writes a bucket by TensorStore, and by etils.epath, which has two ways to do so. With TensorFlow
-    # it would take that one; the other, gcsfs, keeps lists of what was there.
-    os.environ["EPATH_USE_TF"] = "0"
+    # Orbax reads and writes a bucket by TensorStore and by etils.epath over gcsfs, which keeps lists of what was there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)  # on a bucket they are no rubbish by default
     with _bucket_named(directory):
