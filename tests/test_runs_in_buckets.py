@@ -302,7 +302,7 @@ class Starter:
 @pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_killed_and_stopped_ends_as_a_local_one(server, address, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    videos = [{"frames": 8, "fps": 25.0, "height": 48, "width": 64, "label": v % 2} for v in range(5)]
+    videos = [{"frames": 8, "fps": 2.0, "height": 48, "width": 64, "label": v % 2} for v in range(5)]
     frames = [jpeg(rng.integers(0, 256, (48, 64, 3), np.uint8)) for _ in range(40)]
     write_store(tmp_path / "store", videos, frames, class_names=("a", "b"))
     store = buckets.upload(server, tmp_path / "store", "store")

@@ -48,7 +48,9 @@ class RunFolder:
             self.path = pathlib.Path(self.address)
             return
         if not importlib.util.find_spec("gcsfs"):
-            raise ConfigError(f"--workdir={self.address}: runs in gs:// need gcsfs: pip install vivi_jax[gcs]")
+            raise ConfigError(
+                f"--workdir={self.address}: runs in gs:// need gcsfs: pip install -c constraints.txt -e .[gcs]"
+            )
         # etils.epath, by which Orbax reads and writes, would take TensorFlow where that is installed, which knows other
         # accounts and servers than all else here. It looks once, at the first path of whatever kind.
         os.environ["EPATH_USE_TF"] = "0"
