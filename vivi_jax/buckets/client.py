@@ -11,6 +11,7 @@ import copy
 import http
 import logging
 import os
+import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -33,6 +34,12 @@ SAY_SECONDS = 15.0  # without an answer, until the log says so
 # Read at the first request of the process: by default a server that says nothing is waited for without end.
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+
+
+def cache_root() -> pathlib.Path:
+    """Where what was read from buckets is kept on this machine."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vivi_jax")
+    return pathlib.Path(os.environ.get("VIVI_JAX_CACHE") or default).expanduser().absolute()
 
 
 class NotThere(DataError):

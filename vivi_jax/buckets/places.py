@@ -5,6 +5,8 @@ import hashlib
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 from vivi_jax import files
 from vivi_jax.buckets.client import Folder, NotThere
@@ -80,13 +82,25 @@ class InBucket:
         return sorted({name.partition("/")[0] for name in self._folder.names() if "/" in name})
 
     def measured(self) -> dict[str, dict]:
-        def of(name: str) -> dict:
-            data = self._folder.read(name)
+        def of(name: str, data: bytes) -> dict:
             return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
+        return self._each(of)
+
+    def copy(self, to: pathlib.Path) -> None:
+        """Copies all that is below it into a folder of a disk, which is made."""
+
+        def write(name: str, data: bytes) -> None:
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            (to / name).write_bytes(data)
+
+        self._each(write)
+
+    def _each(self, function: Callable[[str, bytes], Any]) -> dict[str, Any]:
+        """What a function makes of each name and its content."""
         names = sorted(self._folder.names())
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
-            return dict(zip(names, pool.map(of, names), strict=True))
+            return dict(zip(names, pool.map(lambda n: function(n, self._folder.read(n)), names), strict=True))
 
     def read(self, name: str) -> bytes | None:
         try:

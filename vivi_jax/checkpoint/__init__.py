@@ -1,5 +1,6 @@
 """Checkpoints of the training state: saved, verified, restored, read (states.py), and their manifests (manifest.py)."""
 
+from vivi_jax.checkpoint.copies import local_copy
 from vivi_jax.checkpoint.manifest import MANIFEST, newest_good_step, steps, verify, write_manifest
 from vivi_jax.checkpoint.states import (
     Checkpoints,
@@ -20,6 +21,7 @@ __all__ = [
     "load_config",
     "load_encoder",
     "load_state",
+    "local_copy",
     "newest_good_step",
     "state_sha256",
     "steps",

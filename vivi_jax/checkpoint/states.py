@@ -24,6 +24,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from vivi_jax.buckets.client import ADDRESSES, Folder
 from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
+from vivi_jax.checkpoint.copies import local_copy
 from vivi_jax.checkpoint.manifest import newest_good_step, verify
 from vivi_jax.distributed import processes, sharding
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
@@ -261,13 +262,13 @@ def load_state(workdir: str, step: int | None = None) -> dict:
     """The state of a run as a plain tree of arrays on the first local device, without the run's code.
 
     Args:
-      workdir: run directory.
+      workdir: run directory, also in a bucket (see local_copy).
       step: which checkpoint; the newest good one by default.
 
     Raises:
       CheckpointError: no such run, no checkpoint, or one that does not verify.
     """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = pathlib.Path(local_copy(workdir)).absolute() / "checkpoints"
     if step is None:
         step = newest_good_step(directory)
         if step is None:
@@ -296,7 +297,7 @@ def load_config(workdir: str) -> dict:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = pathlib.Path(local_copy(workdir)) / "config.json"
     try:
         return upgrade(json.loads(path.read_text()))
     except FileNotFoundError:
