@@ -66,7 +66,7 @@ setuptools.setup(
         "docs": ["mkdocs-material"],  # mkdocs serve
         "tpu": ["jax[tpu]", "gcsfs>=2026.10.1"],
         "gcs": ["gcsfs>=2026.10.1"],  # run folders in gs://; Orbax writes checkpoints with it
-        "cuda": ["jax[cuda13]"],
+        "cuda": ["jax[cuda13]", "gcsfs>=2026.10.1"],
         "plan": ["jax[tpu]"],  # for its TPU compiler, libtpu (0.0.42.* with jax 0.10.2): Linux, needs no TPU
         "evaluation": ["pycocotools"],
         "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines

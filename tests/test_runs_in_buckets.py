@@ -243,6 +243,48 @@ def test_checkpoints_are_exact_and_verified_and_half_ones_go(server, address):
     assert restored(address) == good[2]
 
 
+# ---- Reading runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_read_as_a_verified_copy(server, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIVI_JAX_CACHE", str(tmp_path / "cache"))
+    with contextlib.closing(Checkpoints(str(tmp_path / "run"), keep=2)) as saved:
+        saved.save(1, state(1))
+        saved.save(2, state(2))
+    (tmp_path / "run" / "config.json").write_text('{"name": "a"}')
+    folder = Folder(address)
+    for path in filter(pathlib.Path.is_file, (tmp_path / "run").rglob("*")):
+        folder.write(path.relative_to(tmp_path / "run").as_posix(), path.read_bytes())
+
+    def read() -> tuple[str, int]:
+        """The state, and how many of its objects were asked for."""
+        before = len(server.seen)
+        found = checkpoint.state_sha256(checkpoint.load_state(address))
+        return found, sum("/default/" in path and "alt=media" in path for _, path, _ in server.seen[before:])
+
+    assert checkpoint.load_config(address)["name"] == "a"
+    good = {step: checkpoint.state_sha256(checkpoint.load_state(str(tmp_path / "run"), step)) for step in (1, 2)}
+    assert read() == (good[2], 0)  # load_config has brought it
+    copy = pathlib.Path(checkpoint.local_copy(address))
+    largest = max((copy / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(data)
+    again, objects = read()
+    assert again == good[2] and objects > 5  # the copy was damaged
+    folder.write(f"checkpoints/{largest.relative_to(copy / 'checkpoints').as_posix()}", bytes(data))
+    largest.write_bytes(data)
+    assert read()[0] == good[1]  # and now the run itself
+    folder.write("weights.npz", b"npz")
+    assert pathlib.Path(checkpoint.local_copy(f"{address}/weights.npz")).read_bytes() == b"npz"
+    with pytest.raises(DataError, match=f"there is no {address}/nothing; check the names"):
+        checkpoint.load_state(f"{address}/nothing")
+    folder.remove("checkpoints/")
+    with pytest.raises(CheckpointError, match=f"no checkpoint in {address}/checkpoints is good: there is none"):
+        checkpoint.load_state(address)
+
+
 # ---- Whole runs -----------------------------------------------------------------------------------------------------
 
 STEPS, EVERY = 6, 3
@@ -257,7 +299,7 @@ for line in sys.stdin:
     store, workdir, log = json.loads(line)
     def run():
         command_line.start_logging()
-        config = host.systems(store, {STEPS})["vito"]
+        config = host.systems(store, {STEPS // 2})["vito"]  # epochs of 8
         config.batch_size, config.evaluation.dataset, config.run.checkpoint_every = 4, "", {EVERY}
         config.run.keep_checkpoints = 1
         command_line.ended(lambda: main.run(config, workdir))
