@@ -327,13 +327,15 @@ class Starter:
         self.pid = int(self.process.stdout.readline())
 
     def strike_at(self, number: int, moment: str):
-        """The proxy's fault that sends the run a signal at its first write of such a name, before that is written."""
+        """The proxy's fault that sends the run a signal at its first write of such a name, which SIGKILL prevents."""
         struck = []
 
-        def strike(method: str, path: str) -> None:
-            if method == "POST" and moment in path and not struck:
-                struck.append(path)
-                os.kill(self.pid, number)
+        def strike(method: str, path: str) -> buckets.Fault | None:
+            if method != "POST" or moment not in path or struck:
+                return None
+            struck.append(path)
+            os.kill(self.pid, number)
+            return buckets.Fault(status=503) if number == signal.SIGKILL else None
 
         return strike
 
@@ -355,9 +357,8 @@ def test_a_run_in_a_bucket_that_is_killed_and_stopped_ends_as_a_local_one(server
         assert starter.end() == 0, starter.log.read_text()
         for number, moment in (
             (signal.SIGKILL, "checkpoints/3/default/ocdbt"),  # the first save has begun
-            (signal.SIGKILL, f"checkpoints/3/{MANIFEST}"),  # Orbax has ended it
             (signal.SIGTERM, "checkpoints/SAVING"),
-            (signal.SIGKILL, f"checkpoints/6/{MANIFEST}"),  # with one that is good
+            (signal.SIGKILL, f"checkpoints/6/{MANIFEST}"),  # Orbax has ended the save, and we have not
         ):
             server.fault = starter.strike_at(number, moment)
             starter.start(store, address)

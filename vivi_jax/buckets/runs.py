@@ -55,6 +55,7 @@ class RunFolder:
         # accounts and servers than all else here. It looks once, at the first path of whatever kind.
         os.environ["EPATH_USE_TF"] = "0"
         self._bucket = Folder(self.address)
+        self.address = self._bucket.address
         self._files = tempfile.TemporaryDirectory(prefix="vivi_jax_run_")
         self.path = pathlib.Path(self._files.name)
         self._generations: dict[str, bytes] = {}
