@@ -4,8 +4,8 @@
 
 Data and run are in a bucket of gcp-storage-emulator on this machine, behind the proxy of the tests, which adds what
 that lacks (the extra `buckets`). Each start is killed with all its processes at a moment that is drawn from the length
-of a start that was not; one more is told to leave (SIGTERM). In the end the SHA-256 of the whole state must be that of a
-local run of as many processes, the metrics must have each step once, and every object must be accounted for.
+of a start that was not; one more is told to leave (SIGTERM). In the end the SHA-256 of the whole state must be that of
+a local run of as many processes, the metrics must have each step once, and every object must be accounted for.
 """
 
 import argparse
