@@ -23,7 +23,7 @@ from benchmarks.faults import peers, runs
 from vivi_jax import command_line, main
 
 sys.path.append(str(results.ROOT / "tests"))
-from helpers import buckets
+from helpers import buckets  # pyright: ignore[reportMissingImports]  of the tests
 
 SEED, STOP_SECONDS = 0, 30.0
 ADDRESS = f"gs://{buckets.BUCKET}"

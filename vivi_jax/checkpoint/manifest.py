@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
 SAVING = "SAVING"  # beside the checkpoints: the step that is being written
 FORMAT = 2  # of the manifest; 1, up to 0.1.0, was the content of "files" alone
-Directory = pathlib.Path | places.Place
+Directory = pathlib.Path | places.InBucket
 _LIBRARIES = ("vivi_jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
