@@ -1,6 +1,7 @@
 """Copies of runs and files of weights that lie in buckets, for what reads local ones."""
 
 import logging
+import os
 import pathlib
 import shutil
 import uuid
@@ -15,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 _KEPT = 2  # steps of a run; another process may be reading the one before the newest
 
 
-def local_copy(source: str) -> str:
+def local_copy(source: str | os.PathLike[str]) -> str:
     """A path on this machine: `source` itself, or of gs:// and s3:// a copy in the cache (VIVI_JAX_CACHE).
 
     Of a run, the records and the newest good checkpoint; what is there already, and verifies, is not read again.
@@ -24,9 +25,10 @@ def local_copy(source: str) -> str:
       CheckpointError: there is a run, but no good checkpoint in it.
       DataError: there is nothing, or it cannot be read.
     """
-    if not source.startswith(ADDRESSES):
-        return source
-    address = source.rstrip("/")
+    address = os.fspath(source)
+    if not address.startswith(ADDRESSES):
+        return address
+    address = address.rstrip("/")
     parent, _, name = address.rpartition("/")
     here = cache_root() / "runs" / files.digest(address)[:16] / name
     here.parent.mkdir(parents=True, exist_ok=True)
