@@ -168,5 +168,5 @@ def run_all() -> None:
         sys.exit("error: not all went well, see above")
 
 
-if __name__ == "__run_all_":
+if __name__ == "__main__":
     run_all()
