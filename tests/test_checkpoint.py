@@ -1,5 +1,6 @@
 """Checkpoints on disk: exact, verified, and the newest good one is found whatever happened to the others."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import flax.struct
 import jax
@@ -20,7 +22,7 @@ from vivi_jax import checkpoint
 from vivi_jax.checkpoint import MANIFEST, Checkpoints, manifest
 from vivi_jax.checkpoint import __main__ as command
 from vivi_jax.distributed import sharding
-from vivi_jax.errors import CheckpointError, NotFinite
+from vivi_jax.errors import CheckpointError, CopiesDiffer, NotFinite
 
 
 @flax.struct.dataclass
@@ -182,6 +184,51 @@ def test_a_state_that_is_not_finite_is_not_saved_and_leaves_nothing(tmp_path):
         checkpoints.save(5, with_a_nan(make_state(5)))
     checkpoints.close()
     assert raised.value.step == 5 and not list(tmp_path.iterdir())
+
+
+def test_a_clock_that_jumps_while_a_state_is_saved_changes_nothing(tmp_path, monkeypatch):
+    right, hours = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: right() + 3600 * next(hours))  # each look is an hour later
+    save(tmp_path, 3)
+    assert next(hours) > 5 and checkpoint.newest_good_step(tmp_path / "checkpoints") == 3
+
+
+def with_another_bit(array: jax.Array, device: int, bit: int) -> jax.Array:
+    """The array, with one bit of its last element's copy on one device flipped."""
+    shards = array.addressable_shards
+    pieces = [np.array(shard.data) for shard in shards]
+    pieces[device].reshape(-1)[-1:].view(f"uint{8 * array.dtype.itemsize}")[...] ^= 1 << bit
+    placed = [jax.device_put(piece, shard.device) for piece, shard in zip(pieces, shards, strict=True)]
+    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, placed)
+
+
+@pytest.mark.parametrize(("fsdp", "copies"), [(1, "8 devices"), (2, "4 devices")])
+def test_copies_of_which_one_has_another_bit_are_not_saved(tmp_path, fsdp, copies):
+    mesh = sharding.make_mesh(fsdp=fsdp)
+    params = {
+        "kernel": jax.random.normal(jax.random.key(0), (128, 128)),  # large enough to be split
+        "half": jnp.ones(5, jnp.bfloat16),
+        "count": jnp.int32(7),
+    }
+    params = jax.device_put(params, sharding.state_sharding(params, mesh))
+    checkpoints = Checkpoints(tmp_path, keep=10)
+    for name, bit in (("kernel", 0), ("kernel", 31), ("half", 7), ("count", 30)):
+        wrong = params | {name: with_another_bit(params[name], 5, bit)}
+        of = copies if name == "kernel" else "8 devices"
+        line = rf"after step 5 the copies of {name} on the {of} .* look at cpu:5 of process 0\."
+        with pytest.raises(CopiesDiffer, match=line):
+            checkpoints.save(5, wrong)
+    assert not (tmp_path / "checkpoints").exists()
+    checkpoints.save(5, params)
+    checkpoints.close()
+    assert checkpoint.newest_good_step(tmp_path / "checkpoints") == 5
+
+
+def test_of_two_copies_that_differ_both_are_named(tmp_path):
+    params = jax.device_put({"bias": jnp.zeros(3)}, sharding.replicated(sharding.make_mesh(jax.devices()[:2])))
+    wrong = {"bias": with_another_bit(params["bias"], 1, 3)}
+    with pytest.raises(CopiesDiffer, match="look at cpu:0 of process 0, cpu:1 of process 0"):
+        Checkpoints(tmp_path, keep=1).save(1, wrong)
 
 
 def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, capsys):

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vivi_jax import files
 from vivi_jax.distributed.preemption import Preempted
-from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
+from vivi_jax.errors import CheckpointError, ConfigError, CopiesDiffer, DataError, NotFinite
 
 # Errors of the system that a user can mend: no right to write, no folder, no room, a name too long.
 OF_THE_SYSTEM = {
@@ -51,7 +51,7 @@ def ended(command: Callable[[], None], *, resumes: bool = False) -> None:
         if not resumes:
             raise
         sys.exit("interrupted; run the same command again, it goes on")
-    except (ConfigError, DataError, CheckpointError, NotFinite) as error:
+    except (ConfigError, DataError, CheckpointError, NotFinite, CopiesDiffer) as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM or error.filename is None:

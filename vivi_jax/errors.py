@@ -28,6 +28,10 @@ class NotFinite(RuntimeError):
         self.step = step
 
 
+class CopiesDiffer(RuntimeError):
+    """Devices that should hold the same state do not. The checkpoints written before are good."""
+
+
 def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """Returns table[name]; a name it does not have is a ConfigError that suggests the nearest one it has."""
     if name in table:

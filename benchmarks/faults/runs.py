@@ -17,6 +17,7 @@ import pathlib
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -156,7 +157,9 @@ def _as_command(function: Callable[[], Any], log: pathlib.Path, environment: dic
         traceback.print_exc()
         code = 1
     finally:
-        atexit._run_exitfuncs()  # what the end of an interpreter does, without unwinding the parent's frames
+        # What the end of an interpreter does, in its order, without unwinding the parent's frames.
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

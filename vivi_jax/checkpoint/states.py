@@ -26,7 +26,7 @@ from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
 from vivi_jax.checkpoint.copies import local_copy
 from vivi_jax.checkpoint.manifest import newest_good_step, verify
-from vivi_jax.distributed import processes, sharding
+from vivi_jax.distributed import processes, replicas, sharding
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 from vivi_jax.methods.base import classified_encoder
 
@@ -70,11 +70,13 @@ class Checkpoints:
 
         Raises:
           NotFinite: a value of the state is NaN or infinite; nothing is written.
+          CopiesDiffer: devices that should hold the same do not; nothing is written.
           CheckpointError: it cannot be written, or the one before could not.
         """
         self.wait()
         if not all_finite(state):
             raise NotFinite(f"the state after step {step} is not finite", step)
+        replicas.check_alike(state, step)
         try:
             manager = self._open()
             if jax.process_index() == 0:
@@ -185,13 +187,18 @@ def directory_of(workdir: str | os.PathLike[str]) -> pathlib.Path | InBucket:
 
 def _manager(directory: pathlib.Path | InBucket) -> "ocp.CheckpointManager":
     handler = ocp.StandardCheckpointHandler()
+    # Orbax gives a save 20 minutes by the wall clock, and folders that it makes asynchronously ten; it drops a save that
+    # was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that its milliseconds take.
+    patient = ocp.options.AsyncOptions(timeout_secs=20 * 24 * 3600, create_directories_asynchronously=False)
     if isinstance(directory, pathlib.Path):
-        return ocp.CheckpointManager(directory, item_handlers=handler)
+        options = ocp.CheckpointManagerOptions(async_options=patient)
+        return ocp.CheckpointManager(directory, options=options, item_handlers=handler)
     # Orbax reads and writes a bucket by TensorStore and by etils.epath over gcsfs, which keeps lists of what was there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
-    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)  # on a bucket they are no rubbish by default
+    # On a bucket half saves are no rubbish by default.
+    options = ocp.CheckpointManagerOptions(async_options=patient, cleanup_tmp_directories=True)
     with _bucket_named(directory):
-        return ocp.CheckpointManager(str(directory), item_handlers=handler, options=options)
+        return ocp.CheckpointManager(str(directory), options=options, item_handlers=handler)
 
 
 @contextlib.contextmanager
