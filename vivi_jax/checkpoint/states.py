@@ -188,7 +188,8 @@ def directory_of(workdir: str | os.PathLike[str]) -> pathlib.Path | InBucket:
 def _manager(directory: pathlib.Path | InBucket) -> "ocp.CheckpointManager":
     handler = ocp.StandardCheckpointHandler()
     # Orbax gives a save 20 minutes by the wall clock, and folders that it makes asynchronously ten; it drops a save
-    # that was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that its milliseconds take.
+    # that was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that its milliseconds
+    # take.
     patient = ocp.options.AsyncOptions(timeout_secs=20 * 24 * 3600, create_directories_asynchronously=False)
     if isinstance(directory, pathlib.Path):
         options = ocp.CheckpointManagerOptions(async_options=patient)
