@@ -284,6 +284,32 @@ def test_ctrl_c_twice_ends_at_once_and_a_second_sigterm_does_not():
         assert done.returncode == 130 and not done.stdout and "left without saving" in done.stderr, done.stderr
 
 
+def test_a_signal_inside_a_callback_of_the_garbage_collector_is_not_lost():
+    # An exception that such a callback raises is printed and forgotten, and JAX has one that may be running.
+    code = """
+        import gc, os, signal
+        from vivi_jax.distributed.preemption import Preempted, Preemption
+        sent = []
+        def callback(phase, info):
+            if not sent:
+                sent.append(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(1000): pass
+        stop = Preemption()
+        try:
+            with stop.interruptible():
+                gc.callbacks.append(callback)
+                gc.collect()
+                while True: pass
+        except Preempted as preempted:
+            print("saving", preempted)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("and no more")
+    """
+    done = child(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "saving SIGTERM\nand no more\n", "")
+
+
 # --- before the first step --------------------------------------------------------------------------------------------
 
 

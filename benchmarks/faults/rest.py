@@ -104,11 +104,11 @@ def slow_disk(shared: runs.Shared, own: pathlib.Path) -> dict:
 def not_finite(shared: runs.Shared, own: pathlib.Path) -> dict:
     """R17: rates that end in NaN; the run stops in one line and every checkpoint that is left is finite.
 
-    With the first rate the second step's loss is NaN; the other one makes the first step's state NaN, whose loss was
-    not, just before it is saved.
+    With the first rate a later step's loss is NaN; the other one, more than float32 holds, makes the first step's state
+    NaN, whose loss was not, just before it is saved.
     """
     wrong, left = [], 0
-    for name, rate in (("loss", "1e30"), ("state", "1e38")):
+    for name, rate in (("loss", "1e30"), ("state", "1e39")):
         workdir = own / name
         more = [f"--config.schedule.base_lr={rate}", "--config.run.checkpoint_every=1"]
         process = runs.start([*runs.flags("vito", shared.store, workdir), *more], own / f"{name}.log")

@@ -1,12 +1,18 @@
 """SIGTERM, Ctrl-C and SIGHUP: save and leave."""
 
 import contextlib
+import gc
 import os
 import signal
+import threading
+import types
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = 128 + signal.SIGTERM  # 143 tells a launcher that the run was stopped, not finished
+
+
+AGAIN_SECONDS = 0.05
 
 
 class Preempted(BaseException):
@@ -42,6 +48,7 @@ class Preemption:
         self.requested = 0
         self._alone = alone
         self._interruptible = False
+        self._repeated = False  # the next signal is the first one, sent again
         self._previous = {
             number: signal.signal(number, self._on_signal)
             for number in SIGNALS
@@ -49,15 +56,34 @@ class Preemption:
         }
 
     def _on_signal(self, signum: int, frame) -> None:
+        if self._repeated:
+            self._repeated = False
+            self._raise_unless_swallowed(frame)
+            return
         if self.requested:
             if signum == signal.SIGINT:
                 os.write(2, b"\ninterrupted again: left without saving\n")  # safe in a handler
                 os._exit(128 + signum)
             return
         self.requested = signum
-        if self._interruptible:
-            self._interruptible = False
-            raise Preempted(signum)
+        self._raise_unless_swallowed(frame)
+
+    def _raise_unless_swallowed(self, frame: types.FrameType | None) -> None:
+        """What a callback of the garbage collector raises is printed and forgotten; JAX has one, and it may be running.
+
+        So there the handler is called again a moment later, until it is over.
+        """
+        if not self._interruptible:
+            return
+        if _is_in(frame, {getattr(callback, "__code__", None) for callback in gc.callbacks}):
+            threading.Timer(AGAIN_SECONDS, self._again).start()
+            return
+        self._interruptible = False
+        raise Preempted(self.requested)
+
+    def _again(self) -> None:
+        self._repeated = True
+        signal.pthread_kill(threading.main_thread().ident, self.requested)
 
     @contextlib.contextmanager
     def interruptible(self, *, in_loop: bool = False) -> Iterator[None]:
@@ -81,3 +107,12 @@ class Preemption:
         """Restores the handlers that were there before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _is_in(frame: types.FrameType | None, functions: set[types.CodeType | None]) -> bool:
+    """Whether a frame is one of these functions', or was called by one."""
+    while frame is not None:
+        if frame.f_code in functions:
+            return True
+        frame = frame.f_back
+    return False
