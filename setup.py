@@ -64,14 +64,15 @@ setuptools.setup(
     ],
     extras_require={
         "docs": ["mkdocs-material"],  # mkdocs serve
-        "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]", "gcsfs>=2026.10.1"],
+        "gcs": ["gcsfs>=2026.10.1"],  # run folders in gs://; Orbax writes checkpoints with it
+        "cuda": ["jax[cuda13]", "gcsfs>=2026.10.1"],
         "plan": ["jax[tpu]"],  # for its TPU compiler, libtpu (0.0.42.* with jax 0.10.2): Linux, needs no TPU
         "evaluation": ["pycocotools"],
         "beam": ["apache-beam>=2.77"],  # preparation and curation on many machines
         "dataflow": ["apache-beam[gcp]>=2.77"],  # the same on Dataflow, and paths that begin with gs://
         # Servers of gs:// and s3:// for the tests; reading from buckets needs nothing more than the project itself.
-        "buckets": ["flask", "flask-cors", "gcp-storage-emulator", "moto[s3]"],
+        "buckets": ["flask", "flask-cors", "gcp-storage-emulator", "moto[s3]", "gcsfs>=2026.10.1"],
         "development": [
             "pytest",
             "pytest-xdist",

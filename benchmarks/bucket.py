@@ -31,8 +31,8 @@ import numpy as np
 
 from benchmarks import results
 from input_pipeline import store
-from input_pipeline.buckets import client
 from input_pipeline.streams import sampling
+from vivi_jax.buckets import client
 from vivi_jax.errors import DataError
 
 SEED, VIEWS, PER_VIDEO, FRAME_BYTES, VIDEOS_PER_SHARD = 0, 3, 250, 8000, 16

@@ -43,4 +43,5 @@ if __name__ == "__main__":
             workdir="folder for frame stores, runs and results",
         )
         | {"split": flags.DEFINE_enum("split", "1", ("1", "2", "3", "all"), "which official split")},
+        remote=["checkpoint"],
     )

@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, help="frame store, or folder of images")
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--count", type=int, default=8, help="frames to show, at least 2")
-    command_line.run_parser(draw, parser, argv)
+    command_line.run_parser(draw, parser, argv, remote=["checkpoint"])
 
 
 def draw(options: argparse.Namespace) -> None:

@@ -35,4 +35,5 @@ if __name__ == "__main__":
             data="folder of images and annotations, see docs/detection.md",
             workdir="folder for runs, detections and scores",
         ),
+        remote=["checkpoint"],
     )

@@ -36,4 +36,5 @@ if __name__ == "__main__":
             data="VOC2012 (with SBD), ADEChallengeData2016, or own images/ and masks/",
             workdir="folder for runs, pictures and results",
         ),
+        remote=["checkpoint"],
     )

@@ -65,4 +65,5 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, define_flags(), optional=["protocol"], remote=["data"])  # TFDS reads data sets from buckets
+    remote = ["checkpoint", "data"]  # TFDS reads data sets from buckets
+    command_line.run(main, define_flags(), optional=["protocol"], remote=remote)

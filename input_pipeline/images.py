@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from input_pipeline import folders, tfds_sets
-from input_pipeline.buckets.client import ADDRESSES, Folder
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import sampling
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
+from vivi_jax.buckets.client import ADDRESSES, Folder
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)

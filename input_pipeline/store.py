@@ -35,10 +35,10 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
 from input_pipeline.buckets.cache import Cache
-from input_pipeline.buckets.client import Folder, NotThere
 from input_pipeline.buckets.records import Records
 from input_pipeline.storage import is_remote
 from vivi_jax import files
+from vivi_jax.buckets.client import Folder, NotThere
 from vivi_jax.errors import DataError
 
 # 1: shots were looked for among the frames that are kept, and had eight of them or more; files are as in 2.

@@ -3,7 +3,8 @@
 #
 #   --image=IMAGE          of launch/image.sh tpu
 #   --accelerator=tpu-v5-lite-podslice  --topology=4x4  --chips=4 (per host)   as the node pool has them
-#   --bucket=NAME          mounted at /mnt/NAME: data and run directory; --account is a service account that may use it
+#   --account=NAME         a service account that may use the bucket: data and run directory may be gs:// paths as they are
+#   --bucket=NAME          mounted at /mnt/NAME, for what needs files
 #   --spot                 on spot nodes         --restarts=10   after crashes; preemptions do not count
 #   --dry_run              prints what would be applied
 # kubectl must point at a cluster with the JobSet operator. A preempted run saves, leaves with code 143, and the JobSet

@@ -3,8 +3,8 @@
 #
 #   --accelerators=H100:8  --nodes=1  --infra=CLOUD[/REGION]  --spot  --bucket=gs://NAME or s3://NAME  --dry_run
 #
-# The bucket is mounted at /data on every node: data and run directory must be there, for a job that was preempted goes
-# on elsewhere.
+# A job that was preempted goes on elsewhere, so data and run directory must be in a bucket: as gs:// paths (data also
+# s3://), or below /data, where --bucket is mounted on every node.
 source "$(dirname "$0")/common.sh"
 [ $# -ge 1 ] || fail "usage: bash launch/sky.sh NAME [OPTIONS] [-- FLAGS]"
 name="$1"

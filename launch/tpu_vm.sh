@@ -8,8 +8,9 @@
 #   delete   the TPU VM (and its queued request)
 #
 #   --type=v5litepod-16  --version=v2-alpha-tpuv5-lite  --project=ID  --spot  --reserved  --queued  --poll=SECONDS
-#   --bucket=NAME   mounted at /mnt/NAME on every host: data and run directory must be there for more than one host
+#   --bucket=NAME   mounted at /mnt/NAME on every host, for what needs files
 #   --dry_run       prints the commands instead
+# Data and run directory may be gs:// paths as they are; for more than one host they must be there, or in that mount.
 # gcloud must be installed and logged in; what it says and its exit code are passed on.
 source "$(dirname "$0")/common.sh"
 [ $# -ge 2 ] || fail "usage: bash launch/tpu_vm.sh COMMAND NAME --zone=ZONE [OPTIONS] [-- FLAGS];" \

@@ -19,9 +19,10 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from helpers import buckets
 from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images, store
-from input_pipeline.buckets import cache, client, layout
+from input_pipeline.buckets import cache, layout
 from input_pipeline.streams import sources
 from input_pipeline.streams.order import Order
+from vivi_jax.buckets import client
 from vivi_jax.errors import ConfigError, DataError
 
 SERVERS = all(importlib.util.find_spec(name) for name in ("moto", "flask_cors", "gcp_storage_emulator"))

@@ -124,7 +124,7 @@ def test_an_empty_directory_is_removed_with_the_parents_made_and_no_other(tmp_pa
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "run", tmp_path / "run" / "result", tmp_path / "there"]
 
 
-@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://b", "file:///tmp/x"])
+@pytest.mark.parametrize("address", ["gs:/bucket/run", "s3://b", "file:///tmp/x"])
 def test_an_address_is_no_directory(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"--workdir={address}: .* local files only"):

@@ -19,6 +19,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from configs import vito
 from helpers.commands import ROOT, one_device
 from vivi_jax import checkpoint, main, metrics
+from vivi_jax.buckets.runs import RunFolder
 from vivi_jax.build import Experiment
 from vivi_jax.distributed import preemption, watchdog
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
@@ -343,22 +344,22 @@ def test_the_directory_is_claimed_once_when_all_is_ready(tmp_path):
 
 def test_a_run_goes_on_with_other_values_only_where_it_is_told_to(tmp_path):
     config, directory = vito.get_config("demo"), tmp_path / "run"
-    main.claim_workdir(str(directory), config, write=False)
+    main.claim_workdir(RunFolder(directory), config, write=False)
     assert not directory.exists()
-    main.claim_workdir(str(directory), config)
+    main.claim_workdir(RunFolder(directory), config)
     config.schedule.base_lr, config.run.log_every = 0.001, 7
     with pytest.raises(
         ConfigError, match=r"\(schedule.base_lr: 0.032 there, 0.001 here\); .* or go on .*--may_change=schedule$"
     ):
-        main.claim_workdir(str(directory), config)
-    main.claim_workdir(str(directory), config, ("schedule",))
+        main.claim_workdir(RunFolder(directory), config)
+    main.claim_workdir(RunFolder(directory), config, ("schedule",))
     assert json.loads((directory / "config.json").read_text())["schedule"]["base_lr"] == 0.001
     change = {"schedule.base_lr": {"was": 0.032, "now": 0.001}}
     assert lines(directory / "config_changes.jsonl") == [{"step": 0, "changes": change}]
-    main.claim_workdir(str(directory), config)  # these are the run's values now
+    main.claim_workdir(RunFolder(directory), config)  # these are the run's values now
     config.schedule.base_lr, config.encoder.width = 0.002, 2.0
     with pytest.raises(ConfigError, match=r"\(encoder.width: 0.25 there, 2.0 here\)"):
-        main.claim_workdir(str(directory), config, ("schedule",))
+        main.claim_workdir(RunFolder(directory), config, ("schedule",))
 
 
 def test_a_run_may_start_from_weights_of_its_own(tmp_path):

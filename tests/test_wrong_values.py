@@ -22,6 +22,7 @@ from evaluation.protocols.segmentation import evaluate as segmentation_evaluate
 from evaluation.protocols.vtab.sweep import KEYS as VTAB_KEYS
 from helpers.frame_stores import jpeg, write_store
 from vivi_jax import main
+from vivi_jax.buckets.runs import RunFolder
 from vivi_jax.build import build
 from vivi_jax.config import check, fits
 from vivi_jax.distributed import sharding
@@ -137,7 +138,7 @@ def start(config, store: str, *, whole: bool = True) -> None:
     if whole:
         main.open_data(config)
         main.online_evaluation(config, experiment.method)
-        main.weights_to_start_from(config, experiment, "no run yet")
+        main.weights_to_start_from(config, experiment, RunFolder("no run yet"))
         state = jax.eval_shape(
             lambda: create(experiment.method, experiment.optimizer, experiment.batch_spec, config.seed)
         )

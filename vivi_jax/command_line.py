@@ -344,13 +344,20 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; {self.prog} --help lists the options")
 
 
-def run_parser(main: Callable[[argparse.Namespace], None], parser: Parser, argv: list[str] | None = None) -> None:
-    """Parses `argv`, by default the command line, and calls main(options); see `ended`."""
+def run_parser(
+    main: Callable[[argparse.Namespace], None],
+    parser: Parser,
+    argv: list[str] | None = None,
+    *,
+    remote: Iterable[str] = (),
+) -> None:
+    """Parses `argv`, by default the command line, and calls main(options); see `ended` and, for `remote`, `parse`."""
 
     def command() -> None:
         options = parser.parse_args(argv)
         for name, value in vars(options).items():
-            files.refuse_remote(f"--{name}", value)
+            if name not in remote:
+                files.refuse_remote(f"--{name}", value)
         start_logging()
         main(options)
 

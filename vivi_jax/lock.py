@@ -10,6 +10,9 @@ every BEAT seconds. A second command
 
 A holder whose lock was taken over all the same, as it or its disk stood still for long, ends itself.
 
+In a bucket LOCK is an object. It is made only where there is none, and written and removed only while it is as it was
+last seen, which the bucket's server decides: of two that take over at the same moment one is refused.
+
 Locks of the system (flock, and filelock over it) do not reach other hosts on NFS as many clusters mount it, nor on
 mounted buckets, and do not say who holds them. Needs no JAX.
 """
@@ -28,7 +31,8 @@ import uuid
 from collections.abc import Iterator
 
 from vivi_jax import files
-from vivi_jax.errors import ConfigError
+from vivi_jax.buckets.client import MISSING, Folder
+from vivi_jax.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
 LOCK = "LOCK"
@@ -45,36 +49,123 @@ def hold(directory: str | os.PathLike[str], *, option: str = "--workdir") -> Ite
       option: the command line's option that names the directory, for the message.
 
     Raises:
-      ConfigError: a living process holds it, or it is no directory of a file system.
+      ConfigError: a living process holds it, or it is no directory of a file system or of gs://.
+      DataError: the bucket cannot be read or written.
     """
-    files.refuse_remote(option, os.fspath(directory))
+    address = os.fspath(directory)
+    if address.startswith("gs://"):
+        with _held(_Object(Folder(address)), address, option):
+            yield
+        return
+    files.refuse_remote(option, address)
     directory = pathlib.Path(directory).absolute()
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            me = _take(directory, option)
         except OSError as error:
-            raise ConfigError(f"cannot write to {directory}: {error.strerror}; use another {option}") from error
-        released = threading.Event()
-        beats = threading.Thread(target=_beat, args=(directory / LOCK, me, released), name="lock", daemon=True)
-        beats.start()
-        try:
+            raise _cannot_write(directory, error, option) from error
+        with _held(_File(directory / LOCK), directory, option):
             yield
-        finally:
-            released.set()
-            beats.join()
-            if _read(directory / LOCK).get("id") == me["id"]:
-                (directory / LOCK).unlink()
     finally:
         with contextlib.suppress(OSError):  # not empty: something was written
             for path in made:
                 path.rmdir()
 
 
-def _take(directory: pathlib.Path, option: str) -> dict:
+class _File:
+    """The lock on a disk. `read` is the newest, and {} while it is being made, or gone."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+
+    def make(self, me: dict) -> bool:
+        """Whether there was none, and now it is this; where it cannot be written, as on a full disk, none is left."""
+        try:
+            with open(self._path, "x") as file:
+                try:
+                    json.dump(me, file)
+                    file.flush()
+                except OSError:
+                    self._path.unlink(missing_ok=True)
+                    raise
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self) -> dict:
+        try:
+            return _content(self._path.read_bytes())
+        except OSError:
+            return {}
+
+    def write(self, me: dict) -> None:
+        """Writes it, whatever is there."""
+        files.write_json(self._path, me, indent=None)
+
+    def take_over(self, me: dict) -> None:
+        """Writes it, in place of the one that was read; which of two that do so has it is seen by reading."""
+        self.write(me)
+        time.sleep(0.5)
+
+    def remove(self) -> None:
+        self._path.unlink()
+
+
+class _Object:
+    """The lock in a bucket, as _File: written and removed only if it is as it was last read or written here."""
+
+    def __init__(self, folder: Folder):
+        self._folder, self._generation = folder, MISSING
+
+    def make(self, me: dict) -> bool:
+        return self._replace(me, MISSING)
+
+    def read(self) -> dict:
+        data, self._generation = self._folder.look(LOCK)
+        return _content(data or b"")
+
+    def write(self, me: dict) -> None:
+        self._replace(me, self._generation)
+
+    take_over = write
+
+    def remove(self) -> None:
+        self._folder.replace(LOCK, None, self._generation)
+
+    def _replace(self, me: dict, generation: bytes) -> bool:
+        written = self._folder.replace(LOCK, json.dumps(me).encode(), generation)
+        self._generation = written or self._generation
+        return written is not None
+
+
+@contextlib.contextmanager
+def _held(lock: _File | _Object, directory: str | pathlib.Path, option: str) -> Iterator[None]:
+    try:
+        me = _take(lock, directory, option)
+    except OSError as error:
+        raise _cannot_write(directory, error, option) from error
+    released = threading.Event()
+    beats = threading.Thread(target=_beat, args=(lock, directory, me, released), name="lock", daemon=True)
+    beats.start()
+    try:
+        yield
+    finally:
+        released.set()
+        beats.join()
+        try:
+            if lock.read().get("id") == me["id"]:
+                lock.remove()
+        except DataError as error:  # of a bucket; the next start sees that this process is gone
+            _LOG.warning("the lock of %s is left behind: %s", directory, error)
+
+
+def _cannot_write(directory: str | pathlib.Path, error: OSError, option: str) -> ConfigError:
+    return ConfigError(f"cannot write to {directory}: {error.strerror}; use another {option}")
+
+
+def _take(lock: _File | _Object, directory: str | pathlib.Path, option: str) -> dict:
     """Makes the lock this process's; returns what it says of it."""
-    path = directory / LOCK
     me = {
         "id": uuid.uuid4().hex,
         "host": socket.gethostname(),
@@ -87,10 +178,9 @@ def _take(directory: pathlib.Path, option: str) -> dict:
     }
     seen, until, patience = None, 0.0, STALE
     while True:
-        with contextlib.suppress(FileExistsError):
-            _make(path, me)
+        if lock.make(me):
             return me
-        there = _read(path)
+        there = lock.read()
         if there.get("machine") and there["machine"] == me["machine"]:
             if there.get("started") == _started(there.get("pid", 0)):
                 raise _refused(directory, there, option)
@@ -106,58 +196,43 @@ def _take(directory: pathlib.Path, option: str) -> dict:
             _LOG.warning("taking over %s: no sign of life of %s for %g s", directory, _who(there), patience)
             break
         time.sleep(1)
-    files.write_json(path, me, indent=None)
-    time.sleep(0.5)
-    there = _read(path)
+    lock.take_over(me)
+    there = lock.read()
     if there.get("id") != me["id"]:  # another took over at the same moment
         raise _refused(directory, there, option)
     return me
 
 
-def _refused(directory: pathlib.Path, there: dict, option: str) -> ConfigError:
+def _refused(directory: str | pathlib.Path, there: dict, option: str) -> ConfigError:
     return ConfigError(
         f"{directory} is in use by {_who(there)} since {there.get('since')} ({there.get('command')}): wait for its "
         f"end, end it, or use another {option}"
     )
 
 
-def _make(path: pathlib.Path, me: dict) -> None:
-    """Makes the lock; where it cannot be written, as on a full disk, none is left.
-
-    Raises:
-      FileExistsError: there is one.
-    """
-    with open(path, "x") as file:
-        try:
-            json.dump(me, file)
-            file.flush()
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-
-
 def _who(there: dict) -> str:
     return f"process {there.get('pid')} on {there.get('host')}" if there else "a process that wrote nothing into it"
 
 
-def _read(path: pathlib.Path) -> dict:
-    """What the lock says; {} while it is being made, or gone."""
+def _content(data: bytes) -> dict:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(data)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
-def _beat(path: pathlib.Path, me: dict, released: threading.Event) -> None:
+def _beat(lock: _File | _Object, directory: str | pathlib.Path, me: dict, released: threading.Event) -> None:
     while not released.wait(BEAT):
-        there = _read(path)
-        if there.get("id", me["id"]) != me["id"]:
-            print(f"error: {path.parent} was taken over by {_who(there)}; ending", file=sys.stderr, flush=True)
-            os._exit(EXIT_CODE)  # two must not write
-        me["beat"] += 1
-        with contextlib.suppress(OSError):  # no room: the next beat may find some
-            files.write_json(path, me, indent=None)
+        try:
+            there = lock.read()
+            if there.get("id", me["id"]) != me["id"]:
+                print(f"error: {directory} was taken over by {_who(there)}; ending", file=sys.stderr, flush=True)
+                os._exit(EXIT_CODE)  # two must not write
+            me["beat"] += 1
+            lock.write(me)
+        except (OSError, DataError):  # no room, or no answer: the next beat may find some
+            pass
 
 
 def _started(pid: int) -> int | None:

@@ -7,6 +7,7 @@ does nothing.
 On many hosts: the same command on each of them (docs/scale.md).
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -22,11 +23,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from evaluation import probe
-from input_pipeline.buckets.client import ADDRESSES
 from input_pipeline.streams import sources
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
 from vivi_jax import checkpoint, command_line, files, metrics
+from vivi_jax.buckets.client import ADDRESSES
+from vivi_jax.buckets.runs import RunFolder
 from vivi_jax.build import Experiment, build
 from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes, watchdog
@@ -68,42 +70,45 @@ def run(config, workdir: str, *, may_change: tuple[str, ...] = ()) -> None:
       may_change: prefixes of the config's keys whose values may differ from those that the run was begun with.
     """
     start = time.time()
-    parts = processes.run_on_all(functools.partial(prepare, config, workdir, may_change))
-    experiment, batches, evaluators, claim, initial = parts
-    with processes.locked(workdir):
-        state = train(
-            experiment,
-            batches,
-            workdir,
-            seed=config.seed,
-            micro_batches=config.micro_batches,
-            evaluators=evaluators,
-            claim=lambda: processes.broadcast_from_process0(claim),
-            initial=initial,
-            **config.run,
-        )
-        with watchdog.watched(config.run.watchdog_seconds, "the summary"):
-            summarise(config, workdir, state, time.time() - start)
+    opened = processes.run_on_all(lambda: (RunFolder(workdir), {}))
+    with contextlib.closing(opened) as folder, folder.in_its_words():
+        parts = processes.run_on_all(functools.partial(prepare, config, folder, may_change))
+        experiment, batches, evaluators, claim, initial = parts
+        with processes.locked(workdir), folder.published():
+            processes.broadcast_from_process0(folder.fetch)  # again: until now another may have written there
+            state = train(
+                experiment,
+                batches,
+                folder,
+                seed=config.seed,
+                micro_batches=config.micro_batches,
+                evaluators=evaluators,
+                claim=lambda: processes.broadcast_from_process0(claim),
+                initial=initial,
+                **config.run,
+            )
+            with watchdog.watched(config.run.watchdog_seconds, "the summary"):
+                summarise(config, folder, state, time.time() - start)
 
 
-def summarise(config, workdir: str, state: TrainState, seconds: float) -> None:
+def summarise(config, folder: RunFolder, state: TrainState, seconds: float) -> None:
     """Writes WORKDIR/summary.json."""
     summary = {
         "config": config.name,
         "step": int(state.step),
         "seconds_this_start": round(seconds, 1),
-        "checkpoint": f"{workdir}/checkpoints/{int(state.step)}",
+        "checkpoint": f"{folder.address}/checkpoints/{int(state.step)}",
         "processes": jax.process_count(),
         "devices": jax.device_count(),
         "state_sha256": checkpoint.state_sha256(state),
     }
     if jax.process_index() == 0:
-        files.write_json(pathlib.Path(workdir, "summary.json"), summary)
+        files.write_json(folder.path / "summary.json", summary)
         _LOG.info("done: step %d, checkpoint %s", summary["step"], summary["checkpoint"])
 
 
 def prepare(
-    config, workdir: str, may_change: tuple[str, ...]
+    config, folder: RunFolder, may_change: tuple[str, ...]
 ) -> tuple[tuple[Experiment, Callable[[int], Iterator[dict]], list[Evaluator], Callable[[], None], Any], dict]:
     """The parts of the run, what takes its directory, what it starts from, and what must be equal on all hosts."""
     check_sections(config)
@@ -120,24 +125,26 @@ def prepare(
     }
 
     def claim(write: bool = True) -> None:
-        sources.claim(workdir, facts["data"], write=write)  # first: from other data other values may follow
-        claim_workdir(workdir, config, may_change, write=write)
-        metrics.check(workdir)
-        if write and initial:
-            files.write_json(pathlib.Path(workdir, "init_from.json"), facts["init_from"])
+        with folder.in_its_words():
+            sources.claim(folder.path, facts["data"], write=write)  # first: from other data other values may follow
+            claim_workdir(folder, config, may_change, write=write)
+            metrics.check(folder.path)
+            if write and initial:
+                files.write_json(folder.path / "init_from.json", facts["init_from"])
+            folder.publish()
 
-    files.refuse_remote("--workdir", workdir)
     if jax.process_index() == 0:
+        folder.fetch()
         claim(write=False)
-    if initial := weights_to_start_from(config, experiment, workdir):
+    if initial := weights_to_start_from(config, experiment, folder):
         facts["init_from"] = initial[1]
     return (experiment, batches, evaluators, claim, initial and (lambda: initial[0])), facts
 
 
-def weights_to_start_from(config, experiment: Experiment, workdir: str) -> tuple[TrainState, dict] | None:
+def weights_to_start_from(config, experiment: Experiment, folder: RunFolder) -> tuple[TrainState, dict] | None:
     """What config.init_from says to begin with, see initial_state; None: nothing, or the run has begun."""
     source = config.get("init_from", "")
-    if not source or checkpoint.newest_good_step(pathlib.Path(workdir, "checkpoints")) is not None:
+    if not source or checkpoint.newest_good_step(checkpoint.directory_of(folder.address)) is not None:
         return None
     return initial_state(source, experiment, method=config.method.name, seed=config.seed)
 
@@ -235,25 +242,24 @@ def online_evaluation(config, method) -> list[Evaluator]:
     return [lambda step, state: evaluate(encoder_variables(state.params, state.model_state))]
 
 
-def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, write: bool = True) -> None:
+def claim_workdir(folder: RunFolder, config, may_change: tuple[str, ...] = (), *, write: bool = True) -> None:
     """Writes config.json into a new run directory; refuses one that was started with another config.
 
     `config.run` and `config.hosts` may change between starts: they say how often to log and save, not what to compute.
     What else changes by `may_change` is noted in config_changes.jsonl, with the step of the newest checkpoint.
     """
-    directory = pathlib.Path(workdir)
-    step = max(checkpoint.steps(directory / "checkpoints"), default=0)
+    step = max(checkpoint.steps(checkpoint.directory_of(folder.address)), default=0)
     if step and "init_from" in may_change:
         raise ConfigError(
-            f"--may_change=init_from: {workdir} is at step {step}, and weights are read before the first; use another "
-            "--workdir"
+            f"--may_change=init_from: {folder.address} is at step {step}, and weights are read before the first; use "
+            "another --workdir"
         )
     identity = json.loads(config.to_json())
     for key in ("init_from", "reproducible"):
         if not identity.get(key):
             identity.pop(key, None)  # as runs have it that were begun before there was this key
     changes = files.claim(
-        directory / "config.json",
+        folder.path / "config.json",
         identity,
         free=("run", "hosts"),
         changing=may_change,
@@ -262,10 +268,10 @@ def claim_workdir(workdir: str, config, may_change: tuple[str, ...] = (), *, wri
     )
     if changes and write:
         line = {"step": step, "changes": {key: {"was": was, "now": now} for key, was, now in changes}}
-        with open(directory / "config_changes.jsonl", "a") as file:
+        with open(folder.path / "config_changes.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         _LOG.warning("from step %d on: %s", step, "; ".join(f"{key} {was} -> {now}" for key, was, now in changes))
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, optional=["workdir"], remote=IN_BUCKETS)
+    command_line.run(main, FLAGS, optional=["workdir"], remote=("workdir", *IN_BUCKETS))

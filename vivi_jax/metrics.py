@@ -32,9 +32,10 @@ class MetricWriter:
       workdir: gets metrics.jsonl (one {"step": ..., name: value, ...} a line) and TensorBoard events.
       first_step: lines after this step are dropped, so that a resumed run's file reads like a straight run's.
       wandb: project of Weights & Biases that gets them too; "": none.
+      name: of the run there; by default `workdir`.
     """
 
-    def __init__(self, workdir: str, first_step: int, wandb: str = ""):
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int, wandb: str = "", *, name: str = ""):
         self._writer = jax.process_index() == 0
         if not self._writer:
             return
@@ -45,7 +46,7 @@ class MetricWriter:
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._jsonl = open(path, "a", buffering=1)
         self._events = Events(workdir, first_step)
-        self._wandb = WeightsAndBiases(workdir, wandb) if wandb else None
+        self._wandb = WeightsAndBiases(workdir, wandb, name or str(workdir)) if wandb else None
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends the scalars of a step; steps must grow."""
@@ -74,7 +75,7 @@ class Events:
       first_step: what earlier files have behind this step is not shown.
     """
 
-    def __init__(self, workdir: str, first_step: int):
+    def __init__(self, workdir: str | os.PathLike[str], first_step: int):
         now = time.time_ns()  # TensorBoard reads the files in the order of their names
         path = pathlib.Path(workdir, f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{now}")
         self._records = RecordWriter(open(path, "xb"))
@@ -102,11 +103,11 @@ class WeightsAndBiases:
     Whether it is online, and whose it is, is said by W&B's own variables and settings (WANDB_MODE, WANDB_ENTITY, ...).
     """
 
-    def __init__(self, workdir: str, project: str):
+    def __init__(self, workdir: str | os.PathLike[str], project: str, name: str):
         self._run = None
-        self._try(lambda: self._start(pathlib.Path(workdir), project))
+        self._try(lambda: self._start(pathlib.Path(workdir), project, name))
 
-    def _start(self, workdir: pathlib.Path, project: str) -> None:
+    def _start(self, workdir: pathlib.Path, project: str, name: str) -> None:
         wandb = importlib.import_module("wandb")  # an extra, and it takes seconds
 
         # W&B would ask for a key on a terminal, and wait for the answer without end.
@@ -120,7 +121,7 @@ class WeightsAndBiases:
             project=project,
             id=json.loads(path.read_text())["id"],
             resume="allow",
-            name=str(workdir),
+            name=name,
             dir=workdir,
             config=json.loads(begun[0].read_text()) if begun else None,
             settings=wandb.Settings(console="off", silent=True, init_timeout=60, finish_timeout=60),
@@ -199,7 +200,7 @@ class BadSteps:
       DataError: the file is damaged (ConfigError with several processes).
     """
 
-    def __init__(self, workdir: str, batch_size: int):
+    def __init__(self, workdir: str | os.PathLike[str], batch_size: int):
         self.path = pathlib.Path(workdir) / "bad_steps.jsonl"
         self._batch_size = batch_size
         self._writes = jax.process_index() == 0

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from vivi_jax import files
 from vivi_jax import metrics as metrics_lib
+from vivi_jax.buckets.runs import RunFolder
 from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.config import Count, NonNegative, Whole
@@ -38,7 +39,7 @@ UNTRACED = 10  # steps of a start before those of its trace, as the first ones w
 def train(
     experiment: Experiment,
     batches: Callable[[int], Iterator[dict]],
-    workdir: str,
+    workdir: str | RunFolder,
     *,
     seed: int,
     micro_batches: int,
@@ -62,6 +63,7 @@ def train(
     docs/running.md.
 
     Args:
+      workdir: a folder of a disk, or what main.run has opened.
       batches: first step -> iterator of NumPy batches (this process's share), beginning at that step.
       evaluators: called before the first step, every `eval_every` steps (0: not) and at the end, for scalars that go to
         the metrics.
@@ -92,12 +94,17 @@ def train(
     keep_compiled(compilation_cache)
     mesh = sharding.make_mesh(fsdp=fsdp)
     sharding.check_batch_sizes(experiment.batch_spec, micro_batches, mesh)
-    with files.said_where_there_is_no_room(workdir), contextlib.ExitStack() as cleanup:
+    if isinstance(workdir, str):
+        files.refuse_remote("workdir", workdir)
+    folder = workdir if isinstance(workdir, RunFolder) else RunFolder(workdir)
+    with files.said_where_there_is_no_room(folder.path), contextlib.ExitStack() as cleanup:
         watchdog = cleanup.enter_context(contextlib.closing(Watchdog(watchdog_seconds)))
         stop = cleanup.enter_context(contextlib.closing(preemption.Preemption(alone=jax.process_count() == 1)))
         anyone_asks = processes.StopConsensus(mesh)
-        checkpoints = cleanup.enter_context(contextlib.closing(Checkpoints(workdir, keep=keep_checkpoints)))
-        bad_steps = metrics_lib.BadSteps(workdir, next(iter(experiment.batch_spec.values())).shape[0])
+        checkpoints = cleanup.enter_context(
+            contextlib.closing(Checkpoints(folder.address, keep=keep_checkpoints, before_commit=folder.publish))
+        )
+        bad_steps = metrics_lib.BadSteps(folder.path, next(iter(experiment.batch_spec.values())).shape[0])
         train_step = None
 
         while True:  # once; with on_nan="roll_back" again from each checkpoint that the run goes back to
@@ -106,18 +113,20 @@ def train(
             bad_steps.go_on_from(first_step)
             if first_step > experiment.total_steps:
                 raise ConfigError(
-                    f"{workdir} is at step {first_step}, beyond the config's {experiment.total_steps}; give it more "
-                    "steps, or use another --workdir"
+                    f"{folder.address} is at step {first_step}, beyond the config's {experiment.total_steps}; give it "
+                    "more steps, or use another --workdir"
                 )
             if first_step == experiment.total_steps:
-                if evaluators and not metrics_lib.evaluated(workdir, first_step):
+                if evaluators and not metrics_lib.evaluated(folder.path, first_step):
                     with watchdog.phase("the last evaluation"), stop.interruptible():
                         scalars = call_evaluators(evaluators, first_step, state)
-                    with contextlib.closing(metrics_lib.MetricWriter(workdir, first_step, wandb)) as writer:
+                    with contextlib.closing(
+                        metrics_lib.MetricWriter(folder.path, first_step, wandb, name=folder.address)
+                    ) as writer:
                         writer.write(first_step, scalars)
                 _LOG.info(
                     "nothing to do: %s is at step %d of %d; docs/running.md says how to train it longer",
-                    workdir,
+                    folder.address,
                     first_step,
                     experiment.total_steps,
                 )
@@ -130,10 +139,10 @@ def train(
                         train_step = compile_step(experiment, state, mesh, skip_not_finite=on_nan == "skip")
                         processes.run_on_all(lambda feed=feed: (feed.wait_for_first(), {}))
                     claim()
-                writer = metrics_lib.MetricWriter(workdir, first_step, wandb)
-                log = StepLog(workdir, writer, experiment, first_step, log_every, feed, bad_steps)
+                writer = metrics_lib.MetricWriter(folder.path, first_step, wandb, name=folder.address)
+                log = StepLog(folder.path, writer, experiment, first_step, log_every, feed, bad_steps)
                 cleanup_of_steps.enter_context(contextlib.closing(log))
-                trace = Trace(workdir, first_step, experiment.total_steps, profile)
+                trace = Trace(folder.path, first_step, experiment.total_steps, profile)
                 cleanup_of_steps.enter_context(contextlib.closing(trace))
                 try:
                     state = run_steps(
@@ -339,7 +348,7 @@ class StepLog:
 
     def __init__(
         self,
-        workdir: str,
+        workdir: pathlib.Path,
         writer: metrics_lib.MetricWriter,
         experiment: Experiment,
         first_step: int,
@@ -418,8 +427,8 @@ class Trace:
     TensorBoard's and Perfetto's trace, in WORKDIR/profile/plugins/profile. Each step is an event "train" of its number.
     """
 
-    def __init__(self, workdir: str, first_step: int, total_steps: int, steps: int):
-        self._folder = pathlib.Path(workdir, "profile")
+    def __init__(self, workdir: pathlib.Path, first_step: int, total_steps: int, steps: int):
+        self._folder = workdir / "profile"
         begin = first_step + 1 + max(0, min(UNTRACED, total_steps - first_step - steps))
         self._steps, self._on = range(begin, begin + steps), False
 

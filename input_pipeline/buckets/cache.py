@@ -21,6 +21,7 @@ import shutil
 import threading
 from typing import BinaryIO
 
+from vivi_jax.buckets.client import cache_root
 from vivi_jax.errors import ConfigError, DataError
 
 _LOG = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Cache:
     """
 
     def __init__(self, identity: str):
-        self.directory = _root() / identity
+        self.directory = cache_root() / "stores" / identity
         try:
             self._in_use = _hold(self.directory)
             self._limit = _limit(self.directory.parent)
@@ -104,11 +105,6 @@ class Cache:
                 _LOG.info("removed %s of the cache, to make room", folder)
                 used -= size
         return self._limit - used
-
-
-def _root() -> pathlib.Path:
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vivi_jax")
-    return pathlib.Path(os.environ.get("VIVI_JAX_CACHE") or default).expanduser().absolute() / "stores"
 
 
 def _limit(root: pathlib.Path) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 
 from input_pipeline.buckets import layout
 from input_pipeline.buckets.cache import Cache
-from input_pipeline.buckets.client import Folder
 from vivi_jax import files
+from vivi_jax.buckets.client import Folder
 from vivi_jax.errors import DataError
 
 _MAX_PLACES = 4096  # shards whose records' places are kept: some 128 kB each

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from input_pipeline import folders, images
-from input_pipeline.buckets.client import ADDRESSES, Folder
 from input_pipeline.store import META, FrameStore, parse_meta, read_meta, remote_meta
 from input_pipeline.streams import shots, views, windows
 from input_pipeline.streams.decode import Batches
 from input_pipeline.streams.order import Order
 from vivi_jax import files
+from vivi_jax.buckets.client import ADDRESSES, Folder
 from vivi_jax.config import Count, Share, Whole, call_with_config, check
 from vivi_jax.errors import ConfigError, DataError, lookup
 

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.upstream = port
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
         self.seen: list[tuple[str, str, str]] = []
+        self.generations = threading.Lock()  # between looking at an object's and acting on it
 
     @property
     def url(self) -> str:
@@ -72,20 +74,45 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault.status:
             self._answer(fault.status, {}, b"no")
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
-        upstream.request(self.command, self.path, body, headers)
-        answer = upstream.getresponse()
-        data = answer.read()
-        # What gcp-storage-emulator lacks: parts of lists, and a refusal of bytes behind the end.
-        if "startOffset=" in self.path and answer.status == 200:
-            data = _between(data, urllib.parse.parse_qs(self.path.partition("?")[2]))
-        begin, _, last = (answer.getheader("Content-Range") or "").removeprefix("bytes ").split("/")[0].partition("-")
-        status = 416 if last and int(last) < int(begin) else answer.status
-        self._answer(status, dict(answer.getheaders()), data, fault.keep)
-        upstream.close()
+        # What gcp-storage-emulator lacks: generations, parts of lists, and a refusal of bytes behind the end.
+        with self.server.generations if self.server.scheme == "gs" else contextlib.nullcontext():
+            query = urllib.parse.parse_qs(self.path.partition("?")[2])
+            asks = {"ifGenerationMatch", "ifGenerationNotMatch"} & query.keys() or query.get("alt") == ["media"]
+            generation = self._generation(query) if asks and self.server.scheme == "gs" else None
+            if generation and query.get("ifGenerationMatch", [generation]) != [generation]:
+                self._answer(412, {}, b"{}", fault.keep)
+                return
+            if generation and query.get("ifGenerationNotMatch") == [generation]:
+                self._answer(304, {}, b"", fault.keep)
+                return
+            status, found, data = self._ask(self.command, self.path, body, headers)
+        if generation:
+            found["X-Goog-Generation"] = generation
+        if "startOffset" in query and status == 200:
+            data = _between(data, query)
+        begin, _, last = found.get("Content-Range", "").removeprefix("bytes ").split("/")[0].partition("-")
+        status = 416 if last and int(last) < int(begin) else status
+        self._answer(status, found, data, fault.keep)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict) -> tuple[int, dict[str, str], bytes]:
+        """The server's status, headers and body."""
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
+        upstream.request(method, path, body, headers)
+        answer = upstream.getresponse()
+        data = answer.read()
+        upstream.close()
+        return answer.status, dict(answer.getheaders()), data
+
+    def _generation(self, query: dict[str, list[str]]) -> str:
+        """That of the object that a request names; "0": there is none."""
+        place = re.search(r"/b/([^/?]+)/o/?([^?]*)", self.path)
+        assert place
+        name = place[2] or urllib.parse.quote(query["name"][0], safe="")
+        status, _, data = self._ask("GET", f"/storage/v1/b/{place[1]}/o/{name}", None, {})
+        return json.loads(data)["generation"] if status == 200 else "0"
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -153,7 +180,12 @@ def serving(scheme: str) -> Iterator[Proxy]:
 def environment(scheme: str, url: str) -> dict[str, str]:
     """The variables that make clients speak to a server of this scheme, and to no other."""
     if scheme == "gs":
-        return {"TENSORSTORE_GCS_HTTP_URL": url, "STORAGE_EMULATOR_HOST": url, "GCE_METADATA_ROOT": "127.0.0.1:9"}
+        return {
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            "STORAGE_EMULATOR_HOST": url,
+            "GCE_METADATA_ROOT": "127.0.0.1:9",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # gcsfs would ask Google itself what kind of bucket it is
+        }
     return {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "someone",

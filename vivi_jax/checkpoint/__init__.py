@@ -1,9 +1,11 @@
 """Checkpoints of the training state: saved, verified, restored, read (states.py), and their manifests (manifest.py)."""
 
+from vivi_jax.checkpoint.copies import local_copy
 from vivi_jax.checkpoint.manifest import MANIFEST, newest_good_step, steps, verify, write_manifest
 from vivi_jax.checkpoint.states import (
     Checkpoints,
     all_finite,
+    directory_of,
     load_config,
     load_encoder,
     load_state,
@@ -15,9 +17,11 @@ __all__ = [
     "MANIFEST",
     "Checkpoints",
     "all_finite",
+    "directory_of",
     "load_config",
     "load_encoder",
     "load_state",
+    "local_copy",
     "newest_good_step",
     "state_sha256",
     "steps",

@@ -4,7 +4,7 @@ A checkpoint is good when its MANIFEST.json is there, names the step of its fold
 SHA-256 it says. Orbax itself does not look: a flipped bit in its tensor files loads without a word.
 
 While a checkpoint is written, the file SAVING beside it names its step. So a folder without manifest that was cut off
-differs from one whose manifest was lost. Needs no JAX.
+differs from one whose manifest was lost. Checkpoints lie on a disk or in a bucket (buckets/places.py). Needs no JAX.
 """
 
 import functools
@@ -14,27 +14,31 @@ import json
 import logging
 import pathlib
 import re
-import shutil
 from collections.abc import Collection
 
-from vivi_jax import files
-from vivi_jax.errors import CheckpointError
+from vivi_jax.buckets import places
+from vivi_jax.errors import CheckpointError, DataError
 
 _LOG = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
 SAVING = "SAVING"  # beside the checkpoints: the step that is being written
 FORMAT = 2  # of the manifest; 1, up to 0.1.0, was the content of "files" alone
+Directory = pathlib.Path | places.InBucket
 _LIBRARIES = ("vivi_jax", "jax", "flax", "optax", "orbax-checkpoint")
 
 
-def steps(directory: pathlib.Path) -> list[int]:
+def steps(directory: Directory) -> list[int]:
     """Steps that have a folder, newest last; no promise that they are whole. Folders of other names are not ours."""
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name, re.ASCII))
+    return sorted(int(n) for n in places.at(directory).folders() if re.fullmatch("0|[1-9][0-9]*", n, re.ASCII))
 
 
-def newest_good_step(directory: pathlib.Path, *, unfit: Collection[int] = ()) -> int | None:
+def written_steps(directory: Directory) -> list[int]:
+    """Steps that were written to their end, as far as their manifests tell."""
+    place = places.at(directory)
+    return [step for step in steps(place) if place.read(f"{step}/{MANIFEST}") is not None]
+
+
+def newest_good_step(directory: Directory, *, unfit: Collection[int] = ()) -> int | None:
     """Newest step that verifies; each newer one that does not is named in the log. None where no step was saved.
 
     Args:
@@ -49,7 +53,7 @@ def newest_good_step(directory: pathlib.Path, *, unfit: Collection[int] = ()) ->
         if problem is None:
             return step
         _LOG.warning("checkpoint %s is not used: %s", directory / str(step), problem)
-        if step != being_saved(directory) or (directory / str(step) / MANIFEST).exists():
+        if not _was_cut_off(directory, step):
             bad.append(f"{step} ({problem})")
     if bad:
         raise CheckpointError(
@@ -59,53 +63,59 @@ def newest_good_step(directory: pathlib.Path, *, unfit: Collection[int] = ()) ->
     return None
 
 
-def being_saved(directory: pathlib.Path) -> int | None:
+def being_saved(directory: Directory) -> int | None:
     """The step whose writing has begun and not ended."""
     try:
-        return int((directory / SAVING).read_text())
-    except (FileNotFoundError, ValueError):
+        return int(places.at(directory).read(SAVING) or "")
+    except ValueError:
         return None
 
 
-def begin(directory: pathlib.Path, step: int) -> None:
+def _was_cut_off(directory: Directory, step: int) -> bool:
+    """Whether a checkpoint was not written to its end; and not only lost its manifest later."""
+    return step == being_saved(directory) and places.at(directory).read(f"{step}/{MANIFEST}") is None
+
+
+def begin(directory: Directory, step: int) -> None:
     """Says that the checkpoint of this step is being written."""
-    # The same name always, of the one process that writes here: the next save takes away what a kill left.
-    files.write_bytes(directory / SAVING, f"{step}\n".encode(), unfinished=directory / f".{SAVING}.tmp")
+    places.at(directory).write(SAVING, f"{step}\n".encode())
 
 
-def commit(directory: pathlib.Path, step: int, *, keep: int) -> None:
+def commit(directory: Directory, step: int, *, keep: int) -> None:
     """Makes the checkpoint of a step good; only then removes older ones, so that `keep` good ones are left."""
+    place = places.at(directory)
     write_manifest(directory / str(step))
-    (directory / SAVING).unlink(missing_ok=True)
+    place.remove(SAVING)
     for old in [s for s in steps(directory) if s < step][: -(keep - 1) or None]:
-        (directory / str(old) / MANIFEST).unlink(missing_ok=True)  # first: a kill leaves no half of a good one
-        shutil.rmtree(directory / str(old))
+        place.remove(f"{old}/{MANIFEST}")  # first: a kill leaves no half of a good one
+        place.remove_folder(str(old))
 
 
-def set_aside(directory: pathlib.Path, step: int | None) -> None:
+def set_aside(directory: Directory, step: int | None) -> None:
     """Moves the checkpoints newer than `step` (None: all) to checkpoints_rejected/, so that they can be written again.
 
-    They are damaged or were cut off; nothing that might be of use is deleted.
+    They are damaged or were cut off; nothing that might be of use is deleted. Where moving is copying, as in a bucket,
+    one that was cut off is no use.
     """
+    place = places.at(directory)
     for newer in [s for s in steps(directory) if step is None or s > step]:
-        aside = directory.parent / "checkpoints_rejected" / str(newer)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(exist_ok=True)
-        shutil.move(directory / str(newer), aside)
+        if _was_cut_off(directory, newer) and not place.MOVES:
+            place.remove_folder(str(newer))
+        else:
+            place.move_folder(str(newer), "checkpoints_rejected")
 
 
-def write_manifest(directory: pathlib.Path) -> None:
+def write_manifest(directory: Directory) -> None:
     """Writes MANIFEST.json of a checkpoint's folder, which is named by its step.
 
     {"format", "step", "versions": {library: version}, "files": {relative path: {"bytes", "sha256"}}}
     """
-    entries = {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    content = {"format": FORMAT, "step": int(directory.name), "versions": versions(), "files": entries}
-    files.write_json(directory / MANIFEST, content)
+    place = places.at(directory)
+    entries = {name: found for name, found in place.measured().items() if name.rpartition("/")[2] != MANIFEST}
+    if not entries:
+        raise FileNotFoundError(f"there is no checkpoint in {directory}")
+    content = {"format": FORMAT, "step": int(place.name), "versions": versions(), "files": entries}
+    place.write(MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 @functools.cache
@@ -118,35 +128,42 @@ def versions() -> dict[str, str]:
     return found | {"source": digest.hexdigest()[:12]}
 
 
-def written_by(directory: pathlib.Path) -> str:
+def written_by(directory: Directory) -> str:
     """The versions in a manifest that differ from today's, in words; "" where it holds none, or all are the same."""
-    then = json.loads((directory / MANIFEST).read_text()).get("versions", {})
+    then = json.loads(places.at(directory).read(MANIFEST) or "{}").get("versions", {})
     different = [
         f"{name} {then[name]} there, {now} here" for name, now in versions().items() if then.get(name, now) != now
     ]
     return f" (written with {', '.join(different)})" if different else ""
 
 
-def verify(directory: pathlib.Path) -> str | None:
-    """None if every file is as the manifest says; else what is wrong, in a few words."""
-    manifest = directory / MANIFEST
+def verify(directory: Directory) -> str | None:
+    """None if every file is as the manifest says; else what is wrong, in a few words.
+
+    Raises:
+      DataError: a bucket's server does not answer.
+    """
+    place = places.at(directory)
     try:
-        if not manifest.exists():
+        manifest = place.read(MANIFEST)
+        if manifest is None:
             return f"it has no {MANIFEST}: its writing was cut off, or the file was lost"
-        content = json.loads(manifest.read_text())
+        content = json.loads(manifest)
         if "format" in content:
             if content["format"] > FORMAT:
                 return f"it is of a later version of vivi_jax (format {content['format']}, here {FORMAT})"
-            if str(content["step"]) != directory.name:
+            if str(content["step"]) != place.name:
                 return f"it is the checkpoint of step {content['step']}, renamed or copied"
+        found = place.measured()
         for name, expected in (entries := content["files"] if "format" in content else content).items():
-            path = directory / name
-            if not path.is_file():
+            if name not in found:
                 return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-            if files.sha256(path) != expected["sha256"]:
+            if found[name]["bytes"] != expected["bytes"]:
+                return f"{name} has {found[name]['bytes']} bytes, not {expected['bytes']}"
+            if found[name]["sha256"] != expected["sha256"]:
                 return f"the content of {name} has changed (SHA-256 differs)"
+    except DataError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is damaged"
     except OSError as error:  # of a disk, say: older checkpoints may be readable

@@ -3,12 +3,15 @@
 A run goes on from its newest good checkpoint: one that verifies, and whose values are finite.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import threading
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +21,17 @@ from etils import epy
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from vivi_jax.buckets.client import ADDRESSES, Folder
+from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
+from vivi_jax.checkpoint.copies import local_copy
 from vivi_jax.checkpoint.manifest import newest_good_step, verify
 from vivi_jax.distributed import processes, replicas, sharding
-from vivi_jax.errors import CheckpointError, ConfigError, NotFinite
+from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
 from vivi_jax.methods.base import classified_encoder
 
 with epy.lazy_imports():  # at the first checkpoint: a sixth of what importing the core takes, and mistakes need none
+    import fsspec.config
     import orbax.checkpoint as ocp
 
 
@@ -35,14 +42,18 @@ class Checkpoints:
     error in that thread is raised by the next `save` or by `close`.
 
     Args:
+      workdir: run directory, or gs://BUCKET/FOLDER.
       keep: good checkpoints that are left once a newer one is written; one more while it is being written.
+      before_commit: called by process 0 when a checkpoint is written, before its manifest makes it a good one.
     """
 
-    def __init__(self, workdir: str, *, keep: int):
+    def __init__(self, workdir: str, *, keep: int, before_commit: Callable[[], None] = lambda: None):
         if keep < 1:
             raise ConfigError(f"config.run.keep_checkpoints={keep}: must be 1 or more")
-        self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
-        self._keep = keep
+        self.directory = directory_of(workdir)
+        self._keep, self._before_commit = keep, before_commit
+        # Of a bucket, gcsfs, aiohttp and google-auth each have errors of their own.
+        self._failures = (Exception,) if isinstance(self.directory, InBucket) else (OSError, ValueError)
         self._manager: ocp.CheckpointManager | None = None
         self._finisher: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -51,15 +62,7 @@ class Checkpoints:
 
     def _open(self) -> "ocp.CheckpointManager":
         if self._manager is None:
-            # Orbax gives a save 20 minutes by the wall clock, and folders that it makes asynchronously ten; it drops
-            # a save that was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that
-            # its milliseconds take.
-            patient = ocp.options.AsyncOptions(timeout_secs=20 * 24 * 3600, create_directories_asynchronously=False)
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(async_options=patient),
-                item_handlers=ocp.StandardCheckpointHandler(),
-            )
+            self._manager = _manager(self.directory)
         return self._manager
 
     def save(self, step: int, state) -> None:
@@ -79,7 +82,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 manifest.begin(self.directory, step)
             manager.save(step, args=ocp.args.StandardSave(state))
-        except (OSError, ValueError) as error:
+        except self._failures as error:
             raise self._cannot_write(error) from error
         self._finisher = threading.Thread(target=self._finish, args=(manager, step), name="checkpoint")
         self._finisher.start()
@@ -88,6 +91,7 @@ class Checkpoints:
         try:
             manager.wait_until_finished()
             if jax.process_index() == 0:
+                self._before_commit()
                 manifest.commit(self.directory, step, keep=self._keep)
         except BaseException as error:  # raised again by wait(), in the thread that can act on it
             self._error = error
@@ -103,12 +107,15 @@ class Checkpoints:
 
     def _cannot_write(self, error: BaseException) -> CheckpointError:
         self._failed = True
-        good = [str(s) for s in manifest.steps(self.directory) if verify(self.directory / str(s)) is None]
+        try:
+            good = ", ".join(map(str, manifest.written_steps(self.directory))) or "(none)"
+        except DataError:  # the bucket's server does not answer
+            good = "(unknown)"
         text = " ".join(str(error).split())
         full = "RESOURCE_EXHAUSTED" in text or "No space left" in text
         return CheckpointError(
             f"could not write a checkpoint to {self.directory}: "
-            f"{'the disk is full' if full else text[:300]}; good there are the steps {', '.join(good) or '(none)'}. "
+            f"{'the disk is full' if full else text[:300]}; good there are the steps {good}. "
             f"{'Make room, and start' if full else 'Start'} the same command again"
         )
 
@@ -132,10 +139,13 @@ class Checkpoints:
             sharding.state_sharding(state_like, mesh),
         )
         while (step := self._newest_good(unfit)) is not None:
-            manager = self._open()
-            manager.reload()
-            _check_fits(manager.item_metadata(step).tree, target, self.directory / str(step))
-            state = manager.restore(step, args=ocp.args.StandardRestore(target))
+            with _bucket_named(self.directory):
+                manager = self._open()
+                manager.reload()
+                there = manager.item_metadata(step).tree
+            _check_fits(there, target, self.directory / str(step))
+            with _bucket_named(self.directory):
+                state = manager.restore(step, args=ocp.args.StandardRestore(target))
             if all_finite(state):
                 break
             unfit.append(step)
@@ -154,13 +164,7 @@ class Checkpoints:
         Process 0 looks, as it writes the manifests: elsewhere the newest may not be there yet.
         """
 
-        def found() -> int | None:
-            there = [
-                s for s in manifest.steps(self.directory) if (self.directory / str(s) / manifest.MANIFEST).exists()
-            ]
-            return max(there, default=None)
-
-        return processes.broadcast_from_process0(found)
+        return processes.broadcast_from_process0(lambda: max(manifest.written_steps(self.directory), default=None))
 
     def close(self) -> None:
         """Waits for what is being written; raises what went wrong, unless that was raised before."""
@@ -169,9 +173,45 @@ class Checkpoints:
             self.wait()
             if self._manager is not None:
                 self._manager.close()
-        except (CheckpointError, OSError, ValueError) as error:  # Orbax says once more that it could not write
+        except self._failures as error:  # Orbax says once more that it could not write
             if not failed:
                 raise error if isinstance(error, CheckpointError) else self._cannot_write(error) from error
+
+
+def directory_of(workdir: str | os.PathLike[str]) -> pathlib.Path | InBucket:
+    """WORKDIR/checkpoints."""
+    if str(workdir).startswith(ADDRESSES):
+        return InBucket(Folder(str(workdir)).below("checkpoints"))
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+def _manager(directory: pathlib.Path | InBucket) -> "ocp.CheckpointManager":
+    handler = ocp.StandardCheckpointHandler()
+    # Orbax gives a save 20 minutes by the wall clock, and folders that it makes asynchronously ten; it drops a save
+    # that was written when that clock jumps. What hangs is the watchdog's. 20 days are the most that its milliseconds
+    # take.
+    patient = ocp.options.AsyncOptions(timeout_secs=20 * 24 * 3600, create_directories_asynchronously=False)
+    if isinstance(directory, pathlib.Path):
+        options = ocp.CheckpointManagerOptions(async_options=patient)
+        return ocp.CheckpointManager(directory, options=options, item_handlers=handler)
+    # Orbax reads and writes a bucket by TensorStore and by etils.epath over gcsfs, which keeps lists of what was there.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    # On a bucket half saves are no rubbish by default.
+    options = ocp.CheckpointManagerOptions(async_options=patient, cleanup_tmp_directories=True)
+    with _bucket_named(directory):
+        return ocp.CheckpointManager(str(directory), options=options, item_handlers=handler)
+
+
+@contextlib.contextmanager
+def _bucket_named(directory: pathlib.Path | InBucket) -> Iterator[None]:
+    """Around what Orbax reads: of a bucket, whatever fails is a DataError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(directory, pathlib.Path) or isinstance(error, DataError):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise DataError(f"cannot read {directory}: {text}; start the same command again: it goes on") from error
 
 
 def _is_no_traceback_of_orbax(record: logging.LogRecord) -> bool:
@@ -190,7 +230,7 @@ def all_finite(state) -> bool:
     return not leaves or bool(_finite(leaves))
 
 
-def _check_fits(there, here, directory: pathlib.Path) -> None:
+def _check_fits(there, here, directory: manifest.Directory) -> None:
     """Orbax would cast dtypes without a word, and names what else differs over many lines."""
 
     def leaves(tree) -> dict[str, str]:
@@ -230,13 +270,13 @@ def load_state(workdir: str, step: int | None = None) -> dict:
     """The state of a run as a plain tree of arrays on the first local device, without the run's code.
 
     Args:
-      workdir: run directory.
+      workdir: run directory, also in a bucket (see local_copy).
       step: which checkpoint; the newest good one by default.
 
     Raises:
       CheckpointError: no such run, no checkpoint, or one that does not verify.
     """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = pathlib.Path(local_copy(workdir)).absolute() / "checkpoints"
     if step is None:
         step = newest_good_step(directory)
         if step is None:
@@ -265,7 +305,7 @@ def load_config(workdir: str) -> dict:
     Raises:
       CheckpointError: there is none, or it is damaged.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = pathlib.Path(local_copy(workdir)) / "config.json"
     try:
         return upgrade(json.loads(path.read_text()))
     except FileNotFoundError:

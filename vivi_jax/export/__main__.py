@@ -40,11 +40,12 @@ def main(argv: list[str] | None = None) -> None:
         f"trained at, or {EXPORT_IMAGE_SIZE} for a file",
     )
     parser.add_argument("--licence", default="unknown", help="of the weights, for the model card: apache-2.0, ...")
-    command_line.run_parser(export, parser, argv)
+    command_line.run_parser(export, parser, argv, remote=["checkpoint"])
 
 
 def export(options: argparse.Namespace) -> None:
     """Writes the export, and says what is in it and how it was tried."""
+    options.checkpoint = checkpoint.local_copy(options.checkpoint)
     of_file = is_weight_file(options.checkpoint)
     config, variables = (load_encoder if of_file else checkpoint.load_encoder)(options.checkpoint)
     size = options.image_size

@@ -67,9 +67,12 @@ def _outputs(encoder: Encoder, variables: dict, images: Any) -> dict[str, jax.Ar
 def load(source: str) -> LoadedEncoder:
     """The encoder of a run directory or of a file of weights, written here or elsewhere (docs/weights.md).
 
+    Both may be in a bucket, gs:// or s3://.
+
     Raises:
       CheckpointError: nothing there, it does not verify, or holds what no encoder could use.
     """
+    source = checkpoint.local_copy(source)
     if export.is_weight_file(source):
         kwargs, variables = export.load_encoder(source)
         return LoadedEncoder(build_encoder(**kwargs), jax.device_put(variables), EXPORT_IMAGE_SIZE)

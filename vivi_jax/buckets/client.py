@@ -1,15 +1,17 @@
 """Objects of gs:// and s3:// by name, whole or in part; whatever goes wrong is one line.
 
-Both schemes are read by TensorStore, which comes with Orbax: one set of tries, and any number of reads under way.
-obstore is as fast, but its gs:// speaks to no emulator, so nothing here could be tested.
+Both schemes are read and written by TensorStore, which comes with Orbax: one set of tries, and any number of reads
+under way. obstore is as fast, but its gs:// speaks to no emulator, so nothing here could be tested.
 
 Accounts are those of the machine: Google's application default credentials, AWS's variables, profile or instance role.
 Other servers are named by AWS_ENDPOINT_URL (with AWS_REGION), and by TENSORSTORE_GCS_HTTP_URL.
 """
 
+import copy
 import http
 import logging
 import os
+import pathlib
 import re
 import time
 from collections.abc import Callable
@@ -23,10 +25,21 @@ ADDRESSES = tuple(f"{scheme}://" for scheme in SCHEMES)  # how the paths begin t
 IN_FLIGHT = 128  # requests at a time; TensorStore's own 32 are a third as fast at 50 ms each
 # Some two minutes in all, of failures that may pass: busy servers (429, 5xx), lost connections, answers that were cut.
 TRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "30s"}
+MISSING = b"\x02"  # TensorStore's generation of what is not there
+_RIGHTS = {
+    "read": "the right to list and to read there (roles/storage.objectViewer; s3:ListBucket and s3:GetObject)",
+    "write": "the right to write and to delete there (roles/storage.objectUser; s3:PutObject and s3:DeleteObject)",
+}
 SAY_SECONDS = 15.0  # without an answer, until the log says so
 # Read at the first request of the process: by default a server that says nothing is waited for without end.
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
+
+
+def cache_root() -> pathlib.Path:
+    """Where what was read from buckets is kept on this machine."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vivi_jax")
+    return pathlib.Path(os.environ.get("VIVI_JAX_CACHE") or default).expanduser().absolute()
 
 
 class NotThere(DataError):
@@ -41,11 +54,11 @@ class Folder:
     """
 
     def __init__(self, address: str):
-        import tensorstore  # half a second, and local stores need it not
+        import tensorstore  # half a second, and local folders need it not
 
         found = re.fullmatch(r"(\w+)://([^/]+)((?:/.*)?)", address)
         if not found or found[1] not in SCHEMES:
-            raise DataError(f"{address}: only gs://BUCKET/FOLDER and s3://BUCKET/FOLDER are read from buckets")
+            raise DataError(f"{address}: a folder in a bucket is gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
         self.address = address.rstrip("/")
         folder = found[3].strip("/")
         spec = {"bucket": found[2], "path": f"{folder}/" if folder else ""}
@@ -61,6 +74,12 @@ class Folder:
         except ValueError as error:
             raise DataError(f"{address}: {error}") from None
         self._said = 0.0
+
+    def below(self, name: str) -> "Folder":
+        """The folder of this name in it."""
+        found = copy.copy(self)
+        found.address, found._objects = f"{self.address}/{name}", self._objects / f"{name}/"
+        return found
 
     def begin(self, name: str, start: int | None = None, stop: int | None = None) -> Callable[[], bytes]:
         """Begins to read an object, or its bytes [start, stop).
@@ -83,6 +102,33 @@ class Folder:
         """An object, whole; raises as `begin`."""
         return self.begin(name)()
 
+    def look(self, name: str) -> tuple[bytes | None, bytes]:
+        """An object and its generation, by which `replace` knows it again; None, MISSING where there is none."""
+        found = self._result(self._objects.read(name), name, time.monotonic())
+        return (None if found.state == "missing" else found.value), found.stamp.generation
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes an object, in place of what is there; raises as `begin`."""
+        self._result(self._objects.write(name, data), name, time.monotonic(), "write")
+
+    def replace(self, name: str, data: bytes | None, generation: bytes) -> bytes | None:
+        """Writes an object, or removes it, if what is there is of this generation (MISSING: if nothing is there).
+
+        Returns:
+          The new generation; None: it was another, and is as it was. Raises as `begin`.
+        """
+        began = time.monotonic()
+        written = self._result(self._objects.write(name, data, if_equal=generation), name, began, "write")
+        if written.generation:
+            return written.generation
+        there, now = self.look(name)  # a try whose answer was lost makes the next one fail
+        return now if there == data else None
+
+    def remove(self, prefix: str = "") -> None:
+        """Removes all objects whose names begin so; raises as `begin`."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        self._result(self._objects.delete_range(self._objects.KeyRange(prefix, end)), prefix, time.monotonic(), "write")
+
     def names(self) -> set[str]:
         """Names of all objects below the folder, without its own.
 
@@ -92,7 +138,7 @@ class Folder:
         found = self._result(self._objects.list(), "", time.monotonic())
         return {name.decode(errors="replace") for name in found}
 
-    def _result(self, future: Any, name: str, began: float) -> Any:
+    def _result(self, future: Any, name: str, began: float, verb: str = "read") -> Any:
         what = f"{self.address}/{name}" if name else self.address
         while True:
             try:
@@ -103,7 +149,7 @@ class Folder:
                     self._said = now
                     _LOG.warning("no answer from %s for %.0f s; still trying", what, now - began)
             except ValueError as error:  # TensorStore's, of whatever kind
-                raise _explained(error, what, time.monotonic() - began) from None
+                raise _explained(error, verb, what, time.monotonic() - began) from None
 
 
 def _s3() -> dict[str, Any]:
@@ -118,8 +164,8 @@ def _s3() -> dict[str, Any]:
     return spec
 
 
-def _explained(error: ValueError, what: str, seconds: float) -> DataError:
-    """The one line of a failure."""
+def _explained(error: ValueError, verb: str, what: str, seconds: float) -> DataError:
+    """The one line of a failure to read or write something."""
     text = " ".join(str(error).split())
     code = re.search(r"http_response_code='(\d+)'", text)
     status = int(code[1]) if code else None
@@ -131,21 +177,18 @@ def _explained(error: ValueError, what: str, seconds: float) -> DataError:
         words = f"{status} {phrase}" + ("" if words in ("Unknown", phrase) else f", {words}")
     if status == 401 or "ExpiredToken" in words:
         return DataError(
-            f"cannot read {what}: {words}: the account is unknown, or its login has expired; log in again "
+            f"cannot {verb} {what}: {words}: the account is unknown, or its login has expired; log in again "
             "(gcloud auth application-default login; or AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN)"
         )
     if "PERMISSION_DENIED" in text:  # 403
-        return DataError(
-            f"cannot read {what}: {words}: give the account this runs as the right to list and to read there "
-            "(roles/storage.objectViewer; s3:ListBucket and s3:GetObject)"
-        )
+        return DataError(f"cannot {verb} {what}: {words}: give the account this runs as {_RIGHTS[verb]}")
     if status == 404 or text.startswith("NOT_FOUND"):
         return NotThere(f"there is no {what}: {words}; check the names of the bucket and the folder")
     if status == 416 or text.startswith("OUT_OF_RANGE"):
         return DataError(f"{what} is shorter than it must be: it was cut, or is of another store; copy it there again")
     if tries:
         return DataError(
-            f"cannot read {what}: {words}, at each of {int(tries[1]) + 1} tries in {seconds:.0f} s; start the same "
+            f"cannot {verb} {what}: {words}, at each of {int(tries[1]) + 1} tries in {seconds:.0f} s; start the same "
             "command again when the server answers: it goes on"
         )
-    return DataError(f"cannot read {what}: {words}")
+    return DataError(f"cannot {verb} {what}: {words}")
