@@ -111,8 +111,11 @@ def test_stablehlo(config, size, tmp_path):
 @slow
 @pytest.mark.parametrize("config, size", [(dict(V1, num_classes=3), 33), (SWIN, 32)])
 def test_saved_model(config, size, tmp_path):
-    pytest.importorskip("tensorflow")
-    assert saved("savedmodel", config, tmp_path / "a", size).startswith("checked in tensorflow")
+    tensorflow = pytest.importorskip("tensorflow")
+    said = saved("savedmodel", config, tmp_path / "a", size)
+    assert said.startswith(f"checked in tensorflow {tensorflow.__version__}:")
+    assert f"TensorFlow {tensorflow.__version__}, in which" in (tmp_path / "a/README.md").read_text()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
     assert_same_features("savedmodel", config, tmp_path / "a", (5, size, size, 3))
 
 
