@@ -8,6 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 videos="${1:?VIDEOS, a folder}" images="${2:?IMAGES, a folder with train/ and test/}"
 page=docs/newcomer.md log="$(mktemp)" here="$PWD"
+export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 trap 'rm -f "$log"' EXIT
 ln -sfn "$videos" VIDEOS
 ln -sfn "$images" IMAGES
@@ -51,6 +52,7 @@ printf '\n%s, Python %s, commit %s.\n' "$(date -u +%F)" "$(python3 -c 'import pl
   "$(git rev-parse --short HEAD)" >> "$page"
 
 title "Install"
+[ ! -e .venv ] || printf '\nThe same commands had made the environment before, so that here they find everything there.\n' >> "$page"
 try 'python3 -m venv .venv'
 try '.venv/bin/python -m pip install --quiet -c constraints.txt -e ".[huggingface,onnx,timm]" && .venv/bin/python -m pip list | grep -E "^(jax|flax|torch|torchvision|timm|transformers|onnxruntime|tensorflow-cpu) "'
 
