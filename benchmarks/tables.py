@@ -301,6 +301,8 @@ def prepare_table(result: dict) -> str:
 
 def shots_table(result: dict) -> str:
     """benchmarks/shots.py: what is found of each kind of boundary."""
+    if not result:
+        return "Not measured yet."
 
     def part(row: dict, kind: str) -> str:
         return "{} of {}".format(*row["found"][kind]) if kind in row["found"] else ""
@@ -520,7 +522,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
 
 
 # Tables that say of each row whether it is measured need not wait for the first: what they are made of until then.
-NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}}
+NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}, "shots": {}}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
