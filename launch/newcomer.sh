@@ -3,9 +3,8 @@
 # classes, and exports that other libraries load. Writes docs/newcomer.md: each command with the first and last lines of
 # its output and its seconds. In a fresh clone, with copies of some videos and of class folders with train/ and test/:
 #   bash launch/newcomer.sh VIDEOS IMAGES
-# --config.encoder.*, image_size and epochs make the run small; nothing else differs from the pages. The last step needs a
-# torchvision that fits its torch: PyPI's two do, a torch for CPUs from elsewhere does not (docs/exports.md). A page that
-# is new needs its line in mkdocs.yml.
+# --config.encoder.*, image_size and epochs make the run small; nothing else differs from the pages. timm needs a
+# torchvision that fits its torch: PyPI's two do, a torch for CPUs from elsewhere does not (docs/exports.md).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 videos="${1:?VIDEOS, a folder}" images="${2:?IMAGES, a folder with train/ and test/}"
@@ -74,6 +73,10 @@ try '.venv/bin/python -m vivi_jax.export --checkpoint=RUN --format=huggingface -
 try ".venv/bin/python -c 'import torch, transformers; model, report = transformers.AutoModel.from_pretrained(\"huggingface\", output_loading_info=True); print(report); print(model(torch.zeros(1, 3, 64, 64)).pooler_output.shape)'"
 try '.venv/bin/python -m vivi_jax.export --checkpoint=RUN --format=onnx --out=encoder.onnx --image_size=64'
 try ".venv/bin/python -c 'import numpy, onnxruntime; session = onnxruntime.InferenceSession(\"encoder.onnx\"); print(session.run([\"features\"], {\"images\": numpy.zeros((2, 64, 64, 3), \"float32\")})[0].shape)'"
-try '.venv/bin/python -m vivi_jax.export --checkpoint=RUN --format=timm --out=timm_folder --image_size=64'
-try ".venv/bin/python -c 'import os, timm, torch; model = timm.create_model(\"local-dir:\" + os.path.abspath(\"timm_folder\"), pretrained=True); print(model(torch.zeros(1, 3, 64, 64)).shape)'"
+if .venv/bin/python -c "import timm" 2> "$log"; then
+  try '.venv/bin/python -m vivi_jax.export --checkpoint=RUN --format=timm --out=timm_folder --image_size=64'
+  try ".venv/bin/python -c 'import os, timm, torch; model = timm.create_model(\"local-dir:\" + os.path.abspath(\"timm_folder\"), pretrained=True); print(model(torch.zeros(1, 3, 64, 64)).shape)'"
+else
+  printf '\ntimm was left out here: `%s` ([exports.md](exports.md#what-differs)).\n' "$(tail -1 "$log")" >> "$page"
+fi
 echo "wrote $page"
