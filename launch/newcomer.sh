@@ -77,6 +77,6 @@ if .venv/bin/python -c "import timm" 2> "$log"; then
   try '.venv/bin/python -m vivi_jax.export --checkpoint=RUN --format=timm --out=timm_folder --image_size=64'
   try ".venv/bin/python -c 'import os, timm, torch; model = timm.create_model(\"local-dir:\" + os.path.abspath(\"timm_folder\"), pretrained=True); print(model(torch.zeros(1, 3, 64, 64)).shape)'"
 else
-  printf '\ntimm was left out here: `%s` ([exports.md](exports.md#what-differs)).\n' "$(tail -1 "$log")" >> "$page"
+  printf '\ntimm was left out here: %s ([exports.md](exports.md#what-differs)).\n' "$(tail -1 "$log")" >> "$page"
 fi
 echo "wrote $page"
