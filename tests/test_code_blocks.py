@@ -10,7 +10,7 @@ from helpers.networks import random_variables
 from helpers.runs import make_run
 from helpers.torchvision_models import import_or_skip
 from vivi_jax import export
-from vivi_jax.models import build_encoder
+from vivi_jax.models.resnet import ResNet
 
 ELSEWHERE = {
     "extending.md": "tests/test_extending.py",
@@ -32,7 +32,7 @@ def test_the_python_of_readme_and_of_own_videos_runs(tmp_path, monkeypatch):
     """On a run of a small network, and on a ResNet-50's file, which is what the page's model takes."""
     torchvision = import_or_skip("torchvision")
     make_run(tmp_path / "RUN", "demo")
-    encoder = build_encoder(name="resnet", depth=50)
+    encoder = ResNet(depth=50)
     variables = random_variables(encoder)
     export.export_torchvision(encoder, variables, tmp_path / "encoder.safetensors")
     monkeypatch.chdir(tmp_path)
