@@ -299,6 +299,23 @@ def prepare_table(result: dict) -> str:
     )
 
 
+def shots_table(result: dict) -> str:
+    """benchmarks/shots.py: what is found of each kind of boundary."""
+    if not result:
+        return "Not measured yet."
+
+    def part(row: dict, kind: str) -> str:
+        return "{} of {}".format(*row["found"][kind]) if kind in row["found"] else ""
+
+    kinds = ("cut", "fade", "dissolve")
+    rows = [
+        (row["material"], row["what"], *(part(row, kind) for kind in kinds), row["false"], row["f1"] or "")
+        for row in result["values"]["rows"]
+    ]
+    head = ("videos", "detector", "hard cuts", "fades", "dissolves", "false", "F1")
+    return _table(head, rows) + "\n\n" + _source(result)
+
+
 def protocols_table(result: dict, protocol: str) -> str:
     """benchmarks/protocols.py: memory and estimated time of a protocol's full-size steps."""
     rows = []
@@ -477,6 +494,7 @@ def tried_table(result: dict) -> str:
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
     "prepare": ("prepare", prepare_table),
+    "shots": ("shots", shots_table),
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
     "transfer": ("transfer", transfer_table),
@@ -504,7 +522,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
 
 
 # Tables that say of each row whether it is measured need not wait for the first: what they are made of until then.
-NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}}
+NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}, "shots": {}}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:

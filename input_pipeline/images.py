@@ -12,7 +12,7 @@ import numpy as np
 
 from input_pipeline import folders, tfds_sets
 from input_pipeline.store import META, FrameStore
-from input_pipeline.streams import sampling
+from input_pipeline.streams import sampling, tar_shards
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
 from vivi_jax.buckets.client import ADDRESSES, Folder
 from vivi_jax.errors import DataError
@@ -53,6 +53,7 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
       source: one of
         a folder with train/ and test/ (or val/ or validation/), each with one folder of images per class, or each
         a frame store that input_pipeline.prepare wrote with labels: the middle frame of every labelled video;
+        shards of WebDataset, in train/ and test/ or with these words in their names (tar_shards.py);
         one such folder or store alone: one image in five, chosen by a hash of its name, is held out for "test";
         gs:// or s3:// and the place of one such store in a bucket, or of those of train/ and test/;
         the name of a TFDS data set with an image and a label, e.g. "cifar10"; it is downloaded if needed, and its
@@ -74,6 +75,10 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
     else:
         parts = [name for name in names if os.path.isdir(os.path.join(source, name))]
     root = source.rstrip("/") or source
+    if not parts and not source.startswith(ADDRESSES) and not os.path.isfile(os.path.join(root, META)):
+        shards = tar_shards.by_part(tar_shards.shards_in(root))
+        if shards:
+            return _of_shards_by_part(root, shards, split)
     if "train" not in parts:
         return _hold_out(load_folder(root), split)
     train = load_folder(f"{root}/train")
@@ -116,7 +121,8 @@ def eval_batches(images: LabelledImages, *, batch_size: int, image_size: int) ->
 
 
 def load_folder(root: str | os.PathLike) -> LabelledImages:
-    """All labelled images of a frame store, also in a bucket, or of a folder with one folder per class, at any depth.
+    """All labelled images of a frame store, also in a bucket, of a folder with one folder per class, at any depth, or
+    of a folder of WebDataset's shards.
 
     Raises:
       DataError: there are none.
@@ -126,6 +132,8 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
     root = pathlib.Path(root)
     if (root / META).is_file():
         return _middle_frames(FrameStore(root))
+    if shards := tar_shards.shards_in(root):
+        return _load_shards(str(root), shards)
     class_folders = folders.folders_in(root)
     class_names = sorted({folders.same_form(folder.name) for folder in class_folders})
     files, labels, others = [], [], []
@@ -141,7 +149,7 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
     if not files:
         raise DataError(
             f"no images in {root}: it must be a frame store of labelled videos, or hold one folder per "
-            f"class with {', '.join(sorted(folders.IMAGE_SUFFIXES))} files"
+            f"class with {', '.join(sorted(folders.IMAGE_SUFFIXES))} files, or shards of WebDataset (.tar)"
         )
     if others:
         _LOG.warning("%d files of %s are no images and not used (%s)", len(others), root, others[0])
@@ -151,6 +159,35 @@ def load_folder(root: str | os.PathLike) -> LabelledImages:
         class_names,
         read=lambda i: files[i].read_bytes(),
         name=lambda i: str(files[i]),
+    )
+
+
+def _of_shards_by_part(root: str, shards: dict[str, list[pathlib.Path]], split: str) -> LabelledImages:
+    """The images of a split, of shards that lie in one folder and have their part in their names."""
+    tests = [name for name in _TEST_FOLDERS if name in shards]
+    if "train" not in shards or not tests:
+        raise DataError(
+            f"{root} has shards of {', '.join(sorted(shards))} by their names: "
+            f"it needs train and one of {', '.join(_TEST_FOLDERS)}"
+        )
+    train = _load_shards(root, shards["train"])
+    return train if split == "train" else with_classes_of(train, _load_shards(root, shards[tests[0]]))
+
+
+def _load_shards(root: str, shards: list[pathlib.Path]) -> LabelledImages:
+    found = tar_shards.images_in(shards)
+    if not found:
+        raise DataError(f"no images in the shards of {root}: a sample is key.jpg beside key.cls or key.json")
+    classes = sorted(
+        {image.label for image in found}, key=lambda label: (len(label) if label.isdecimal() else 0, label)
+    )
+    number_of = {label: number for number, label in enumerate(classes)}
+    return LabelledImages(
+        root,
+        np.array([number_of[image.label] for image in found], np.int32),
+        classes,
+        read=lambda i: found[i].read(),
+        name=lambda i: found[i].where,
     )
 
 

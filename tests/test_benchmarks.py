@@ -18,6 +18,7 @@ SMALLEST = {
     "prepare": ("--quick",),
     "step": ("--quick", "--row=vivi", "--batch=1", "--size=32", "--rounds=1"),
     "vdim": ("--quick", "--table=small"),
+    "shots": ("--quick",),
     "guards": ("--quick", "--batch=2", "--size=32", "--rounds=1", "--steps=1"),
 }
 # Full trainings, compilers of hours, or data sets: what they call has tests of its own.

@@ -9,7 +9,9 @@ import pytest
 @pytest.mark.parametrize(
     "module",
     [
+        "input_pipeline.preparation.shots",
         "input_pipeline.streams.sampling",
+        "input_pipeline.streams.tar_shards",
         "vivi_jax.files",
         "vivi_jax.losses",
         "vivi_jax.metrics",

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from helpers.commands import ROOT, run_module
 from helpers.networks import random_variables
+from helpers.torchvision_models import import_or_skip
 from vivi_jax import export
 from vivi_jax.errors import CheckpointError, ConfigError
 from vivi_jax.export import formats
@@ -110,8 +111,11 @@ def test_stablehlo(config, size, tmp_path):
 @slow
 @pytest.mark.parametrize("config, size", [(dict(V1, num_classes=3), 33), (SWIN, 32)])
 def test_saved_model(config, size, tmp_path):
-    pytest.importorskip("tensorflow")
-    assert saved("savedmodel", config, tmp_path / "a", size).startswith("checked in tensorflow")
+    tensorflow = pytest.importorskip("tensorflow")
+    said = saved("savedmodel", config, tmp_path / "a", size)
+    assert said.startswith(f"checked in tensorflow {tensorflow.__version__}:")
+    assert f"TensorFlow {tensorflow.__version__}, in which" in (tmp_path / "a/README.md").read_text()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "a", check=True)
     assert_same_features("savedmodel", config, tmp_path / "a", (5, size, size, 3))
 
 
@@ -167,12 +171,20 @@ def test_an_entry_that_transformers_would_fill_at_random_is_an_error(tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("config, size", [(dict(V1, width=1), 32), (dict(V2, width=1, num_classes=3), 33), (VIT, 24)])
-def test_timm(config, size, tmp_path):
-    pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
-    for out in (tmp_path / "a", tmp_path / "a.safetensors"):
-        assert saved("timm", config, out, size).startswith("checked in timm")
-        assert_same_features("timm", config, out, (3, size, size, 3))
+@pytest.mark.parametrize(
+    "form, config, size",
+    [
+        ("torchvision", dict(V1, width=1), 32),
+        ("timm", dict(V1, width=1), 32),
+        ("timm", dict(V2, width=1, num_classes=3), 33),
+        ("timm", VIT, 24),
+    ],
+)
+def test_torchvision_and_timm(form, config, size, tmp_path):
+    import_or_skip(form)
+    for out in (tmp_path / "a.safetensors", *((tmp_path / "a",) if form == "timm" else ())):
+        assert saved(form, config, out, size).startswith(f"checked in {form}")
+        assert_same_features(form, config, out, (3, size, size, 3))
 
 
 def test_other_features_are_not_called_fine(tmp_path):

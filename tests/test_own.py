@@ -45,6 +45,16 @@ def test_batch_and_length_follow_from_the_videos(name, videos, tmp_path, caplog)
     assert "more videos would help" not in caplog.text  # 16, or the largest that there is
 
 
+@pytest.mark.parametrize("epochs, warmup", [(4.0, 0.4), (10.0, 1.0), (11.0, 10.0)])
+def test_a_run_as_short_as_its_warm_up_gets_a_shorter_one(epochs, warmup, tmp_path):
+    config = vito.get_config("own")
+    config.data.path = store_of(tmp_path / "store", 20)
+    config.batch_size, config.schedule.examples_per_epoch, config.schedule.epochs = 4, 20, epochs
+    main.fit_to_data(config)
+    assert config.schedule.warmup_epochs == pytest.approx(warmup)
+    assert build(config).total_steps == 5 * epochs
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_arithmetic_for_two_hundred_thousand(name):
     config = CONFIGS[name]("own")

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks.shots import hits, joined
 from helpers.video_files import scenes, write_video
 from input_pipeline.preparation import shots, video
 from input_pipeline.rendered import shapes
@@ -136,28 +137,6 @@ def test_derivative_rule():
 # --- fades and dissolves ----------------------------------------------------------------------------------------------
 
 
-def joined(parts, kinds, lengths):
-    """Pictures of shots joined by transitions, and of each the first picture it changes and the one behind it.
-
-    A dissolve overlaps two shots over all its length, a fade takes half of it from either side, a cut takes nothing.
-    """
-    pictures, spans = parts[0], []
-    for part, kind, length in zip(parts[1:], kinds, lengths, strict=True):
-        taken, begun = {"cut": (0, 0), "dissolve": (length, length)}.get(kind, (length // 2, length - length // 2))
-        start = len(pictures) - taken
-        old, new = (np.float32(p) for p in (pictures[start:], part[:begun]))
-        out, back = ((np.arange(n)[:, None, None, None] + 1) / (n + 1) for n in (taken, begun))
-        if kind in ("black", "white"):
-            grey = {"black": 0, "white": 255}[kind]
-            out = out * (taken + 1) / taken  # the last one is without contrast
-            between = np.concatenate([grey + (1 - out) * (old - grey), grey + back * (new - grey)])
-        else:
-            between = (1 - out) * old + back * new
-        spans.append((start, start + len(between)))
-        pictures = np.concatenate([pictures[:start], np.rint(between).astype(np.uint8), part[begun:]])
-    return pictures, spans
-
-
 def boundaries(pictures, fps=25.0):
     distances, transitions = shots.Distances(), shots.Transitions(fps)
     for picture in pictures:
@@ -165,10 +144,10 @@ def boundaries(pictures, fps=25.0):
     return transitions.boundaries(shots.find_shots(distances.so_far(), fps)[1:]).tolist()
 
 
-def counted(found, spans, slack=2):
+def counted(found, spans):
     """(spans with a boundary, boundaries that are no span's first)."""
-    hits = [next((t for t in found if start - slack <= t <= end + slack), None) for start, end in spans]
-    return sum(hit is not None for hit in hits), len(set(found) - set(hits))
+    right = hits(found, spans)
+    return sum(hit is not None for hit in right), len(set(found) - set(right))
 
 
 def test_transitions_between_rendered_shots():

@@ -163,10 +163,18 @@ def check_sections(config) -> None:
 def fit_to_data(config) -> None:
     """Fills in what the variant `own` of a config leaves to the data, see configs/common.py; leaves others as they are.
 
+    A run that is made as short as its warm-up gets a shorter warm-up.
+
     Raises:
       DataError: not even two examples can be used.
     """
-    if "own" not in config or None not in (config.batch_size, config.schedule.examples_per_epoch):
+    if "own" not in config:
+        return
+    warmup, epochs = (config.schedule.get(key) or 0 for key in ("warmup_epochs", "epochs"))
+    if 0 < epochs <= warmup:
+        config.schedule.warmup_epochs = epochs / 10
+        _LOG.info("the warm-up is %g epochs, a tenth of the run", config.schedule.warmup_epochs)
+    if None not in (config.batch_size, config.schedule.examples_per_epoch):
         return
     level = logging.getLogger("input_pipeline").level
     logging.getLogger("input_pipeline").setLevel(logging.ERROR)  # open_data opens them again, and tells

@@ -374,9 +374,28 @@ def call_stablehlo(folder: Path, images: np.ndarray, encoder: Encoder) -> np.nda
     return programs.call_stablehlo(folder / programs.PROGRAM, weights, images)["features"]
 
 
+SAVED_MODEL_README = """# Encoder as SavedModel
+
+```python
+import tensorflow as tf
+
+encode = tf.saved_model.load("FOLDER").signatures["{signature}"]
+outputs = encode(images=images)  # {{"features": [B, C]}}
+```
+
+{input}. Written by jax {jax} in StableHLO {version} with TensorFlow {tensorflow}, in which the export called it once.
+Whether another TensorFlow can read it shows at the first call, not when it is loaded.
+"""
+
+
 def write_saved_model(encoder: Any, variables: dict, folder: Path, about: About) -> dict[str, str]:
     metadata = metadata_of(encoder, about)
     programs.write_saved_model(encoder, variables, input_shape(encoder, about), folder)
+    text = SAVED_MODEL_README.format(
+        signature=programs.SIGNATURE, input=metadata["input"], jax=jax.__version__,
+        version=programs.STABLEHLO_VERSION, tensorflow=programs.tensorflow().__version__,
+    )  # fmt: skip
+    files.write_text(folder / "README.md", text)
     files.write_text(folder / "metadata.json", json.dumps(metadata, indent=1) + "\n")
     hub.write_sums(folder)
     return metadata
