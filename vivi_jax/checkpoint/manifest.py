@@ -35,7 +35,7 @@ def steps(directory: Directory) -> list[int]:
 def written_steps(directory: Directory) -> list[int]:
     """Steps that were written to their end, as far as their manifests tell."""
     place = places.at(directory)
-    return [step for step in steps(place) if place.read(f"{step}/{MANIFEST}") is not None]
+    return [step for step in steps(directory) if place.read(f"{step}/{MANIFEST}") is not None]
 
 
 def newest_good_step(directory: Directory, *, unfit: Collection[int] = ()) -> int | None:
