@@ -98,7 +98,10 @@ def of_tree(tree) -> str:
 
 
 def checkpoints(count: int, run: str, own: str) -> dict:
-    """R11: all files of a run's checkpoints; a fall back to an older good step is right."""
+    """R11: all files of a run's checkpoints; a fall back to an older good step is right.
+
+    Seen failing: without the hashes of the manifest, by errors that are no line of ours.
+    """
     from vivi_jax import checkpoint
 
     workdir = pathlib.Path(own, "run")
@@ -110,7 +113,10 @@ def checkpoints(count: int, run: str, own: str) -> dict:
 
 
 def exports(count: int, run: str, own: str) -> dict:
-    """R12: an exported encoder with what lies beside it."""
+    """R12: an exported encoder with what lies beside it.
+
+    Seen failing: without the two SHA-256, by flipped and zeroed weights that were read.
+    """
     from vivi_jax import checkpoint, export
     from vivi_jax.models import build_encoder
 
@@ -151,7 +157,10 @@ def stores(count: int, source: str, own: str) -> dict:
 
 
 def ledgers(count: int, source: str, videos: str, own: str) -> dict:
-    """R12: the files of a preparation that was cut off; started again it ends with the same store, or says a line."""
+    """R12: the files of a preparation that was cut off; started again it ends with the same store, or says a line.
+
+    Seen failing: without the digest in a unit's result, by a traceback.
+    """
     wrong, counts, rng = [], {"noticed": 0, "no difference": 0}, random.Random(0)
     whole = {path.name: path.read_bytes() for path in pathlib.Path(source).iterdir() if path.is_file()}
     for case in range(count):
@@ -196,6 +205,8 @@ def records(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """R16: records of a store are damaged. All are noticed, named by their video, and the good ones are as they were.
 
     At the end a training on the store says in one line what is damaged, and does not go on without it.
+
+    Seen failing: with a reader that takes damaged records for empty ones.
     """
     row = runs.in_child(_records, count, str(shared.store), str(own / "store"))
     damaged_store, workdir = own / "store", own / "run"
