@@ -346,7 +346,7 @@ def test_what_is_not_a_whole_store_in_a_bucket(server, local, tmp_path):
         store.FrameStore(f"{scheme}://no-such-bucket/store")
     with pytest.raises(DataError, match="Bad_Name"):
         store.FrameStore(f"{scheme}://Bad_Name../store")
-    with pytest.raises(DataError, match="only gs://BUCKET/FOLDER and s3://BUCKET/FOLDER"):
+    with pytest.raises(DataError, match="a folder in a bucket is gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"):
         store.FrameStore("hdfs://films/store")
     buckets.put(server, "videos/a.mp4", b"film")
     with pytest.raises(DataError, match=r"holds no frame store \(it has no meta.json\)"):

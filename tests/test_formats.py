@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import json
 import subprocess
 
@@ -27,6 +28,13 @@ SWIN = dict(name="swin", width=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), wind
 VIT = dict(name="vit", width=48, depth=2, heads=4, patch=8, image_size=24)
 VDIM = dict(name="vdim", table="small", width=0.25, frames=8)
 slow = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torchvision_imports():
+    """transformers' models import it where it is installed."""
+    if importlib.util.find_spec("torchvision"):
+        import_or_skip("torchvision")
 
 
 @functools.cache

@@ -183,14 +183,17 @@ def check(name: str, chosen: Format, path: Path, encoder: Encoder, variables: di
     try:
         module = [importlib.import_module(module) for module in chosen.runtime][-1]
     except (ImportError, RuntimeError) as error:  # torchvision built for another torch raises a RuntimeError
-        return f"not tried: {chosen.runtime[-1]} cannot be imported here ({str(error).splitlines()[0]})"
+        return _no_import(chosen, error)
     apply = jax.jit(functools.partial(encoder.apply, train=False))
     largest, scale = 0.0, 0.0
     shapes = shapes_of(name, encoder, about)
     for shape in shapes:
         images = np.random.default_rng(0).uniform(size=shape).astype(np.float32)
         expected = np.asarray(apply(variables, images)[0])
-        found = np.asarray(chosen.call(path, images, encoder))
+        try:
+            found = np.asarray(chosen.call(path, images, encoder))
+        except ImportError as error:  # transformers imports a model, and torchvision with it, when it is asked for
+            return _no_import(chosen, error)
         if found.shape != expected.shape:
             raise CheckpointError(f"{path.name}: {chosen.runtime[-1]} gives {found.shape}, not {expected.shape}")
         difference = float(np.abs(found - expected).max())
@@ -205,6 +208,10 @@ def check(name: str, chosen: Format, path: Path, encoder: Encoder, variables: di
         f"checked in {chosen.runtime[-1]} {module.__version__}: largest difference {largest:.1e} of {scale:.3g}, "
         f"inputs {tried}"
     )
+
+
+def _no_import(chosen: Format, error: Exception) -> str:
+    return f"not tried: {chosen.runtime[-1]} cannot be imported here ({str(error).splitlines()[0]})"
 
 
 def untried(name: str, encoder: Encoder) -> str | None:
