@@ -33,7 +33,7 @@ def config_of(batch: int, size: int, quick: bool):
 class Loop:
     """The state of a training, and steps of it in the loop or bare."""
 
-    def __init__(self, batch: int, size: int, quick: bool, workdir: str):
+    def __init__(self, batch: int, size: int, quick: bool, workdir: pathlib.Path):
         import jax
         import numpy as np
 
@@ -155,7 +155,8 @@ class Loop:
 
 def measure(batch: int, size: int, rounds: int, steps: int, quick: bool) -> dict:
     """All values of the result."""
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
         loop = Loop(batch, size, quick, workdir)
         loop.guarded(1)
         loop.look()
@@ -164,7 +165,7 @@ def measure(batch: int, size: int, rounds: int, steps: int, quick: bool) -> dict
         loop.restore()
         restores = [(loop.restore(), loop.restore_bare()) for _ in range(rounds)]
         loop.checkpoints.close()
-        files = [path for path in pathlib.Path(workdir, "checkpoints").rglob("*") if path.is_file()]
+        files = [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]
         megabytes = sum(path.stat().st_size for path in files) / 1e6
     median = statistics.median
     values = {

@@ -95,7 +95,6 @@ def test_a_state_in_parts_trains_as_a_whole_one(monkeypatch):
 def test_a_run_saved_on_eight_devices_goes_on_on_two_on_one_and_in_parts(tmp_path):
     mesh = sharding.make_mesh(jax.devices()[:8])
     state, _ = run(initial_state("batch"), mesh, 2)
-    state = jax.device_get(state)
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(2, state)
     checkpoints.wait()
