@@ -12,9 +12,8 @@ import argparse
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 
+from benchmarks import training
 from benchmarks.results import record
 
 METHODS = {
@@ -60,34 +59,13 @@ def main() -> None:
 
 def prepare(out: pathlib.Path) -> None:
     """Renders the demo's videos and prepares them: OUT/store/{train,test}."""
-    python("input_pipeline.synthetic", f"--out={out / 'videos'}", "--videos=480", "--seed=0")
-    for split in ("train", "test"):
-        python(
-            "input_pipeline.prepare",
-            f"--videos={out / 'videos' / split}",
-            f"--out={out / 'store' / split}",
-            "--short_side=96",
-            "--labels=folder",
-        )
+    training.rendered_store(out, "input_pipeline.synthetic", ("--videos=480", "--seed=0"), ("--short_side=96",))
 
 
 def train(out: pathlib.Path, method: str, config: str, seed: int) -> list[dict]:
     """Lines of the run's metrics that have an accuracy: untrained first, trained last."""
-    run = out / f"{method.lower().replace(' ', '_')}-{seed}"
-    python(
-        "vivi_jax.main",
-        f"--config={config}",
-        f"--workdir={run}",
-        f"--config.seed={seed}",
-        f"--config.data.path={out / 'store' / 'train'}",
-        f"--config.evaluation.dataset={out / 'store'}",
-    )
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = training.pretrain(out / f"{method.lower().replace(' ', '_')}-{seed}", config, out / "store", seed)
     return [line for line in lines if "knn_top1" in line]
-
-
-def python(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
 if __name__ == "__main__":

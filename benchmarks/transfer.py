@@ -21,15 +21,14 @@ from flax import linen as nn
 
 from benchmarks import learning
 from benchmarks.results import RESULTS, record
+from benchmarks.training import accuracy, fine_tune, pixels
 from evaluation import probe
 from evaluation.encoders import load_encoder, random_variables
-from evaluation.protocols.vtab import finetune
 from input_pipeline import images
 
 IMAGE_SIZE, BATCH_SIZE, NEIGHBOURS = 64, 64, 5  # the demo's image and batch size; k-NN among few images
-LEARNING_RATES, MOMENTUM, DECAY_AT, DECAY_FACTOR = (0.1, 0.01), 0.9, (0.3, 0.6, 0.9), 0.1  # as configs/vtab.py
+LEARNING_RATES = (0.1, 0.01)
 SUPERVISED_RATE = 0.1
-TRAINERS: dict[finetune.Classifier, finetune.Trainer] = {}  # the three encoders of a data set share one program
 
 
 def main() -> None:
@@ -101,7 +100,15 @@ def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, nn.Module, dic
     random = jax.device_get(random_variables(encoder, seed))
     yield "random", encoder, random
     frames = images.load_folder(out / "store" / "train")
-    _, variables = train(encoder, random, pixels(frames), len(frames.class_names), SUPERVISED_RATE, steps, seed)
+    _, variables = fine_tune(
+        encoder,
+        random,
+        pixels(frames, IMAGE_SIZE),
+        classes=len(frames.class_names),
+        rate=SUPERVISED_RATE,
+        steps=steps,
+        seed=seed,
+    )
     yield "supervised", encoder, {name: tree["encoder"] for name, tree in variables.items()}
 
 
@@ -109,40 +116,13 @@ def finetune_top1(
     encoder: nn.Module, variables: dict, sets: dict[str, images.LabelledImages], *, steps: int, seed: int
 ) -> float:
     """Test accuracy after fine-tuning on all training images, at the rate that is better on a held-out fifth."""
-    classes, whole = len(sets["train"].class_names), pixels(sets["train"])
+    whole = pixels(sets["train"], IMAGE_SIZE)
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(whole["label"]))
     held_out, rest = ({name: x[rows] for name, x in whole.items()} for rows in np.split(order, [len(order) // 5]))
-    trials = [
-        accuracy(*train(encoder, variables, rest, classes, rate, steps, seed), held_out) for rate in LEARNING_RATES
-    ]
+    how: dict = dict(classes=len(sets["train"].class_names), steps=steps, seed=seed)
+    trials = [accuracy(*fine_tune(encoder, variables, rest, rate=rate, **how), held_out) for rate in LEARNING_RATES]
     best = LEARNING_RATES[int(np.argmax(trials))]
-    return accuracy(*train(encoder, variables, whole, classes, best, steps, seed), pixels(sets["test"]))
-
-
-def train(encoder, variables, examples, classes, rate, steps, seed) -> tuple[finetune.Classifier, dict]:
-    """(classifier, its variables) after `steps` on `examples`."""
-    module, start = finetune.make_classifier(encoder, variables, num_classes=classes, image_size=IMAGE_SIZE)
-    if module not in TRAINERS:
-        TRAINERS[module] = finetune.compile_trainer(
-            module, start, batch_size=BATCH_SIZE, image_size=IMAGE_SIZE, momentum=MOMENTUM
-        )
-    batches = finetune.shuffled_batches(examples, batch_size=BATCH_SIZE, seed=seed)
-    rates = finetune.learning_rates(rate, steps, decay_at=DECAY_AT, decay_factor=DECAY_FACTOR)
-    return module, jax.device_get(finetune.fit(TRAINERS[module], start, batches, rates).variables)
-
-
-def accuracy(module: finetune.Classifier, variables: dict, examples: dict[str, np.ndarray]) -> float:
-    batches = (
-        {name: x[i : i + BATCH_SIZE] for name, x in examples.items()}
-        for i in range(0, len(examples["label"]), BATCH_SIZE)
-    )
-    return finetune.accuracy(module, variables, batches)
-
-
-def pixels(labelled: images.LabelledImages) -> dict[str, np.ndarray]:
-    """{"image": uint8[N, S, S, 3], "label": int32[N]} of the central squares."""
-    batches = list(images.eval_batches(labelled, batch_size=256, image_size=IMAGE_SIZE))
-    return {name: np.concatenate([part[name] for part in batches]) for name in ("image", "label")}
+    return accuracy(*fine_tune(encoder, variables, whole, rate=best, **how), pixels(sets["test"], IMAGE_SIZE))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 import pathlib
 import statistics
 
-from benchmarks.learning import python
+from benchmarks import training
 from benchmarks.results import record
 from input_pipeline.rendered.actions import ACTIONS
 
@@ -32,7 +32,7 @@ def main() -> None:
     accuracy = {start: [] for start in STARTS}
     for seed in seeds:
         run = out / f"pretrained-{seed}"
-        python(
+        training.python(
             "vivi_jax.main",
             "--config=configs/vdim.py:demo",
             f"--workdir={run}",
@@ -62,22 +62,14 @@ def main() -> None:
 
 def prepare(out: pathlib.Path) -> None:
     """Renders clips and prepares them at 12.5 frames/s, of which the demo's 8 span a cycle: OUT/store/{train,test}."""
-    python("input_pipeline.synthetic_actions", f"--out={out / 'videos'}", f"--videos={VIDEOS}", "--seed=0")
-    for split in ("train", "test"):
-        python(
-            "input_pipeline.prepare",
-            f"--videos={out / 'videos' / split}",
-            f"--out={out / 'store' / split}",
-            "--short_side=64",
-            "--fps=12.5",
-            "--labels=folder",
-        )
+    videos = (f"--videos={VIDEOS}", "--seed=0")
+    training.rendered_store(out, "input_pipeline.synthetic_actions", videos, ("--short_side=64", "--fps=12.5"))
 
 
 def fine_tune(out: pathlib.Path, start: str, checkpoint: str, seed: int, videos_per_class: int) -> float:
     """Top-1 on the held-out clips, in [0, 1]."""
     workdir = out / f"action-{start.replace(' ', '_')}-{seed}"
-    python(
+    training.python(
         "evaluation.action",
         "--config=configs/action.py:demo",
         f"--checkpoint={checkpoint}",

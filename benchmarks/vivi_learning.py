@@ -13,7 +13,7 @@ import json
 import pathlib
 import statistics
 
-from benchmarks.learning import python
+from benchmarks import training
 from benchmarks.results import record
 from configs import vivi
 
@@ -32,23 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out, seeds = pathlib.Path(arguments.out), [int(seed) for seed in arguments.seeds.split(",")]
     # Even the shortest of the four shots has the frames that the demo's configs take of each.
-    python(
-        "input_pipeline.synthetic",
-        f"--out={out / 'videos'}",
-        "--videos=480",
-        "--shots=4",
-        "--seconds=8",
-        "--fps=10",
-        "--seed=0",
-    )
-    for split in ("train", "test"):
-        python(
-            "input_pipeline.prepare",
-            f"--videos={out / 'videos' / split}",
-            f"--out={out / 'store' / split}",
-            "--short_side=96",
-            "--labels=folder",
-        )
+    videos = ("--videos=480", "--shots=4", "--seconds=8", "--fps=10", "--seed=0")
+    training.rendered_store(out, "input_pipeline.synthetic", videos, ("--short_side=96",))
 
     rows = []
     for row in arguments.rows.split(","):
@@ -75,19 +60,9 @@ def main() -> None:
 def train(out: pathlib.Path, row: str, seed: int) -> list[dict]:
     """Lines of the run's metrics."""
     argument = vivi.PAPER[row]
-    run = out / f"{argument}-{seed}"
     labelled = [f"--config.data.labelled_path={out / 'store'}"] if "co=" in argument else []
-    python(
-        "vivi_jax.main",
-        f"--config=configs/vivi.py:{argument},demo",
-        f"--workdir={run}",
-        f"--config.seed={seed}",
-        f"--config.data.path={out / 'store' / 'train'}",
-        f"--config.evaluation.dataset={out / 'store'}",
-        "--config.run.log_every=1",
-        *labelled,
-    )
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config, run = f"configs/vivi.py:{argument},demo", out / f"{argument}-{seed}"
+    return training.pretrain(run, config, out / "store", seed, "--config.run.log_every=1", *labelled)
 
 
 def accuracies(runs: list[list[dict]]) -> dict[str, dict]:

@@ -12,9 +12,9 @@ With several shots, hard cuts join scenes that share the shape of the object and
 shot to shot can only rely on the shape. Colours then drift four times slower: within a shot they change less than at a
 cut, by which preparation/shots.py finds it. A shot that makes its cut unclear is drawn again.
 
---world=scenes renders creatures of moving parts instead, each with a skin (rendered/creatures.py), under a moving camera,
-with distractors and something in front of them now and then: the class is harder to see, and as little to be had from
-colours or thumbnails. benchmarks/small_paper uses it.
+--world=scenes renders creatures of moving parts instead, each with a skin (rendered/creatures.py), under a moving
+camera, with distractors and something in front of them now and then: the class is harder to see, and as little to be
+had from colours or thumbnails.
 
 The pixels are a pure function of (seed, split, number of the video) and the settings. OUT/.settings.json holds the
 settings; a rendering that was broken off goes on when started again with the same ones.

@@ -82,7 +82,8 @@ CREATURES = {
     "squid": Plan(
         (0.5, 0.85),
         tuple(
-            Limb((x, 0.6), np.pi / 2 - 0.5 * x, 1.6, 0.14, 0.06, 0.15, 2.0 * x, 0.55) for x in (-0.36, -0.12, 0.12, 0.36)
+            Limb((x, 0.6), np.pi / 2 - 0.5 * x, 1.6, 0.14, 0.06, 0.15, 2.0 * x, 0.55)
+            for x in (-0.36, -0.12, 0.12, 0.36)
         )
         + _pair(0.2, -0.6, -0.5, 0.6, 0.3, 0.1, 0.1, 0.0),
         "spots",
@@ -181,8 +182,10 @@ def _measures(name: str) -> tuple[np.ndarray, float]:
 SKINS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "stripes": lambda x, y: np.sin(2 * np.pi * y),
     "checks": lambda x, y: np.sin(2 * np.pi * x) * np.sin(2 * np.pi * y),
-    "spots": lambda x, y: np.cos(2 * np.pi * x) + np.cos(2 * np.pi * (x / 2 + y * np.sqrt(3) / 2)) + np.cos(
-        2 * np.pi * (-x / 2 + y * np.sqrt(3) / 2)
+    "spots": lambda x, y: (
+        np.cos(2 * np.pi * x)
+        + np.cos(2 * np.pi * (x / 2 + y * np.sqrt(3) / 2))
+        + np.cos(2 * np.pi * (-x / 2 + y * np.sqrt(3) / 2))
     ),
     "zigzags": lambda x, y: np.sin(2 * np.pi * (y + np.abs(2 * ((x / 1.4) % 1) - 1))),
     "rings": lambda x, y: np.sin(2 * np.pi * np.hypot(x, y)),

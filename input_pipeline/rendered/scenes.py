@@ -66,7 +66,9 @@ def render_shot(
     sign = rng.choice([-1.0, 1.0])
 
     main = _creature(rng, creature, time, slow, ground, sign, size)
-    others = [_distractor(rng, time, slow, ground, size) for _ in range(rng.integers(*settings.distractors, endpoint=True))]
+    others = [
+        _distractor(rng, time, slow, ground, size) for _ in range(rng.integers(*settings.distractors, endpoint=True))
+    ]
     in_front = [_occluder(rng, time, slow, ground, size)] if rng.uniform() < 0.6 else []
     background = _Background(rng, time, slow, ground, size)
 
@@ -130,7 +132,7 @@ def _creature(rng, name: str, time, slow, ground, sign: float, size: int) -> Thi
         outlines=contours(name, cycle),
         place=size * drift(time, 0.38, 0.62, channels=2),
         side=size * drift(time, *SIDE)[:, 0],
-        angle=rng.uniform(-0.6, 0.6) + spin,
+        angle=rng.uniform(-np.pi, np.pi) + spin,
         stretch=np.exp(drift(time, -0.12, 0.12)[:, 0]),
         skin=skin(rng, CREATURES[name].skin),
         colours=_tones(rng, slow, ground + sign * drift(slow, 0.25, 0.4), 0.3),
@@ -245,7 +247,14 @@ def write_scenes(
     """
     frames = round(seconds * fps)
     shapes.check_values(
-        videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=classes, known=tuple(CREATURES), shots=shots
+        videos=videos,
+        seed=seed,
+        size=size,
+        frames=frames,
+        fps=fps,
+        classes=classes,
+        known=tuple(CREATURES),
+        shots=shots,
     )
     settings = dict(videos=videos, seed=seed, size=size, frames=frames, fps=fps, classes=list(classes), shots=shots)
     render = functools.partial(render_video, settings=Settings(size, frames, fps, shots))
