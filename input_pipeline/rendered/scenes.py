@@ -1,9 +1,10 @@
 """Filmed creatures: a moving camera, distractors, occlusion, cuts. The class is the creature and nothing else.
 
 All that is not the class is drawn in the same way for every class: place, size, direction, colours, light, background,
-what else is in the picture. The creature is as often darker as lighter than what is behind it, every skin has each of
-its two tones equally often, and the area is 1 on average over a gait. So neither a histogram of colours nor a
-thumbnail tells the class (tests/test_scenes.py).
+what else is in the picture. Of the two tones of a skin one is darker and one lighter than the background, each covers
+half of every skin, and the area is 1 on average over a gait. So neither a histogram of colours nor a thumbnail tells
+the class (tests/test_scenes.py). That the tones lie on both sides also leaves less to tell one video from another by:
+a creature that stays lighter than its background does so in every frame.
 """
 
 import functools
@@ -19,8 +20,8 @@ from input_pipeline.rendered import shapes
 from input_pipeline.rendered.creatures import CANVAS, CREATURES, SKINS, contours, skin
 
 FPS = 10
-SIDE = (0.36, 0.5)  # of the creature: the root of its area over the side of the picture
-DISTRACTORS = (0, 3)  # least and most of them, beside the creature
+SIDE = (0.4, 0.52)  # of the creature: the root of its area over the side of the picture
+DISTRACTORS = (0, 2)  # least and most of them, beside the creature
 OCCLUDED = 0.3  # share of the time in which something is in front
 
 
@@ -50,9 +51,15 @@ class Thing(NamedTuple):
 
 
 def render_shot(
-    rng: np.random.Generator, creature: str, settings: Settings, *, colour_pace: float = 1.0, masks: bool = False
+    rng: np.random.Generator,
+    creature: str,
+    settings: Settings,
+    *,
+    colour_pace: float = 1.0,
+    zoom: float = 1.0,
+    masks: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """One camera shot.
+    """One camera shot; the creature is `zoom` times as large as usual.
 
     Returns:
       uint8[T, S, S, 3] RGB; and with `masks` uint8[T, S, S], the visible pixels of the creature (1) and of the
@@ -63,13 +70,12 @@ def render_shot(
     slow = time * colour_pace
     drift = functools.partial(shapes._drift, rng)
     ground = 0.5 + drift(slow, -0.2, 0.2)  # float64[T, 1]
-    sign = rng.choice([-1.0, 1.0])
 
-    main = _creature(rng, creature, time, slow, ground, sign, size)
+    main = _creature(rng, creature, time, slow, ground, zoom * size, size)
     others = [
         _distractor(rng, time, slow, ground, size) for _ in range(rng.integers(*settings.distractors, endpoint=True))
     ]
-    in_front = [_occluder(rng, time, slow, ground, size)] if rng.uniform() < 0.6 else []
+    in_front = [_occluder(rng, time, slow, ground, size)] if rng.uniform() < 0.4 else []
     background = _Background(rng, time, slow, ground, size)
 
     behind = rng.integers(0, len(others) + 1)  # so many distractors are behind the creature
@@ -118,24 +124,29 @@ def _lay_on(picture: np.ndarray, thing: Thing, t: int) -> np.ndarray:
     return mask
 
 
-def _tones(rng, slow: np.ndarray, level: np.ndarray, contrast: float) -> np.ndarray:
-    """float64[T, 2, 3]: two tones about a grey level [T, 1], each with a tint of its own, that drift."""
-    tones = [shapes._colours(rng, slow, level + side * contrast / 2, 0.22) for side in (-1, 1)]
-    return np.stack(tones[:: rng.choice([-1, 1])], axis=1)
+def _tones(rng, slow: np.ndarray, ground: np.ndarray) -> np.ndarray:
+    """float64[T, 2, 3]: tones below and above a grey level [T, 1], each with a tint of its own; all of it drifts."""
+    half = shapes._drift(rng, slow, 0.2, 0.35)
+    return np.stack([shapes._colours(rng, slow, ground + side * half, 0.22) for side in (-1, 1)], axis=1)
 
 
-def _creature(rng, name: str, time, slow, ground, sign: float, size: int) -> Thing:
+def _turning(rng, time: np.ndarray, fastest: float) -> np.ndarray:
+    """float64[T]: an angle whose speed drifts, in radians and at most `fastest` a second either way."""
+    return np.cumsum(shapes._drift(rng, time, -fastest, fastest)[:, 0] * np.diff(time, prepend=0.0))
+
+
+def _creature(rng, name: str, time, slow, ground, unit: float, size: int) -> Thing:
+    """`unit`: pixels that SIDE is a share of."""
     drift = functools.partial(shapes._drift, rng)
     cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * CREATURES[name].hertz * rng.uniform(0.8, 1.2) * time
-    spin = np.cumsum(drift(time, -1.2, 1.2)[:, 0]) * (time[1] - time[0])
     return Thing(
         outlines=contours(name, cycle),
         place=size * drift(time, 0.38, 0.62, channels=2),
-        side=size * drift(time, *SIDE)[:, 0],
-        angle=rng.uniform(-np.pi, np.pi) + spin,
+        side=unit * drift(time, *SIDE)[:, 0],
+        angle=rng.uniform(-np.pi, np.pi) + _turning(rng, time, 1.2),
         stretch=np.exp(drift(time, -0.12, 0.12)[:, 0]),
         skin=skin(rng, CREATURES[name].skin),
-        colours=_tones(rng, slow, ground + sign * drift(slow, 0.25, 0.4), 0.3),
+        colours=_tones(rng, slow, ground),
     )
 
 
@@ -147,7 +158,6 @@ def _blob(rng) -> np.ndarray:
 def _distractor(rng, time, slow, ground, size: int) -> Thing:
     drift = functools.partial(shapes._drift, rng)
     outline, frames = _blob(rng), len(time)
-    sign = rng.choice([-1.0, 1.0])
     return Thing(
         outlines=[np.broadcast_to(outline, (frames, *outline.shape))],
         place=size * drift(time, 0.0, 1.0, channels=2),
@@ -155,7 +165,7 @@ def _distractor(rng, time, slow, ground, size: int) -> Thing:
         angle=rng.uniform(0, 2 * np.pi) + rng.uniform(-1, 1) * time,
         stretch=np.ones(frames),
         skin=skin(rng, rng.choice(list(SKINS))),
-        colours=_tones(rng, slow, ground + sign * drift(slow, 0.1, 0.4), 0.3),
+        colours=_tones(rng, slow, ground),
     )
 
 
@@ -171,8 +181,8 @@ def _occluder(rng, time, slow, ground, size: int) -> Thing:
         side=np.full(frames, size),
         angle=np.full(frames, across),
         stretch=np.full(frames, rng.uniform(0.6, 1.2)),
-        skin=np.zeros((CANVAS, CANVAS), np.uint8),
-        colours=_tones(rng, slow, ground + shapes._drift(rng, slow, -0.3, 0.3), 0.3),
+        skin=np.full((CANVAS, CANVAS), rng.choice([0, 255]), np.uint8),
+        colours=_tones(rng, slow, ground),
     )
 
 
@@ -190,7 +200,7 @@ class _Background:
         self.strength = drift(slow, 0.08, 0.2)[:, 0]
         self.colour = shapes._colours(rng, slow, ground, 0.25)
         self.centre = extent * drift(time / 2, 0.25, 0.75, channels=2)
-        self.angle = rng.uniform(0, 2 * np.pi) + np.cumsum(drift(time, -0.4, 0.4)[:, 0]) * (time[1] - time[0])
+        self.angle = rng.uniform(0, 2 * np.pi) + _turning(rng, time, 0.4)
         self.zoom = np.exp(drift(time, -0.3, 0.3)[:, 0])
 
     def at(self, t: int) -> np.ndarray:
@@ -212,7 +222,7 @@ class _Background:
 def render_video(rng: np.random.Generator, creature: str, settings: Settings) -> np.ndarray:
     """Hard cuts between shots of creatures of one class: uint8[frames, size, size, 3] RGB.
 
-    Each shot has at least four fifths of an equal share of the frames. A shot that makes its cut unclear to
+    Shots, their lengths and how the camera comes nearer: shapes.render_video. A shot that makes its cut unclear to
     preparation/shots.py is drawn again.
     """
     frames, shots = settings.frames, settings.shots
@@ -221,9 +231,10 @@ def render_video(rng: np.random.Generator, creature: str, settings: Settings) ->
     slack = np.sort(rng.integers(0, frames // 5 + 1, shots - 1))
     cuts = (np.arange(1, shots) * (frames - frames // 5)) // shots + slack
     video = np.empty((0, settings.size, settings.size, 3), np.uint8)
-    for start, stop in itertools.pairwise([0, *cuts, frames]):
+    zooms = shapes.ZOOM ** (np.arange(shots) / (shots - 1) - 0.75)
+    for zoom, (start, stop) in zip(zooms, itertools.pairwise([0, *cuts, frames]), strict=True):
         one = settings._replace(frames=int(stop - start))
-        draws = (render_shot(rng, creature, one, colour_pace=shapes.COLOUR_PACE)[0] for _ in range(1000))
+        draws = (render_shot(rng, creature, one, colour_pace=shapes.COLOUR_PACE, zoom=zoom)[0] for _ in range(1000))
         longer = (np.concatenate([video, shot]) for shot in draws)
         video = next(candidate for candidate in longer if shapes.cuts_are_clear(candidate, cuts[cuts < stop]))
     return video
