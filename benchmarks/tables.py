@@ -8,6 +8,7 @@ stand within a line, for a single figure.
 """
 
 import argparse
+import collections
 import itertools
 import json
 import pathlib
@@ -490,6 +491,77 @@ def tried_table(result: dict) -> str:
     return _table(("what", "predicted", "seen", "how"), rows) + "\n\n" + _source(result)
 
 
+def small_paper_table(result: dict) -> str:
+    """benchmarks/small_paper: each direction in the paper and here."""
+    if not result:
+        return "Not measured yet."
+    values, lines = result["values"], []
+    for row in values["rows"]:
+        ours = error = ""
+        if row["mean"] is not None:
+            ours = f"{100 * row['mean']:+.1f}"
+        if row["error"] is not None:
+            error = f"{100 * row['error']:.1f}"
+        p = "" if row["p"] is None else f"{row['p']:.2g}"
+        seeds = f"{row['seeds']}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
+        compared = (row["claim"], row["where"], row["figure"], MEASURE_NAMES[row["measure"]])
+        lines.append((*compared, ours, error, p, seeds, row["verdict"]))
+    verdicts = collections.Counter(row["verdict"] for row in values["rows"])
+    head = (
+        "the paper's claim",
+        "where",
+        "its figure",
+        "measured here by",
+        "points",
+        "standard error",
+        "p",
+        "seeds",
+        "",
+    )
+    return (
+        f"{_table(head, lines)}\n\n"
+        f"{'; '.join(f'{verdict}: {count}' for verdict, count in sorted(verdicts.items()))}. {values['trainings']} of "
+        f"{values['wanted']} trainings, {values['hours']:.1f} hours. {_source(result)}"
+    )
+
+
+MEASURE_NAMES = {
+    "knn_top1": "k-NN",
+    "linear_top1": "linear probe",
+    "few_labels_top1": "fine-tuning, few labels",
+    "propagation": "label propagation, J",
+    "robustness": "PM-10 minus PM-0",
+    "action_top1": "fine-tuning on actions",
+    "action_gain": "fine-tuning on actions, minus from scratch",
+}
+
+
+def small_paper_settings_table(result: dict) -> str:
+    """benchmarks/small_paper: means of every setting."""
+    if not result:
+        return "Not measured yet."
+
+    def share(measures: dict, name: str) -> str:
+        if name not in measures:
+            return ""
+        deviation = measures[name]["deviation"]
+        return f"{measures[name]['mean']:.1%}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+    columns = ("knn_top1_untrained", "knn_top1", "linear_top1", "few_labels_top1", "propagation", "action_top1")
+    lines = [
+        (
+            row["setting"],
+            f"`{row['config']}`",
+            *(share(row["measures"], name) for name in columns),
+            f"{row['trained']}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
+            "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+        )
+        for row in result["values"]["settings"]
+    ]
+    head = ("setting", "config", "k-NN, untrained", *(MEASURE_NAMES[name] for name in columns[1:]), "seeds", "seconds")
+    return _table(head, lines) + "\n\nMean ± standard deviation over the seeds. " + _source(result)
+
+
 # marker -> (file in docs/results, its contents -> Markdown)
 TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "input": ("input", input_table),
@@ -497,6 +569,8 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "shots": ("shots", shots_table),
     "step": ("step", step_table),
     "learning": ("learning", learning_table),
+    "small_paper": ("small_paper", small_paper_table),
+    "small_paper.settings": ("small_paper", small_paper_settings_table),
     "transfer": ("transfer", transfer_table),
     "davis": ("davis", davis_table),
     "vtab": ("vtab", vtab_table),
@@ -522,7 +596,13 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
 
 
 # Tables that say of each row whether it is measured need not wait for the first: what they are made of until then.
-NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}, "shots": {}}
+NOTHING_MEASURED: dict[str, dict] = {
+    "reliability": {"values": {"rows": {}}},
+    "guards": {},
+    "shots": {},
+    "small_paper": {},
+    "small_paper.settings": {},
+}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:

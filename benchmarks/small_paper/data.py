@@ -1,4 +1,4 @@
-"""The rendered sets of a size, made once: frame stores, sequences with masks, and frames around the middle of videos."""
+"""The rendered sets of a size, made once: frame stores, sequences with masks, frames around the middle of videos."""
 
 import pathlib
 import shutil

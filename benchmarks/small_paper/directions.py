@@ -1,7 +1,7 @@
 """The directions that the papers report, each with its place and figure there, and what is compared for it here.
 
-A direction is a contrast: a weighted sum of one measure over settings (settings.py), whose sign the paper gives. Most are
-"this minus that". Figures are the papers', in their own measures (mIoU, VTAB's mean, top-1): only their signs are
+A direction is a contrast: a weighted sum of one measure over settings (settings.py), whose sign the paper gives. Most
+are "this minus that". Figures are the papers', in their own measures (mIoU, VTAB's mean, top-1): only their signs are
 comparable with ours.
 """
 

@@ -83,7 +83,7 @@ def robustness(size: str, seed: int, out: pathlib.Path, run: pathlib.Path) -> fl
 
 
 def action_top1(size: str, seed: int, out: pathlib.Path, run: pathlib.Path, *, pretrained: bool = True) -> float:
-    """Top-1 on held-out clips after fine-tuning on a few labelled ones, VDIM §4.1, from the run or from random weights."""
+    """Held-out top-1 after fine-tuning on a few labelled ones, from the run or from random weights (VDIM §4.1)."""
     workdir = run / ("action" if pretrained else "action-scratch")
     return actions.evaluate(
         action_config(size, seed),
