@@ -521,7 +521,7 @@ def small_paper_table(result: dict) -> str:
     return (
         f"{_table(head, lines)}\n\n"
         f"{'; '.join(f'{verdict}: {count}' for verdict, count in sorted(verdicts.items()))}. {values['trainings']} of "
-        f"{values['wanted']} trainings, {values['hours']:.1f} hours. {_source(result)}"
+        f"{values['wanted']} trainings, {values['processor_hours']:.1f} hours of a core. {_source(result)}"
     )
 
 
@@ -554,11 +554,18 @@ def small_paper_settings_table(result: dict) -> str:
             f"`{row['config']}`",
             *(share(row["measures"], name) for name in columns),
             f"{row['trained']}" + (f", {row['diverged']} diverged" if row["diverged"] else ""),
-            "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            "" if row["processor_seconds"] is None else f"{row['processor_seconds']:.0f}",
         )
         for row in result["values"]["settings"]
     ]
-    head = ("setting", "config", "k-NN, untrained", *(MEASURE_NAMES[name] for name in columns[1:]), "seeds", "seconds")
+    head = (
+        "setting",
+        "config",
+        "k-NN, untrained",
+        *(MEASURE_NAMES[name] for name in columns[1:]),
+        "seeds",
+        "core-seconds",
+    )
     return _table(head, lines) + "\n\nMean ± standard deviation over the seeds. " + _source(result)
 
 
@@ -571,6 +578,10 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "learning": ("learning", learning_table),
     "small_paper": ("small_paper", small_paper_table),
     "small_paper.settings": ("small_paper", small_paper_settings_table),
+    "small_paper.rendering": (
+        "small_paper_rendering",
+        lambda result: "{ratio:.1f} times as long as ({scene_ms:.2f} and {shape_ms:.2f} ms)".format(**result["values"]),
+    ),
     "transfer": ("transfer", transfer_table),
     "davis": ("davis", davis_table),
     "vtab": ("vtab", vtab_table),

@@ -25,7 +25,7 @@ SMALLEST = {
 IMPORTED = ("all", "davis", "learning", "plan", "protocols", "transfer", "vdim_learning", "vivi")
 IMPORTED += ("vivi_learning", "vtab")
 # No commands: what the others share.
-SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables")
+SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables", "training")
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess:

@@ -108,7 +108,7 @@ def results_of(kept, *, diverges: str = "moclr") -> None:
             result = dict(setting=setting, seed=seed, size="small", identity=identity(setting, "small"), commit="c")
             path = trainings.result_path(setting, "small", seed, kept)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result | dict(seconds=90.0, metrics=metrics, diverged="nan" * lost)))
+            path.write_text(json.dumps(result | dict(processor_seconds=90.0, metrics=metrics, diverged="nan" * lost)))
 
 
 def test_what_is_there_is_gathered_and_what_is_missing_is_said(tmp_path, capsys):
@@ -126,7 +126,7 @@ def test_what_is_there_is_gathered_and_what_is_missing_is_said(tmp_path, capsys)
     assert (tmp_path / "small_paper.svg").read_text().startswith("<?xml")
 
     command.main(["--list", f"--results={tmp_path}", "--only=lambda"])  # two settings of five seeds, one missing
-    assert "8 of 10 trainings are there; the others will take about 0.1 h" in capsys.readouterr().out
+    assert "8 of 10 trainings are there; the others will take about 0.05 processor-hours" in capsys.readouterr().out
 
 
 def test_a_changed_setting_is_trained_again(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import argparse
 import pathlib
 import statistics
 import sys
+from collections.abc import Iterator
 
 from benchmarks.small_paper import gather, trainings
 from benchmarks.small_paper.directions import DIRECTIONS
@@ -66,21 +67,31 @@ def settings_of(only: str) -> list[str]:
 
 
 def projection(wanted: list[tuple[str, int]], missing: list[tuple[str, int]], size: str, kept: pathlib.Path) -> str:
-    """What is missing, and its time: each setting's by the median of its trainings, of any seed, else of all."""
-    took: dict[str, list[float]] = {}
-    for setting in SETTINGS:
-        for path in (kept / size).glob(f"{setting}-[0-9]*.json"):
-            result = trainings.read(setting, size, int(path.stem.rpartition("-")[2]), kept)
-            if result is not None:
-                took.setdefault(setting, []).append(result["seconds"])
+    """What is missing, and the processor time it will take: other work on the machine is in the time by the clock.
+
+    A setting takes the median of its trainings, of any seed; without one, that of its method's; without, of all.
+    """
+    took = [(name, result["processor_seconds"]) for name in SETTINGS for result in every_seed(name, size, kept)]
     text = f"{len(wanted) - len(missing)} of {len(wanted)} trainings are there"
     if not missing or not took:
         return text
-    usual = statistics.median(second for seconds in took.values() for second in seconds)
-    seconds = sum(statistics.median(took.get(setting, [usual])) for setting, _ in missing)
-    return (
-        f"{text}; the others will take about {seconds / 3600:.1f} h, by {sum(map(len, took.values()))} that were timed"
-    )
+
+    def usual(setting: str) -> float:
+        method = SETTINGS[setting].config.partition(":")[0]
+        of_method = [seconds for name, seconds in took if SETTINGS[name].config.partition(":")[0] == method]
+        return statistics.median([s for name, s in took if name == setting] or of_method or [s for _, s in took])
+
+    hours = sum(usual(setting) for setting, _ in missing) / 3600
+    return f"{text}; the others will take about {hours:.2f} processor-hours, by {len(took)} that were timed"
+
+
+def every_seed(setting: str, size: str, kept: pathlib.Path) -> Iterator[dict]:
+    """Results of all seeds that are there, those for choosing too."""
+    for path in sorted((kept / size).glob(f"{setting}-*.json")):
+        name, _, seed = path.stem.rpartition("-")
+        result = trainings.read(setting, size, int(seed), kept) if name == setting else None
+        if result is not None:
+            yield result
 
 
 if __name__ == "__main__":

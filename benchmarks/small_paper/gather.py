@@ -31,7 +31,7 @@ def gather(size: str, seeds: list[int], kept: pathlib.Path) -> pathlib.Path:
         "settings": [summary(setting, of_seed) for setting, of_seed in found.items()],
         "trainings": sum(map(len, found.values())),
         "wanted": len(SETTINGS) * len(seeds),
-        "hours": round(sum(r["seconds"] for of_seed in found.values() for r in of_seed.values()) / 3600, 2),
+        "processor_hours": sum(r["processor_seconds"] for of_seed in found.values() for r in of_seed.values()) / 3600,
         "commits": sorted({r["commit"] for of_seed in found.values() for r in of_seed.values()}),
     }
     command = f"python -m benchmarks.small_paper --size={size} --seeds={','.join(map(str, seeds))}"
@@ -68,7 +68,9 @@ def summary(setting: str, of_seed: dict[int, dict]) -> dict:
         "config": SETTINGS[setting].config,
         "trained": len(measured),
         "diverged": len(of_seed) - len(measured),
-        "seconds": statistics.median(result["seconds"] for result in of_seed.values()) if of_seed else None,
+        "processor_seconds": statistics.median(result["processor_seconds"] for result in of_seed.values())
+        if of_seed
+        else None,
         "measures": {
             name: {
                 "mean": statistics.fmean(values),

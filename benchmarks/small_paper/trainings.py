@@ -31,12 +31,13 @@ def read(setting: str, size: str, seed: int, kept: pathlib.Path) -> dict | None:
 def train(setting: str, size: str, seed: int, *, out: pathlib.Path, kept: pathlib.Path) -> dict:
     """Trains and measures; goes on where a killed call was. Writes and returns the result.
 
-    {"setting", "seed", "size", "identity", "commit", "seconds": of this call, "metrics": None if it "diverged": why}
+    {"setting", "seed", "size", "identity", "commit", "seconds" and "processor_seconds": of
+    this call, "metrics": None if it "diverged": why}
     """
     config, videos = config_of(setting, size), SETTINGS[setting].videos
     config.seed = seed
     stores = {name: str(data.store(out, size, name, seed)) for name in sets_of(setting)}
-    start = time.monotonic()  # rendering is not in it: all settings share the videos
+    start, cpu_start = time.monotonic(), time.process_time()  # after rendering, as all settings share the videos
     if config.data.get("unlabelled") != "none":
         config.data.path = f"{stores[videos]}/train"
     if "labelled_path" in config.data:
@@ -57,6 +58,7 @@ def train(setting: str, size: str, seed: int, *, out: pathlib.Path, kept: pathli
         "identity": identity(setting, size),
         "commit": results.commit(),
         "seconds": round(time.monotonic() - start, 1),
+        "processor_seconds": round(time.process_time() - cpu_start, 1),
         "metrics": metrics,
         "diverged": diverged,
     }
