@@ -100,6 +100,7 @@ def test_files_are_the_same_for_a_seed_and_go_on_after_a_break(tmp_path):
 
 def test_the_product_finds_the_shots_of_a_video(tmp_path):
     settings = scenes.Settings(64, 80, shots=4)
+    (tmp_path / "videos").mkdir()
     for i, name in enumerate(NAMES[:3]):
         video = scenes.render_video(np.random.default_rng([6, i]), name, settings)
         shapes.write_video(tmp_path / "videos" / f"{i}.mp4", video, scenes.FPS)

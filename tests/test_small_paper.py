@@ -14,6 +14,7 @@ from benchmarks.small_paper.directions import DIRECTIONS, Direction
 from benchmarks.small_paper.measures import MEASURES, measures_of
 from benchmarks.small_paper.paired import compare, paired_t
 from benchmarks.small_paper.settings import SETTINGS, SIZES, config_of, identity
+from helpers.commands import run_module
 
 ONE = Direction("a above b", "Table 0", "", "knn_top1", {"a": 1.0, "b": -1.0})
 SEEDS = [0, 1, 2, 3, 4]
@@ -143,17 +144,14 @@ def test_an_unknown_row_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_at_its_smallest(tmp_path, capsys):
+def test_the_command_at_its_smallest(tmp_path):
     """One training of one seed, measured and kept; a second call finds it."""
-    arguments = [
-        "--size=tiny",
-        "--only=rot-f",
-        "--seeds=0",
-        f"--out={tmp_path / 'out'}",
-        f"--results={tmp_path / 'kept'}",
-    ]
-    command.main(arguments)
-    kept = json.loads((tmp_path / "kept" / "tiny" / "rot-f-0.json").read_text())
+    arguments = ["--size=tiny", "--only=one-scale-average", "--seeds=0"]
+    arguments += [f"--out={tmp_path / 'out'}", f"--results={tmp_path / 'kept'}"]
+    done = run_module("benchmarks.small_paper", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kept = json.loads((tmp_path / "kept" / "tiny" / "one-scale-average-0.json").read_text())
     assert set(kept["metrics"]) >= {"knn_top1", "knn_top1_untrained", "linear_top1", "few_labels_top1"}
-    command.main(arguments)
-    assert "1 of 1 trainings are there" in capsys.readouterr().out
+    assert kept["processor_seconds"] > 0 and kept["diverged"] == ""
+    again = trainings.read("one-scale-average", "tiny", 0, tmp_path / "kept")
+    assert again == kept
