@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from evaluation.protocols.vtab import finetune
 from input_pipeline import images
 from input_pipeline.store import META
+from vivi_jax.models.base import Encoder
 
 MOMENTUM, DECAY_AT, DECAY_FACTOR = 0.9, (0.3, 0.6, 0.9), 0.1  # of fine-tuning, as configs/vtab.py
 BATCH_SIZE = 64  # of fine-tuning
@@ -55,7 +55,7 @@ def metrics(run: pathlib.Path) -> list[dict]:
 
 
 def fine_tune(
-    encoder: nn.Module,
+    encoder: Encoder,
     variables: dict,
     examples: dict[str, np.ndarray],
     *,

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from flax import linen as nn
 
 from benchmarks import learning
 from benchmarks.results import RESULTS, record
@@ -25,6 +24,7 @@ from benchmarks.training import accuracy, fine_tune, pixels
 from evaluation import probe
 from evaluation.encoders import load_encoder, random_variables
 from input_pipeline import images
+from vivi_jax.models.base import Encoder
 
 IMAGE_SIZE, BATCH_SIZE, NEIGHBOURS = 64, 64, 5  # the demo's image and batch size; k-NN among few images
 LEARNING_RATES = (0.1, 0.01)
@@ -90,7 +90,7 @@ def main() -> None:
     print(f"wrote {path}")
 
 
-def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, nn.Module, dict]]:
+def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, Encoder, dict]]:
     """(kind, encoder, variables) of the three."""
     learning.train(out, "VITO", learning.METHODS["VITO"], seed)
     run = out / f"vito-{seed}"
@@ -113,7 +113,7 @@ def encoders(out: pathlib.Path, seed: int) -> Iterator[tuple[str, nn.Module, dic
 
 
 def finetune_top1(
-    encoder: nn.Module, variables: dict, sets: dict[str, images.LabelledImages], *, steps: int, seed: int
+    encoder: Encoder, variables: dict, sets: dict[str, images.LabelledImages], *, steps: int, seed: int
 ) -> float:
     """Test accuracy after fine-tuning on all training images, at the rate that is better on a held-out fifth."""
     whole = pixels(sets["train"], IMAGE_SIZE)

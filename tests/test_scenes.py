@@ -95,7 +95,8 @@ def test_files_are_the_same_for_a_seed_and_go_on_after_a_break(tmp_path):
     scenes.write_scenes(tmp_path / "b", **settings)
     assert digests(tmp_path / "b") == expected
     with pytest.raises(DataError, match="classes must be two or more different ones of crab"):
-        scenes.write_scenes(tmp_path / "c", **settings | {"classes": ("star", "ring")})
+        settings["classes"] = ("star", "ring")
+        scenes.write_scenes(tmp_path / "c", **settings)
 
 
 def test_the_product_finds_the_shots_of_a_video(tmp_path):

@@ -67,7 +67,7 @@ def paired_t(differences: Sequence[float]) -> tuple[float, float, float, float, 
     """
     n = len(differences)
     if n == 0:
-        return (math.nan,) * 5
+        return math.nan, math.nan, math.nan, math.nan, math.nan
     mean = statistics.fmean(differences)
     if n == 1:
         return mean, math.nan, math.nan, math.nan, math.nan

@@ -190,7 +190,7 @@ SKINS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "zigzags": lambda x, y: np.sin(2 * np.pi * (y + np.abs(2 * ((x / 1.4) % 1) - 1))),
     "rings": lambda x, y: np.sin(2 * np.pi * np.hypot(x, y)),
 }
-PERIOD = (0.42, 0.54)  # of a skin, in units of the creature's side
+PERIOD = (0.3, 0.36)  # of a skin, in units of the creature's side
 
 
 _GRID = np.arange(CANVAS) - CANVAS / 2
