@@ -61,12 +61,12 @@ def thumbnail_and_histogram(i: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.slow
 def test_neither_thumbnails_nor_histograms_tell_the_class():
-    """Linear classifiers stay within 2 points of chance, 10 %, on 2000 others (their standard error is 0.7)."""
-    features, labels = [thumbnail_and_histogram(i) for i in range(4000)], np.arange(4000) % 10
+    """Linear classifiers stay within 2 points of chance, 10 %, on 1300 others (their standard error is 0.8)."""
+    features, labels = [thumbnail_and_histogram(i) for i in range(2600)], np.arange(2600) % 10
     for of_all in map(np.stack, zip(*features, strict=True)):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1e-2, max_iter=200))
-        classifier.fit(of_all[:2000], labels[:2000])
-        assert classifier.score(of_all[2000:], labels[2000:]) == pytest.approx(0.1, abs=0.02)
+        classifier.fit(of_all[:1300], labels[:1300])
+        assert classifier.score(of_all[1300:], labels[1300:]) == pytest.approx(0.1, abs=0.02)
 
 
 def test_masks_show_what_is_visible():

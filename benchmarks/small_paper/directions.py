@@ -54,6 +54,7 @@ DIRECTIONS = {
     # VITO: differences in mIoU on PASCAL, where nothing else is said
     "vito-moclr": _vito("VITO above MoCLR on the same videos", "§4.2", "+2.8", "vito", "moclr"),
     "vito-moclr-knn": _vito("the same, by k-NN", "§4.2", "+2.8", "vito", "moclr", "knn_top1"),
+    "vito-moclr-labels": _vito("the same, by few labels", "§4.2", "+2.8", "vito", "moclr", "few_labels_top1"),
     "vito-moclr-davis": _vito(
         "VITO above MoCLR in label propagation", "Table 2 (J on DAVIS)", "+2.4", "vito", "moclr", "propagation"
     ),

@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import training
 from benchmarks.small_paper import data
 from benchmarks.small_paper.directions import DIRECTIONS
-from benchmarks.small_paper.settings import SETTINGS, SIZES
+from benchmarks.small_paper.settings import SIZES
 from configs import action
 from evaluation import encoders, vid_robust
 from evaluation.protocols.action import evaluate as actions
@@ -23,10 +23,8 @@ SHORT_SIDE = 160  # of the frames in label propagation: maps of 20 x 20
 
 def measures_of(setting: str) -> tuple[str, ...]:
     """What the directions need of a setting, beside what its training measures itself."""
-    needed = {d.measure for d in DIRECTIONS.values() if setting in d.contrast} - {"knn_top1", "linear_top1"}
-    if SETTINGS[setting].videos != "actions":
-        needed.add("few_labels_top1")
-    return tuple(sorted(needed))
+    needed = {direction.measure for direction in DIRECTIONS.values() if setting in direction.contrast}
+    return tuple(sorted(needed - {"knn_top1", "linear_top1"}))
 
 
 def measure(setting: str, size: str, seed: int, out: pathlib.Path, run: pathlib.Path) -> dict[str, float]:

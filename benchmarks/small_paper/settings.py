@@ -112,14 +112,14 @@ SIZES = {
     ),
     # For the test of the command: nothing is learnt.
     "tiny": Size(
-        videos=_videos(scenes=80, shots=40, actions=32, size=32, action_size=32),
+        videos=_videos(scenes=80, shots=40, actions=64, size=32, action_size=32),
         changes={
-            "vito": {"batch_size": 4, "schedule.examples_per_epoch": 4, "schedule.epochs": 2.0}
+            "vito": {"batch_size": 8, "schedule.examples_per_epoch": 8, "schedule.epochs": 2.0}
             | {"schedule.warmup_epochs": 1.0, "data.image_size": 16, "evaluation.image_size": 16}
             | {"encoder.width": 0.125, "evaluation.k": 5},
             "vivi": {"schedule.total_steps": 2, "schedule.warmup_steps": 1, "schedule.boundaries": ()}
             | {"data.image_size": 16, "evaluation.image_size": 16, "encoder.width": 0.125, "evaluation.k": 5},
-            "vdim": {"batch_size": 4, "schedule.total_steps": 2, "schedule.warmup_steps": 1},
+            "vdim": {"batch_size": 8, "schedule.total_steps": 2, "schedule.warmup_steps": 1},
         },
         labels_per_class=2,
         fine_tune_steps=2,
