@@ -42,7 +42,7 @@ def sequences(out: pathlib.Path, size: str, seed: int) -> pathlib.Path:
         # 2: what "train" and "test" are in the random numbers of videos is 0 and 1.
         rng = np.random.default_rng([seed_of_videos(seed), 2, drawn])
         creature, drawn = list(CREATURES)[drawn % len(CREATURES)], drawn + 1
-        settings = scenes.Settings(SEQUENCE_SIZE, SEQUENCE_FRAMES)
+        settings = scenes.Settings(SEQUENCE_SIZE, SEQUENCE_FRAMES, distractors=(1, 3))
         frames, masks = scenes.render_shot(rng, creature, settings, masks=True)
         assert masks is not None
         if np.sum(masks[0] == 1) < 5 * LEAST_PIXELS:  # the creature is hidden

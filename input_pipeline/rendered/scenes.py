@@ -8,7 +8,6 @@ a creature that stays lighter than its background does so in every frame.
 """
 
 import functools
-import itertools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,9 +21,8 @@ from input_pipeline.rendered.creatures import CANVAS, CREATURES, SKINS, contours
 FPS = 10
 SIDE = (0.44, 0.58)  # of the creature: the root of its area over the side of the picture
 DISTRACTORS = (0, 1)  # least and most of them, beside the creature
-OCCLUDED = 0.3  # share of the time in which something is in front
-
-
+IN_FRONT = 0.3  # share of the shots with something that passes in front,
+OCCLUDED = 0.3  # and of the time in which it is in the picture there
 _RAMP = np.linspace(0, 1, 256)[:, None]
 
 
@@ -68,14 +66,14 @@ def render_shot(
     size, frames = settings.size, settings.frames
     time = np.arange(frames) / settings.fps
     slow = time * colour_pace
-    drift = functools.partial(shapes._drift, rng)
+    drift = functools.partial(shapes.drift, rng)
     ground = 0.5 + drift(slow, -0.12, 0.12)  # float64[T, 1]
 
     main = _creature(rng, creature, time, slow, ground, zoom * size, size)
     others = [
         _distractor(rng, time, slow, ground, size) for _ in range(rng.integers(*settings.distractors, endpoint=True))
     ]
-    in_front = [_occluder(rng, time, slow, ground, size)] if rng.uniform() < 0.3 else []
+    in_front = [_occluder(rng, time, slow, ground, size)] if rng.uniform() < IN_FRONT else []
     background = _Background(rng, time, slow, ground, size)
 
     behind = rng.integers(0, len(others) + 1)  # so many distractors are behind the creature
@@ -126,18 +124,18 @@ def _lay_on(picture: np.ndarray, thing: Thing, t: int) -> np.ndarray:
 
 def _tones(rng, slow: np.ndarray, ground: np.ndarray) -> np.ndarray:
     """float64[T, 2, 3]: tones below and above a grey level [T, 1], each with a tint of its own; all of it drifts."""
-    half = shapes._drift(rng, slow, 0.28, 0.42)
-    return np.stack([shapes._colours(rng, slow, ground + side * half, 0.15) for side in (-1, 1)], axis=1)
+    half = shapes.drift(rng, slow, 0.28, 0.42)
+    return np.stack([shapes.colours(rng, slow, ground + side * half, 0.15) for side in (-1, 1)], axis=1)
 
 
 def _turning(rng, time: np.ndarray, fastest: float) -> np.ndarray:
     """float64[T]: an angle whose speed drifts, in radians and at most `fastest` a second either way."""
-    return np.cumsum(shapes._drift(rng, time, -fastest, fastest)[:, 0] * np.diff(time, prepend=0.0))
+    return np.cumsum(shapes.drift(rng, time, -fastest, fastest)[:, 0] * np.diff(time, prepend=0.0))
 
 
 def _creature(rng, name: str, time, slow, ground, unit: float, size: int) -> Thing:
     """`unit`: pixels that SIDE is a share of."""
-    drift = functools.partial(shapes._drift, rng)
+    drift = functools.partial(shapes.drift, rng)
     cycle = rng.uniform(0, 2 * np.pi) + 2 * np.pi * CREATURES[name].hertz * rng.uniform(0.8, 1.2) * time
     return Thing(
         outlines=contours(name, cycle),
@@ -152,11 +150,11 @@ def _creature(rng, name: str, time, slow, ground, unit: float, size: int) -> Thi
 
 def _blob(rng) -> np.ndarray:
     """A random outline of about area 1."""
-    return shapes._polar(list(rng.uniform(0.4, 0.85, rng.integers(5, 10))))
+    return shapes.polar(list(rng.uniform(0.4, 0.85, rng.integers(5, 10))))
 
 
 def _distractor(rng, time, slow, ground, size: int) -> Thing:
-    drift = functools.partial(shapes._drift, rng)
+    drift = functools.partial(shapes.drift, rng)
     outline, frames = _blob(rng), len(time)
     return Thing(
         outlines=[np.broadcast_to(outline, (frames, *outline.shape))],
@@ -173,7 +171,7 @@ def _occluder(rng, time, slow, ground, size: int) -> Thing:
     """A bar that passes in front of everything now and then."""
     frames, across = len(time), rng.uniform(0, 2 * np.pi)
     outline = np.array([(-0.1, -2.0), (0.1, -2.0), (0.1, 2.0), (-0.1, 2.0)])
-    sweep = shapes._drift(rng, time / 2, -0.5 / OCCLUDED, 0.5 / OCCLUDED)[:, 0]  # in the picture within +-0.5
+    sweep = shapes.drift(rng, time / 2, -0.5 / OCCLUDED, 0.5 / OCCLUDED)[:, 0]  # in the picture within +-0.5
     place = size * (0.5 + sweep[:, None] * np.array([np.cos(across), np.sin(across)]))
     return Thing(
         outlines=[np.broadcast_to(outline, (frames, *outline.shape))],
@@ -190,15 +188,15 @@ class _Background:
     """Clouds and patches under a camera that pans, turns and zooms, in a light that changes."""
 
     def __init__(self, rng: np.random.Generator, time, slow, ground, size: int):
-        drift = functools.partial(shapes._drift, rng)
+        drift = functools.partial(shapes.drift, rng)
         self.size, extent = size, 4 * size
-        canvas = shapes._texture(rng, extent)
+        canvas = shapes.texture(rng, extent)
         for _ in range(rng.integers(4, 12)):  # edges, which clouds have not
             corners = (rng.uniform(0, extent, 2) + size * rng.uniform(0.2, 0.7) * _blob(rng)).astype(np.int32)
             cv2.fillPoly(canvas, [corners], rng.uniform(-0.8, 0.8, 3).tolist(), lineType=cv2.LINE_AA)
         self.canvas = canvas
         self.strength = drift(slow, 0.05, 0.12)[:, 0]
-        self.colour = shapes._colours(rng, slow, ground, 0.25)
+        self.colour = shapes.colours(rng, slow, ground, 0.25)
         self.centre = extent * drift(time / 2, 0.25, 0.75, channels=2)
         self.angle = rng.uniform(0, 2 * np.pi) + _turning(rng, time, 0.4)
         self.zoom = np.exp(drift(time, -0.3, 0.3)[:, 0])
@@ -220,24 +218,15 @@ class _Background:
 
 
 def render_video(rng: np.random.Generator, creature: str, settings: Settings) -> np.ndarray:
-    """Hard cuts between shots of creatures of one class: uint8[frames, size, size, 3] RGB.
-
-    Shots, their lengths and how the camera comes nearer: shapes.render_video. A shot that makes its cut unclear to
-    preparation/shots.py is drawn again.
-    """
-    frames, shots = settings.frames, settings.shots
-    if shots == 1:
+    """Hard cuts between shots of creatures of one class: uint8[frames, size, size, 3] RGB."""
+    if settings.shots == 1:
         return render_shot(rng, creature, settings)[0]
-    slack = np.sort(rng.integers(0, frames // 5 + 1, shots - 1))
-    cuts = (np.arange(1, shots) * (frames - frames // 5)) // shots + slack
-    video = np.empty((0, settings.size, settings.size, 3), np.uint8)
-    zooms = shapes.ZOOM ** (np.arange(shots) / (shots - 1) - 0.75)
-    for zoom, (start, stop) in zip(zooms, itertools.pairwise([0, *cuts, frames]), strict=True):
-        one = settings._replace(frames=int(stop - start))
-        draws = (render_shot(rng, creature, one, colour_pace=shapes.COLOUR_PACE, zoom=zoom)[0] for _ in range(1000))
-        longer = (np.concatenate([video, shot]) for shot in draws)
-        video = next(candidate for candidate in longer if shapes.cuts_are_clear(candidate, cuts[cuts < stop]))
-    return video
+
+    def shot(frames: int, zoom: float) -> np.ndarray:
+        one = settings._replace(frames=frames)
+        return render_shot(rng, creature, one, colour_pace=shapes.COLOUR_PACE, zoom=zoom)[0]
+
+    return shapes.cut_together(rng, shot, frames=settings.frames, shots=settings.shots)
 
 
 def write_scenes(

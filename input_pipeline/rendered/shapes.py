@@ -34,7 +34,7 @@ def _arc(radius: float, start: float = 0.0, stop: float = 2 * np.pi, right: floa
     return np.stack([right + radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _polar(radii: list[float]) -> np.ndarray:
+def polar(radii: list[float]) -> np.ndarray:
     """Contour through the given radii at equal angles, the first one pointing up."""
     angle = 2 * np.pi * np.arange(len(radii)) / len(radii) - np.pi / 2
     return np.asarray(radii)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -58,9 +58,9 @@ def _crescent() -> np.ndarray:
 SHAPES = {
     "disc": [_arc(1.0)],
     "ring": [_arc(1.0), _arc(0.62)[::-1]],
-    "square": [_polar([1.0] * 4)],
-    "triangle": [_polar([1.0] * 3)],
-    "star": [_polar([1.0, 0.4] * 5)],
+    "square": [polar([1.0] * 4)],
+    "triangle": [polar([1.0] * 3)],
+    "star": [polar([1.0, 0.4] * 5)],
     "cross": [
         np.array(
             [
@@ -105,7 +105,7 @@ def unit_shape(name: str) -> list[np.ndarray]:
 # --- scenes -----------------------------------------------------------------------------------------------------------
 
 
-def _drift(rng: np.random.Generator, seconds: np.ndarray, low: float, high: float, channels: int = 1) -> np.ndarray:
+def drift(rng: np.random.Generator, seconds: np.ndarray, low: float, high: float, channels: int = 1) -> np.ndarray:
     """Smooth random path in [low, high] with a new target four times in three seconds: float64[T, channels]."""
     position = rng.uniform() + seconds * 4 / 3
     left = position.astype(int)
@@ -114,18 +114,18 @@ def _drift(rng: np.random.Generator, seconds: np.ndarray, low: float, high: floa
     return (1 - weight) * values[left] + weight * values[left + 1]
 
 
-def _texture(rng: np.random.Generator, size: int) -> np.ndarray:
+def texture(rng: np.random.Generator, size: int) -> np.ndarray:
     """Random clouds of colour: float32[size, size, 3] with mean about 0 and values mostly in [-1, 1]."""
-    texture = np.zeros((size, size, 3), np.float32)
+    clouds = np.zeros((size, size, 3), np.float32)
     for cells, strength in ((3, 0.6), (8, 0.4), (24, 0.3)):
         grid = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-        texture += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
-    return texture
+        clouds += cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+    return clouds
 
 
-def _colours(rng: np.random.Generator, seconds: np.ndarray, luminance: np.ndarray, chroma: float) -> np.ndarray:
+def colours(rng: np.random.Generator, seconds: np.ndarray, luminance: np.ndarray, chroma: float) -> np.ndarray:
     """Colour path float64[T, 3]: grey level `luminance` [T, 1] plus a drifting tint of size `chroma`."""
-    tint = _drift(rng, seconds, -1, 1, channels=3)
+    tint = drift(rng, seconds, -1, 1, channels=3)
     return luminance + chroma * (tint - tint.mean(axis=1, keepdims=True))
 
 
@@ -150,10 +150,10 @@ def render_shot(
 ) -> np.ndarray:
     """One camera shot of one object, `zoom` times as large, whose place, size, rotation and squeeze drift."""
     time = np.arange(frames) / fps  # seconds
-    place = size * _drift(rng, time, 0.4, 0.6, channels=2)
-    side = zoom * size * _drift(rng, time, 0.42, 0.56)[:, 0]
-    angle = rng.uniform(-0.6, 0.6) + np.cumsum(_drift(rng, time, -1.5, 1.5)[:, 0]) / fps
-    squeeze = np.exp(_drift(rng, time, -0.1, 0.1)[:, 0])
+    place = size * drift(rng, time, 0.4, 0.6, channels=2)
+    side = zoom * size * drift(rng, time, 0.42, 0.56)[:, 0]
+    angle = rng.uniform(-0.6, 0.6) + np.cumsum(drift(rng, time, -1.5, 1.5)[:, 0]) / fps
+    squeeze = np.exp(drift(rng, time, -0.1, 0.1)[:, 0])
     return render_scene(rng, contours, Pose(place, side, angle, squeeze), size=size, fps=fps, colour_pace=colour_pace)
 
 
@@ -176,16 +176,16 @@ def render_scene(
     time = np.arange(frames) / fps
     slow = time * colour_pace
     lighter = rng.choice([-1, 1])
-    ground = 0.5 - lighter * _drift(rng, slow, 0.02, 0.30)
-    ground_rgb = _colours(rng, slow, ground, 0.25)
-    object_rgb = _colours(rng, slow, ground + lighter * _drift(rng, slow, 0.35, 0.5), 0.35)
-    roughness = _drift(rng, slow, 0.04, 0.1)[:, 0]
+    ground = 0.5 - lighter * drift(rng, slow, 0.02, 0.30)
+    ground_rgb = colours(rng, slow, ground, 0.25)
+    object_rgb = colours(rng, slow, ground + lighter * drift(rng, slow, 0.35, 0.5), 0.35)
+    roughness = drift(rng, slow, 0.04, 0.1)[:, 0]
 
     extent = 2 * size
-    textures = [_texture(rng, extent) for _ in range(3)]
-    skin = 0.12 * _texture(rng, extent)
-    pan = _drift(rng, time, 0, size - 1, channels=4).astype(int)
-    fade = _drift(rng, slow, 0, len(textures) - 1)[:, 0]
+    textures = [texture(rng, extent) for _ in range(3)]
+    skin = 0.12 * texture(rng, extent)
+    pan = drift(rng, time, 0, size - 1, channels=4).astype(int)
+    fade = drift(rng, slow, 0, len(textures) - 1)[:, 0]
 
     video = np.empty((frames, size, size, 3), np.uint8)
     for t in range(frames):
@@ -234,24 +234,32 @@ def _object_mask(
 def render_video(
     rng: np.random.Generator, shape: str, *, size: int, frames: int, shots: int, fps: float = FPS
 ) -> np.ndarray:
-    """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB.
-
-    Each shot has at least four fifths of an equal share of the frames. From shot to shot the camera comes nearer, ZOOM
-    times in all: nothing else in a shot tells its place in the order.
-    """
+    """Hard cuts between `shots` scenes with an object of the same shape: uint8[frames, size, size, 3] RGB."""
     contours = unit_shape(shape)
     if shots == 1:
         return render_shot(rng, contours, size=size, frames=frames, fps=fps)
+
+    def shot(frames: int, zoom: float) -> np.ndarray:
+        return render_shot(rng, contours, size=size, frames=frames, fps=fps, colour_pace=COLOUR_PACE, zoom=zoom)
+
+    return cut_together(rng, shot, frames=frames, shots=shots)
+
+
+def cut_together(
+    rng: np.random.Generator, render: Callable[[int, float], np.ndarray], *, frames: int, shots: int
+) -> np.ndarray:
+    """Shots that render(their frames, their zoom) makes, one behind the other: uint8[frames, size, size, 3] RGB.
+
+    Each shot has at least four fifths of an equal share of the frames. From shot to shot the camera comes nearer, ZOOM
+    times in all: nothing else in a shot tells its place in the order. A shot whose cut is not clear is made again.
+    """
     slack = np.sort(rng.integers(0, frames // 5 + 1, shots - 1))
     cuts = (np.arange(1, shots) * (frames - frames // 5)) // shots + slack
-    video = np.empty((0, size, size, 3), np.uint8)
+    video = np.empty(0, np.uint8)
     zooms = ZOOM ** (np.arange(shots) / (shots - 1) - 0.75)  # in the last shots it is as large as in videos of one
     for zoom, (start, stop) in zip(zooms, itertools.pairwise([0, *cuts, frames]), strict=True):
-        draws = (
-            render_shot(rng, contours, size=size, frames=int(stop - start), fps=fps, colour_pace=COLOUR_PACE, zoom=zoom)
-            for _ in range(1000)
-        )  # at least half of them are accepted
-        longer = (np.concatenate([video, shot]) for shot in draws)
+        draws = (render(int(stop - start), zoom) for _ in range(1000))  # at least half of them are accepted
+        longer = (np.concatenate([video.reshape(-1, *shot.shape[1:]), shot]) for shot in draws)
         video = next(candidate for candidate in longer if cuts_are_clear(candidate, cuts[cuts < stop]))
     return video
 
