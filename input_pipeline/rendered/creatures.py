@@ -200,8 +200,9 @@ _TONES = np.linspace(0, 255, 9)  # three quarters of a skin have one of its two 
 def skin(rng: np.random.Generator, name: str) -> np.ndarray:
     """Picture of a skin, uint8[CANVAS, CANVAS], 0 where it has its first tone and 255 where its second.
 
-    Period, phase, direction, and which tone is which are drawn from `rng`. The values of every skin are mapped to the same distribution, so
-    that no histogram tells one from another; and in the middle of rings, say, either tone is as likely.
+    Period, phase, direction, and which tone is which are drawn from `rng`. The values of every skin are mapped to the
+    same distribution, so that no histogram tells one from another; and in the middle of rings, say, either tone is as
+    likely, so that no average of pixels does.
     """
     period, direction = rng.uniform(*PERIOD) * CANVAS / 4, rng.uniform(0, 2 * np.pi)
     phase_x, phase_y = rng.uniform(-0.5, 0.5, 2)
