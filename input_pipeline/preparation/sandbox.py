@@ -102,8 +102,8 @@ class Sandbox:
             raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
         if row["status"] == "no room":  # every file would be refused, or crash the decoder
             raise DataError(
-                f"memory_mb={self._limits['memory_mb']}: the decoder takes {row['taken_mb']} MiB before it opens a file; "
-                f"give {row['taken_mb'] + 512} or more"
+                f"memory_mb={self._limits['memory_mb']}: the decoder takes {row['taken_mb']} MiB before it opens a "
+                f"file; give {row['taken_mb'] + 512} or more"
             )
         return row
 
