@@ -97,9 +97,9 @@ FOR_EVER = {  # each request -> the line
         "check the names of the bucket and the folder|is empty, or not there",
     ),
 }
-# The answer to a removal has nothing to be cut. What is not there need not be removed, and Google does not tell it from
-# what is empty.
-NO_ERROR = {("cut", "remove"), ("gone away", "remove"), ("gone away", "list")}
+# What is not there need not be removed; Google does not tell it from what is empty; to a write that wants nothing, or the
+# same, to be there it is another than that.
+NO_ERROR = {("gone away", action) for action in ("remove", "list", "create once", "replace")}
 FOR_A_WHILE = {
     "busy": Fault(status=503),
     "failing": Fault(status=500),
@@ -130,36 +130,39 @@ def test_what_does_not_pass_is_one_line_and_the_same_command_goes_on_afterwards(
         place = prepared(server, frames, f"ever-{fault}", action, tmp_path, monkeypatch)
         server.fault = lambda method, path: what
         try:
-            do(place)
+            found = do(place)
         except DataError as refused:
             said = str(refused)
             assert re.search(line, said) and f"{server.scheme}://films/" in said, (action, said)
             assert "\n" not in said and len(said) < 450, (action, said)
         else:
-            assert (fault, action) in NO_ERROR, action
+            # Answers without a body, as S3's to writes, have nothing to be cut.
+            assert (fault, action) in NO_ERROR or (fault == "cut" and found == result), action
         server.fault = lambda method, path: None
         assert objects(place.folder) in (OLD, after), action  # made or not made, and nothing half
         assert do(place) == result and objects(place.folder) == after, action
+
+
+def the_first(server, fault: Fault, seen: set) -> Callable[[str, str], Fault | None]:
+    """Does a fault to the first of requests that are alike."""
+    lock = threading.Lock()
+
+    def once(method: str, path: str) -> Fault | None:
+        with lock:
+            request = (method, path.split("tensorstore=")[0], server.seen[-1][2])
+            first = request not in seen
+            seen.add(request)
+            return fault if first else None
+
+    return once
 
 
 @pytest.mark.parametrize("fault", FOR_A_WHILE)
 def test_what_passes_changes_nothing(server, frames, fault, tmp_path, monkeypatch):
     """The first try of each request goes wrong."""
     for action, (do, result, after) in ACTIONS.items():
-        place, seen, lock = (
-            prepared(server, frames, f"while-{fault}", action, tmp_path, monkeypatch),
-            set(),
-            threading.Lock(),
-        )
-
-        def once(method: str, path: str) -> Fault | None:
-            with lock:
-                request = (method, path.split("tensorstore=")[0], server.seen[-1][2])  # noqa: B023
-                first = request not in seen  # noqa: B023
-                seen.add(request)  # noqa: B023
-                return FOR_A_WHILE[fault] if first else None
-
-        server.fault = once
+        place, seen = prepared(server, frames, f"while-{fault}", action, tmp_path, monkeypatch), set()
+        server.fault = the_first(server, FOR_A_WHILE[fault], seen)
         assert do(place) == result, action
         server.fault = lambda method, path: None
         assert objects(place.folder) == after and seen, action
