@@ -538,7 +538,12 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
 
 
 # Tables that say of each row whether it is measured need not wait for the first: what they are made of until then.
-NOTHING_MEASURED: dict[str, dict] = {"reliability": {"values": {"rows": {}}}, "guards": {}, "shots": {}, "bucket_kills": {}}
+NOTHING_MEASURED: dict[str, dict] = {
+    "reliability": {"values": {"rows": {}}},
+    "guards": {},
+    "shots": {},
+    "bucket_kills": {},
+}
 
 
 def _table(head: tuple[str, ...], rows: list[tuple]) -> str:

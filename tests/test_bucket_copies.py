@@ -97,6 +97,7 @@ def test_a_copy_is_what_is_there_now_and_only_what_changed_is_read(server, class
     again = {path for path, time in times.items() if not path.exists() or path.stat().st_mtime_ns != time}
     assert {path.relative_to(here).as_posix() for path in again} == {f"a b/{i}.jpg" for i in range(4)}
 
+    (here / "c#%" / "of no object").touch()
     for damaged in ("[]", '{"a b/0.jpg": 3}', "{"):  # its notes: all is read again
         (notes,) = (here.parents[2] / ".notes").glob("*.json")
         notes.write_text(damaged)
@@ -148,11 +149,17 @@ def test_what_is_written_goes_there_whole_or_not_at_all(server):
         (pathlib.Path(out) / "deeper").mkdir(parents=True)
         (pathlib.Path(out) / "deeper" / "x").write_bytes(b"1")
         (pathlib.Path(out) / "y").write_bytes(b"2")
+    assert client.Folder(there).names() == {"folder/deeper/x", "folder/y"}
+    with local.written(f"{there}/folder/") as out:
+        pathlib.Path(out).mkdir()
+        (pathlib.Path(out) / "y").write_bytes(b"3")
+    folder = client.Folder(there)
+    folder.write("folder2/x", b"1")
+    assert folder.names() == {"folder/y", "folder2/x"} and folder.read("folder/y") == b"3"
     with pytest.raises(ZeroDivisionError), local.written(f"{there}/file") as out:
         pathlib.Path(out).write_bytes(b"half")
         _ = 1 / 0
-    folder = client.Folder(there)
-    assert folder.names() == {"folder/deeper/x", "folder/y"} and folder.read("folder/deeper/x") == b"1"
+    assert folder.names() == {"folder/y", "folder2/x"}
     begun = []
     with pytest.raises(DataError, match="no-such-bucket"), local.written(f"{server.scheme}://no-such-bucket/x") as out:
         begun.append(out)

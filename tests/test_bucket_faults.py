@@ -97,8 +97,8 @@ FOR_EVER = {  # each request -> the line
         "check the names of the bucket and the folder|is empty, or not there",
     ),
 }
-# What is not there need not be removed; Google does not tell it from what is empty; to a write that wants nothing, or the
-# same, to be there it is another than that.
+# What is not there need not be removed; Google does not tell it from what is empty; to a write that wants nothing, or
+# the same, to be there it is another than that.
 NO_ERROR = {("gone away", action) for action in ("remove", "list", "create once", "replace")}
 FOR_A_WHILE = {
     "busy": Fault(status=503),

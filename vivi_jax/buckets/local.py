@@ -20,7 +20,7 @@ from vivi_jax.buckets.client import ADDRESSES, Folder, cache_root
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
-_AT_A_TIME = 64  # objects
+_AT_A_TIME = 32  # objects, each of them whole in memory
 _NOTE_EVERY = 1000  # objects
 
 
@@ -44,6 +44,8 @@ def copied(source: str) -> str:
         with alone(notes.with_suffix(".lock")):
             if names:
                 _bring(folder, here, names, notes)
+                for other in {path for path in here.rglob("*") if path.is_file()} - {here / name for name in names}:
+                    other.unlink()  # it is gone there
             else:
                 _bring(Folder(address.rpartition("/")[0]), here.parent, [here.name], notes)
     except OSError as error:
@@ -64,7 +66,7 @@ def alone(lock: pathlib.Path) -> Iterator[None]:
 
 
 def _bring(folder: Folder, here: pathlib.Path, names: list[str], notes: pathlib.Path) -> None:
-    """Makes the files below `here` the objects of a folder; what was one and is gone there goes here.
+    """Makes the files of these names below `here` the objects of a folder.
 
     Args:
       notes: keeps what is known of the files: {name: (generation there, SHA-256 of the file)}.
@@ -92,12 +94,8 @@ def _bring(folder: Folder, here: pathlib.Path, names: list[str], notes: pathlib.
                     files.write_json(notes, known, indent=None)
         finally:
             pool.shutdown(cancel_futures=True)
-            files.write_json(notes, known, indent=None)
-    for name in known.keys() - set(names):
-        files.inside(here, name).unlink(missing_ok=True)
-        del known[name]
-    files.write_json(notes, known, indent=None)
-    _LOG.info("%s: read %d objects of %d to %s; the others were there", folder.address, read, len(names), here)
+            files.write_json(notes, {name: known[name] for name in names if name in known}, indent=None)
+    _LOG.info("%s: %d of %d objects read, to %s", folder.address, read, len(names), here)
 
 
 def _known(notes: pathlib.Path) -> dict[str, tuple[str, str]]:
@@ -112,7 +110,7 @@ def _known(notes: pathlib.Path) -> dict[str, tuple[str, str]]:
 def written(out: str) -> Iterator[str]:
     """Yields where to write a file or folder: `out` itself, or a temporary place, from where it goes to the bucket.
 
-    Nothing goes there if the block raises.
+    It takes the place of a folder of that name. Nothing goes there if the block raises.
 
     Raises:
       DataError: it cannot be written there; before the block runs, if that is known then.
@@ -125,7 +123,9 @@ def written(out: str) -> Iterator[str]:
     folder.names()  # raises what is wrong with the bucket before the work is done
     with tempfile.TemporaryDirectory(prefix="vivi_jax_out_") as scratch:
         yield os.path.join(scratch, name)
-        paths = sorted(path for path in pathlib.Path(scratch).rglob("*") if path.is_file())
-        for path in paths:
-            folder.write(path.relative_to(scratch).as_posix(), path.read_bytes())
-    _LOG.info("wrote %d objects to %s", len(paths), out)
+        new = {p.relative_to(scratch).as_posix(): p for p in sorted(pathlib.Path(scratch).rglob("*")) if p.is_file()}
+        for written_name, path in new.items():
+            folder.write(written_name, path.read_bytes())
+    for old in {f"{name}/{there}" for there in folder.below(name).names()} - new.keys():
+        folder.replace(old, None, folder.look(old)[1])
+    _LOG.info("wrote %d objects to %s", len(new), out)
