@@ -20,6 +20,7 @@ from evaluation.all.__main__ import main as all_main
 from helpers.frame_stores import jpeg, write_store
 from helpers.runs import make_run
 from input_pipeline import images
+from input_pipeline.check import main as check_main
 from vivi_jax import checkpoint, command_line
 from vivi_jax.buckets import client, local
 from vivi_jax.checkpoint.__main__ import main as checkpoint_main
@@ -186,7 +187,7 @@ def test_class_folders_in_a_bucket_are_the_local_ones(server, classes, tmp_path)
         images.load_labelled(f"{address}/val/a b", "train")
 
 
-def test_pictures_of_attention_take_folders_and_stores_there(server, classes, tmp_path):
+def test_pictures_of_attention_and_the_check_of_stores_take_what_is_there(server, classes, tmp_path, capsys):
     rng = np.random.default_rng(0)
     videos = [{"frames": 8, "fps": 2.0, "height": 24, "width": 32, "label": 0}]
     frames = [jpeg(rng.integers(0, 256, (24, 32, 3), np.uint8)) for _ in range(8)]
@@ -195,6 +196,8 @@ def test_pictures_of_attention_take_folders_and_stores_there(server, classes, tm
         address = upload(server, folder, f"attention-{folder.name}")
         there, here = (attention.load_images(source, count=2, size=16)[0] for source in (address, str(folder)))
         np.testing.assert_array_equal(there, here)
+    check_main([address])
+    assert "all is as it was written: 1 videos, 8 frames" in capsys.readouterr().out
 
 
 def test_options_that_are_copied(server, classes):

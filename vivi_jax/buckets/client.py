@@ -48,6 +48,10 @@ class NotThere(DataError):
     """No object of this name, or no such bucket."""
 
 
+class NoAnswer(DataError):
+    """The server did not answer, or not well, at any of the tries."""
+
+
 class Folder:
     """What lies below gs://BUCKET/NAME or s3://BUCKET/NAME. Safe to share between threads.
 
@@ -160,9 +164,16 @@ class Folder:
         """
         try:
             yield
-        finally:
-            if self.address.startswith("gs://"):
-                self._result(self._objects.read(_NOT_THERE), "", time.monotonic(), verb)
+        except NoAnswer:
+            raise
+        except DataError:
+            self._ask_for_nothing(verb)
+            raise
+        self._ask_for_nothing(verb)
+
+    def _ask_for_nothing(self, verb: str) -> None:
+        if self.address.startswith("gs://"):
+            self._result(self._objects.read(_NOT_THERE), "", time.monotonic(), verb)
 
     def _not_there(self, name: str) -> NotThere:
         return NotThere(f"there is no {self.address}/{name}; check the names of the bucket and the folder")
@@ -216,7 +227,7 @@ def _explained(error: ValueError, verb: str, what: str, seconds: float) -> DataE
     if status == 416 or text.startswith("OUT_OF_RANGE"):
         return DataError(f"{what} is shorter than it must be: it was cut, or is of another store; copy it there again")
     if tries:
-        return DataError(
+        return NoAnswer(
             f"cannot {verb} {what}: {words}, at each of {int(tries[1]) + 1} tries in {seconds:.0f} s; start the same "
             "command again when the server answers: it goes on"
         )
