@@ -121,6 +121,22 @@ TARGETS = (
         lambda v: v["ratio_to_torch_dataloader"],
     ),
     Target("the same over torchcodec, from video files", 8, False, "x", "input", lambda v: v["ratio_to_torchcodec"]),
+    Target(
+        "a store in a bucket, first pass: frames a second over the bare client's ranges",
+        0.8,
+        False,
+        "x",
+        "bucket",
+        lambda v: v["cold_ratio_to_bare_ranges"],
+    ),
+    Target(
+        "the same, later passes, at 500 frames a second and 50 ms a request: time waiting",
+        5,
+        True,
+        " %",
+        "bucket",
+        lambda v: 100 * v["warm_share_waited_at_the_pace"],
+    ),
     Target("prepare: seconds of video per core second over ffmpeg's", 0.8, False, "x", "prepare", over_peer("ffmpeg")),
     Target("prepare, with its shots, over PySceneDetect's cuts", 5, False, "x", "prepare", over_peer("PySceneDetect")),
     *(

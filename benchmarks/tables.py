@@ -451,6 +451,21 @@ def reliability_table(result: dict) -> str:
     return f"{_table(head, lines)}\n\n{text} {_source(result)} Versions: {versions}."
 
 
+def bucket_kills_table(result: dict) -> str:
+    """benchmarks/bucket_kills.py: each row's kills and stops, and what went wrong."""
+    if not result:
+        return "Not measured yet."
+    lines = []
+    for name, row in result["values"]["rows"].items():
+        moments = ", ".join(f"{count} {moment}" for moment, count in sorted(row["moments"].items()))
+        slowest = f"{max(row['seconds_to_end']):.1f} s" if "seconds_to_end" in row else ""
+        wrong = "; ".join(sorted(set(row["wrong"]))).replace("|", "/") or "nothing"
+        when = f"{row['date']}, {row['commit'][:7]}"
+        lines.append((name, moments, row["amid_saves"], row["runs"], slowest, wrong, f"{row['seconds']} s", when))
+    head = ("", "strikes", "left a half checkpoint", "runs", "slowest stop", "what went wrong", "took", "measured")
+    return f"{_table(head, lines)}\n\n{_source(result)}"
+
+
 def guards_table(result: dict) -> str:
     """benchmarks/guards.py: a step in the loop and a verified restore, against the bare ones."""
     if not result:
@@ -595,6 +610,7 @@ TABLES: dict[str, tuple[str, Callable[[dict], str]]] = {
     "tried": ("tried", tried_table),
     "performance": ("performance", performance_table),
     "reliability": ("reliability", reliability_table),
+    "bucket_kills": ("bucket_kills", bucket_kills_table),
     "guards": ("guards", guards_table),
     "gpu": ("gpu", gpu_table),
     "gpu_vito": ("gpu_vito", gpu_table),
@@ -613,6 +629,7 @@ NOTHING_MEASURED: dict[str, dict] = {
     "shots": {},
     "small_paper": {},
     "small_paper.settings": {},
+    "bucket_kills": {},
 }
 
 

@@ -147,7 +147,7 @@ def run(options: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("input_pipeline.check", __doc__)
     parser.add_argument("store", help="directory that input_pipeline.prepare wrote")
-    command_line.run_parser(run, parser, argv)
+    command_line.run_parser(run, parser, argv, copied=["store"])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SMALLEST = {
     "guards": ("--quick", "--batch=2", "--size=32", "--rounds=1", "--steps=1"),
 }
 # Full trainings, compilers of hours, or data sets: what they call has tests of its own.
-IMPORTED = ("all", "davis", "learning", "plan", "protocols", "transfer", "vdim_learning", "vivi")
+IMPORTED = ("all", "bucket_kills", "davis", "learning", "plan", "protocols", "transfer", "vdim_learning", "vivi")
 IMPORTED += ("vivi_learning", "vtab")
 # No commands: what the others share.
 SHARED = ("__init__", "config_reference", "gpu", "results", "same_work", "tables", "training")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
-from helpers import buckets
+from benchmarks.faults import buckets
 from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images, store
 from input_pipeline.buckets import cache, layout
@@ -362,6 +362,8 @@ def test_what_is_not_a_whole_store_in_a_bucket(server, local, tmp_path):
         store.FrameStore(copy("missing", lambda folder: (folder / shard).unlink()))
     with pytest.raises(DataError, match="index.npz is damaged, or of another store; copy the store there again"):
         store.FrameStore(copy("index", lambda folder: (folder / "index.npz").write_bytes(b"x")))
+    with pytest.raises(DataError, match="cannot read .*/meta.json .*; copy it again from where it came"):
+        store.FrameStore(copy("meta", lambda folder: os.truncate(folder / "meta.json", 200)))
     for name, length in (("cut", 100_000), ("short", 1)):
         half = store.FrameStore(copy(name, lambda folder: os.truncate(folder / shard, length)))  # noqa: B023
         with pytest.raises(DataError, match=f"{shard} is shorter than it must be: it was cut, or .*; copy it there"):

@@ -430,7 +430,6 @@ def long_video(tmp_path_factory):
 @pytest.mark.parametrize(
     "limits, reason",
     [
-        ({"memory_mb": 64}, "too large: more than 64 MiB of memory"),
         ({"cpu_s": 1}, "too slow: more than 1 s of CPU time"),
         ({"wall_s": 0.3}, "too slow: more than 0.3 s"),
     ],
@@ -439,9 +438,18 @@ def test_a_limit_refuses_the_file_and_not_the_next_one(long_video, tmp_path, lim
     sandbox = Sandbox(**LIMITS | limits)
     row = sandbox.decode(str(long_video), str(tmp_path / "frames"), **SLOW)
     assert row == {"status": "refused", "reason": reason} | ({"retry": True} if "wall_s" in limits else {})
-    if "memory_mb" not in limits:
-        short = write_video(tmp_path / "v.mp4", numbered(3))
-        assert sandbox.decode(str(short), str(tmp_path / "frames"), **SETTINGS)["status"] == "ok"
+    short = write_video(tmp_path / "v.mp4", numbered(3))
+    assert sandbox.decode(str(short), str(tmp_path / "frames"), **SETTINGS)["status"] == "ok"
+    sandbox.close()
+
+
+def test_a_limit_of_memory_that_no_file_could_meet_is_no_fault_of_the_file(tmp_path):
+    path = write_video(tmp_path / "v.mp4", numbered(3))
+    sandbox = Sandbox(**LIMITS | {"memory_mb": 64})
+    with pytest.raises(
+        DataError, match=r"memory_mb=64: the decoder takes \d+ MiB before it opens a file; give \d+ or more"
+    ):
+        sandbox.decode(str(path), str(tmp_path / "frames"), **SETTINGS)
     sandbox.close()
 
 

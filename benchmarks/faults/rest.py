@@ -355,7 +355,10 @@ def two_jobs(shared: runs.Shared, own: pathlib.Path) -> dict:
 
 
 def soak(seconds: float, shared: runs.Shared, own: pathlib.Path) -> dict:
-    """R25: a fault of any kind every few seconds for a long time; each run still ends with the right bits."""
+    """R25: a fault of any kind every few seconds for a long time; each run still ends with the right bits.
+
+    Seen failing: as R1.
+    """
     began, rng, done, starts, wrong, case = time.monotonic(), random.Random(1), 0, 0, [], 0
     while time.monotonic() - began < seconds and not wrong:
         fault = rng.choice((kills.kill, kills.kill_while_saving, kills.terminate))

@@ -78,6 +78,8 @@ def hostile(count: int, folder: pathlib.Path) -> dict:
     """R15: prepares `count` mutated files in batches, each with a file of absurdly large pictures.
 
     Counts what is wrong, what became of them, and the most memory that a child (or the server that forks it) took.
+
+    Seen failing: without the limits of size and memory, one of which is enough, the large file was decoded.
     """
     from input_pipeline.preparation.steps import Settings
 

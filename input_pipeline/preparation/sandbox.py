@@ -35,7 +35,7 @@ class Sandbox:
     """One decoder process; decodes one file at a time. Make one per thread.
 
     Args:
-      memory_mb: address space of the decoding process, MiB; some 400 of it are the libraries'.
+      memory_mb: address space of the decoding process, MiB; some 450 of it are the libraries'.
       cpu_s: CPU time per file, seconds.
       wall_s: wall time per file, seconds.
     """
@@ -70,7 +70,7 @@ class Sandbox:
 
         Raises:
           OSError: the frames could not be written.
-          DataError: the decoder process cannot be started, or was closed.
+          DataError: the decoder process cannot be started, or was closed; or its libraries alone take memory_mb.
         """
         row = self._decode(path, frame_file, function, settings)
         if row["status"] == "crashed":  # a fault of memory or disk would not come twice
@@ -100,6 +100,11 @@ class Sandbox:
             return _refused(_killed(code), retry=True)
         if row["status"] == "unwritable":
             raise OSError(row["errno"], os.strerror(row["errno"]), frame_file)
+        if row["status"] == "no room":  # every file would be refused, or crash the decoder
+            raise DataError(
+                f"memory_mb={self._limits['memory_mb']}: the decoder takes {row['taken_mb']} MiB before it opens a "
+                f"file; give {row['taken_mb'] + 512} or more"
+            )
         return row
 
     def close(self) -> None:
@@ -124,6 +129,8 @@ def _serve() -> None:
 
 
 def _decode_in_child(function: str, video: str, frame_file: str, settings: dict, limits: dict) -> dict:
+    if (taken_mb := _address_space_mb()) >= limits["memory_mb"]:
+        return {"status": "no room", "taken_mb": taken_mb}
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -179,6 +186,14 @@ def _child(function: str, path: str, frame_file: str, settings: dict, limits: di
         while answer:
             answer = answer[os.write(writer, answer) :]
     os._exit(0)
+
+
+def _address_space_mb() -> int:
+    """What this process takes of the address space, MiB; 0 where the system does not say."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() >> 20
+    except OSError:
+        return 0
 
 
 def _memory_left() -> bool:

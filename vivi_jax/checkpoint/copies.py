@@ -8,6 +8,7 @@ import uuid
 
 from vivi_jax import files
 from vivi_jax.buckets.client import ADDRESSES, Folder, cache_root
+from vivi_jax.buckets.local import alone
 from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
 from vivi_jax.errors import CheckpointError
@@ -31,11 +32,14 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     address = address.rstrip("/")
     parent, _, name = address.rpartition("/")
     here = cache_root() / "runs" / files.digest(address)[:16] / name
-    here.parent.mkdir(parents=True, exist_ok=True)
-    folder = Folder(address)
+    with alone(here.parent / "LOCK"):
+        return _copied(Folder(address), Folder(parent), here)
+
+
+def _copied(folder: Folder, parent: Folder, here: pathlib.Path) -> str:
     names = folder.names()
     if "config.json" not in names:
-        files.write_bytes(here, Folder(parent).read(name))
+        files.write_bytes(here, parent.read(here.name))
         return str(here)
     for record in sorted(names):
         if "/" not in record and record.endswith((".json", ".jsonl")):
@@ -43,7 +47,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
             files.write_bytes(here / record, folder.read(record))
     checkpoints, problems = InBucket(folder.below("checkpoints")), []
     for step in reversed(manifest.written_steps(checkpoints)):
-        problem = _copy(checkpoints, here / "checkpoints", step)
+        problem = copy_step(checkpoints, here / "checkpoints", step)
         if problem is None:
             for old in manifest.steps(here / "checkpoints")[:-_KEPT]:
                 shutil.rmtree(here / "checkpoints" / str(old), ignore_errors=True)
@@ -53,7 +57,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     raise CheckpointError(f"no checkpoint in {checkpoints} is good: {', '.join(problems) or 'there is none'}")
 
 
-def _copy(checkpoints: InBucket, to: pathlib.Path, step: int) -> str | None:
+def copy_step(checkpoints: InBucket, to: pathlib.Path, step: int) -> str | None:
     """Copies a checkpoint; None, or what is wrong with it."""
     target, there = to / str(step), checkpoints / str(step)
     entries = there.read(manifest.MANIFEST)
