@@ -1,7 +1,7 @@
 """What is trained: every setting is a config of the product with a few differences, and the videos it sees.
 
-Fixed before the run whose results are reported. Chosen on seeds of 100 and more, which see other videos, for what the
-baselines VITO, Ex(4) and VDIM learn and for the time they take; no other setting was looked at for it.
+Fixed before the run whose results are reported. What is chosen is chosen on seeds of 100 and more, which see other
+videos, for what the baselines (vito, ex4, vdim) learn and for the time they take; no other setting is looked at for it.
 """
 
 import hashlib
