@@ -127,7 +127,7 @@ SIZES = {
         sequences=2,
         robust_videos=4,
         action_labels=1,
-        action_steps=2,
+        action_steps=4,
     ),
 }
 
