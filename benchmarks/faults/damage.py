@@ -11,7 +11,7 @@ import random
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -61,16 +61,21 @@ def changed(data: bytes, kind: str, rng: random.Random) -> bytes:
     return data + rng.randbytes(rng.randrange(1, 64))
 
 
-def judge(count: int, files: list[pathlib.Path], read: Callable[[], str], right: Callable[[str], bool]) -> dict:
-    """Damages `files` `count` times; each time `read` gives a digest that `right` takes, or raises an error of ours."""
-    rng, counts, wrong = random.Random(0), {"noticed": 0, "no difference": 0}, []
+def judge(count: int, files: list[pathlib.Path], read: Callable[[], str], right: Mapping[str, str]) -> dict:
+    """Damages `files` `count` times; each time `read` gives a digest that is right, or raises an error of ours.
+
+    Args:
+      right: digest -> what it is called in the row.
+    """
+    rng, counts, wrong = random.Random(0), dict.fromkeys(["noticed", *right.values()], 0), []
     logging.disable(logging.WARNING)  # of a fall back to the checkpoint before, a thousand times
     try:
         for _ in range(count):
             with damaged(files, rng.choice(KINDS), rng) as what:
                 try:
-                    if right(read()):
-                        counts["no difference"] += 1
+                    found = right.get(read())
+                    if found:
+                        counts[found] += 1
                     else:
                         wrong.append(f"silent: {what}")
                 except (CheckpointError, ConfigError, DataError):
@@ -108,8 +113,9 @@ def checkpoints(count: int, run: str, own: str) -> dict:
     shutil.copytree(run, workdir)
     folder = workdir / "checkpoints"
     files = [path for path in folder.rglob("*") if path.is_file()]
-    good = {of_tree(checkpoint.load_state(run, step)) for step in checkpoint.steps(folder)}
-    return judge(count, files, lambda: of_tree(checkpoint.load_state(str(workdir))), good.__contains__)
+    *older, newest = (of_tree(checkpoint.load_state(run, step)) for step in checkpoint.steps(folder))
+    right = dict.fromkeys(older, "noticed, and an older step read") | {newest: "no difference"}
+    return judge(count, files, lambda: of_tree(checkpoint.load_state(str(workdir))), right)
 
 
 def exports(count: int, run: str, own: str) -> dict:
@@ -129,8 +135,8 @@ def exports(count: int, run: str, own: str) -> dict:
         config, variables = export.load_encoder(str(out))
         return of_tree({"config": json.dumps(config, sort_keys=True), "variables": variables})
 
-    whole = read()
-    return judge(count, [path for path in out.parent.iterdir() if path.is_file()], read, whole.__eq__)
+    right = {read(): "no difference"}
+    return judge(count, [path for path in out.parent.iterdir() if path.is_file()], read, right)
 
 
 def stores(count: int, source: str, own: str) -> dict:
@@ -152,8 +158,8 @@ def stores(count: int, source: str, own: str) -> dict:
             digest.update(jpeg)
         return digest.hexdigest()
 
-    whole = read()
-    return judge(count, [path for path in copy.iterdir() if path.is_file()], read, whole.__eq__)
+    right = {read(): "no difference"}
+    return judge(count, [path for path in copy.iterdir() if path.is_file()], read, right)
 
 
 def ledgers(count: int, source: str, videos: str, own: str) -> dict:
