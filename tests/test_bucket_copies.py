@@ -24,7 +24,7 @@ from input_pipeline.check import main as check_main
 from vivi_jax import checkpoint, command_line
 from vivi_jax.buckets import client, local
 from vivi_jax.checkpoint.__main__ import main as checkpoint_main
-from vivi_jax.errors import DataError
+from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.export import initial
 from vivi_jax.export.__main__ import main as export_main
 
@@ -144,7 +144,7 @@ def test_names_that_lead_out_and_disks_without_room(server, tmp_path, monkeypatc
         local.copied("gs://films/out")
 
 
-def test_what_is_written_goes_there_whole_or_not_at_all(server):
+def test_what_is_written_goes_there_whole_or_not_at_all(server, caplog):
     there = f"{server.scheme}://{buckets.BUCKET}/outs"
     with local.written(f"{there}/folder") as out:
         (pathlib.Path(out) / "deeper").mkdir(parents=True)
@@ -156,11 +156,14 @@ def test_what_is_written_goes_there_whole_or_not_at_all(server):
         (pathlib.Path(out) / "y").write_bytes(b"3")
     folder = client.Folder(there)
     folder.write("folder2/x", b"1")
-    assert folder.names() == {"folder/y", "folder2/x"} and folder.read("folder/y") == b"3"
+    assert folder.names() == {"folder/deeper/x", "folder/y", "folder2/x"} and folder.read("folder/y") == b"3"
+    assert f"{there}/folder/ also holds 1 objects that were there before, such as folder/deeper/x" in caplog.text
+    with pytest.raises(ConfigError, match="--out=hdfs://h/x: this command"), local.written("hdfs://h/x"):
+        raise AssertionError("it was let in")
     with pytest.raises(ZeroDivisionError), local.written(f"{there}/file") as out:
         pathlib.Path(out).write_bytes(b"half")
         _ = 1 / 0
-    assert folder.names() == {"folder/y", "folder2/x"}
+    assert len(folder.names()) == 3
     begun = []
     with pytest.raises(DataError, match="no-such-bucket"), local.written(f"{server.scheme}://no-such-bucket/x") as out:
         begun.append(out)

@@ -110,12 +110,14 @@ def _known(notes: pathlib.Path) -> dict[str, tuple[str, str]]:
 def written(out: str) -> Iterator[str]:
     """Yields where to write a file or folder: `out` itself, or a temporary place, from where it goes to the bucket.
 
-    It takes the place of a folder of that name. Nothing goes there if the block raises.
+    Nothing goes there if the block raises, and nothing there is removed.
 
     Raises:
+      ConfigError: a path with another scheme.
       DataError: it cannot be written there; before the block runs, if that is known then.
     """
     if not out.startswith(ADDRESSES):
+        files.refuse_remote("--out", out)
         yield out
         return
     parent, _, name = out.rstrip("/").rpartition("/")
@@ -126,6 +128,5 @@ def written(out: str) -> Iterator[str]:
         new = {p.relative_to(scratch).as_posix(): p for p in sorted(pathlib.Path(scratch).rglob("*")) if p.is_file()}
         for written_name, path in new.items():
             folder.write(written_name, path.read_bytes())
-    for old in {f"{name}/{there}" for there in folder.below(name).names()} - new.keys():
-        folder.replace(old, None, folder.look(old)[1])
-    _LOG.info("wrote %d objects to %s", len(new), out)
+    if others := {f"{name}/{there}" for there in folder.below(name).names()} - new.keys():
+        _LOG.warning("%s also holds %d objects that were there before, such as %s", out, len(others), min(others))
