@@ -88,6 +88,19 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class HasViews(Protocol):
+    """A method whose examples can be shown as its network is given them; its `embed` takes them from `views`."""
+
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """Array of pixels of the batch -> float32 [B, ..., H, W, 3], augmented; RGB in [0, 1] where the method has it.
+
+        Args:
+          batch, keys: as in Method.embed.
+        """
+        ...
+
+
+@runtime_checkable
 class HasAttention(Protocol):
     """A method whose pooling, or whose encoder, attends to places."""
 
