@@ -12,7 +12,7 @@ import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Never
 
 from absl import app, flags
@@ -258,6 +258,32 @@ def load_config(given: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(argument) if colon else module.get_config()
+
+
+def configured(given: str, values: Mapping[str, Any]) -> ConfigDict:
+    """The config that --config=GIVEN --config.KEY=VALUE ... would give.
+
+    Args:
+      given: NAME, NAME:ARGUMENT or FILE:ARGUMENT.
+      values: dotted key -> value.
+
+    Raises:
+      ConfigError: no such config or key, or a value of another type.
+    """
+    try:
+        config = load_config(config_file(given)).lock()
+    except ValueError as error:  # an argument that the config does not have
+        raise ConfigError(str(error)) from error
+    for key, value in values.items():
+        keys = flat(config.to_dict())
+        if key not in keys:
+            nearest = nearest_key(key, sorted(keys, key=lambda key: (key.count("."), key)))
+            raise ConfigError(f"the config has no key config.{key}" + (f"; did you mean {nearest}?" if nearest else ""))
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.{key}={value!r}: {error}") from error
+    return config
 
 
 def config_text(config: ConfigDict, given: str) -> str:

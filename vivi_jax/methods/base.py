@@ -59,7 +59,7 @@ class Traffic(NamedTuple):
 
 
 class Method(Protocol):
-    """What vivi_jax.train needs, of pretraining and of fine-tuning alike."""
+    """What vivi_jax.loop needs, of pretraining and of fine-tuning alike."""
 
     @property
     def network(self) -> nn.Module: ...
