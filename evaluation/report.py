@@ -62,6 +62,7 @@ section, .tiles {{ margin-top: 1.1rem; }}
 .tile span {{ color: #5b6875; font-size: .9rem; }}
 img {{ width: 100%; height: auto; display: block; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }}
+.chart {{ max-width: 27rem; }}
 .wide {{ overflow-x: auto; }} .wide img {{ min-width: 52rem; }}
 @media (max-width: 57rem) {{ .wide::before {{ content: "Scroll sideways to see all of it."; position: sticky; left: 0;
   color: #5b6875; font-size: .9rem; }} }}
@@ -194,7 +195,7 @@ def views_section(config: dict) -> str:
 
 def times_section(config: dict) -> str:
     figure = times_figure(config)
-    return f'<div class="charts">{image(figure, "histogram of the time between views")}</div>' + (
+    return f'<div class="chart">{image(figure, "histogram of the time between views")}</div>' + (
         f'<p class="note">Of {DRAWS:,} examples: seconds in the video between two frames of an example '
         "(VITO, Figure A.2).</p>"
     )

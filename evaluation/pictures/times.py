@@ -80,11 +80,21 @@ def expected(config: dict, edges: np.ndarray) -> np.ndarray | None:
     return share
 
 
+def edges_of(differences: np.ndarray) -> np.ndarray:
+    """Edges of about BINS bins, each of the same number of frames where all videos have the same rate.
+
+    >>> edges_of(np.array([0, 0.25, 0.5, 4.0])).tolist()[:3]
+    [-0.125, 0.375, 0.875]
+    """
+    frame = differences[differences > 0].min()
+    width = frame * np.ceil(differences.max() / frame / BINS)
+    return np.arange(0, differences.max() + width, width) - frame / 2
+
+
 def times_figure(config: dict) -> Figure:
     """Histogram of time_differences, with the law that VITO's sampler obeys."""
     found = time_differences(config)
-    longest = max(differences.max() for differences in found.values())
-    edges = np.linspace(0, longest * (1 + 1e-6), BINS + 1)
+    edges = edges_of(np.concatenate([*found.values()]))
     figure = Figure(figsize=(4.2, 2.3), dpi=180, layout="constrained")
     axis = figure.subplots()
     for (name, differences), colour in zip(found.items(), ("#0b6e99", "#d9822b"), strict=False):

@@ -1,5 +1,6 @@
 """What a run is trained on: the first examples of its first step, augmented by the code that the step runs."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from vivi_jax.errors import ConfigError
 from vivi_jax.methods.base import HasViews
 from vivi_jax.train_step import example_keys
 
-EXAMPLES, PICTURES = 3, 12  # shown: rows, and pictures in a row
+EXAMPLES, ROWS = 8, 3  # shown, where an example has few pictures, and where it has many
+PICTURES = 12  # in a row, at most
 GAP = 2  # pixels between the frames of a shot or view
 
 
@@ -81,7 +83,7 @@ def groups(views: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     >>> pictures_in(shots=(2, 5), image=())
     {'shot 1': 5, 'shot 2': 5, 'image': 1}
     >>> pictures_in(view1=(7,), view2=(14,))
-    {'view1': 7, 'view2': 14}
+    {'view 1': 7, 'view 2': 14}
     """
     found = {}
     for name, array in sorted(views.items(), key=lambda item: (-item[1].ndim, item[0])):
@@ -90,7 +92,7 @@ def groups(views: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             parts = array if len(inner) == 2 else array[:, :, None]
             found |= {f"{name.removesuffix('s')} {k + 1}": parts[:, k] for k in range(inner[0])}
         else:
-            found[name] = array if inner else array[:, None]
+            found[re.sub(r"(\d+)$", r" \1", name)] = array if inner else array[:, None]
     return found
 
 
@@ -102,31 +104,36 @@ def places(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def views_figure(views: Views) -> tuple[Figure, list[str]]:
-    """A row per example, a column per view or shot; also what has to be said of it.
+    """A row per example, a column per view or shot, or where these are single pictures the other way round.
 
-    Of a group with many pictures some are shown, evenly spaced. Values outside [0, 1] are moved into it.
+    Of a group with many pictures some are shown, evenly spaced. Values outside [0, 1] are moved into it. What was done
+    is returned beside the figure.
     """
-    notes, shown = [], {}
+    notes, strips = [], {}
     most = max(1, PICTURES // len(views.groups))
     for name, pictures in views.groups.items():
         taken = spread(pictures.shape[1], most)
         if len(taken) < pictures.shape[1]:
-            notes.append(f"{len(taken)} of the {pictures.shape[1]} frames of {name}")
+            notes.append(f"of the {pictures.shape[1]} frames of {name} {len(taken)} are shown")
         low, high = float(pictures.min()), float(pictures.max())
         if low < -1e-3 or high > 1 + 1e-3:
             notes.append(f"{name} is no RGB in [0, 1]: its values, {low:.2f} to {high:.2f}, are scaled")
             pictures = (pictures - low) / (high - low)
-        shown[name] = side_by_side(pictures[:, taken])
-    ratios = [strip.shape[2] / strip.shape[1] for strip in shown.values()]
-    rows = len(next(iter(shown.values())))
-    figure = Figure(figsize=(1.1 * sum(ratios) + 0.2, 1.35 * rows), dpi=140, layout="constrained")
-    axes = figure.subplots(rows, len(shown), squeeze=False, width_ratios=ratios)
-    for column, (name, strips) in enumerate(shown.items()):
-        for row, axis in enumerate(axes[:, column]):
-            axis.imshow(strips[row].clip(0, 1))
+        strips[name] = side_by_side(pictures[:, taken])
+    examples = len(next(iter(strips.values())))
+    across = all(pictures.shape[1] == 1 for pictures in views.groups.values())  # examples as columns
+    examples = examples if across else min(examples, ROWS)
+    ratios = [strip.shape[2] / strip.shape[1] for strip in strips.values()]
+    shape = (len(strips), examples) if across else (examples, len(strips))
+    width = examples if across else sum(ratios)
+    figure = Figure(figsize=(1.1 * width + 0.2, 1.35 * shape[0]), dpi=140, layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False, width_ratios=[1] * examples if across else ratios)
+    for (name, strip), of_group in zip(strips.items(), axes if across else axes.T, strict=True):
+        for example, axis in enumerate(of_group):
+            axis.imshow(strip[example].clip(0, 1))
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            axis.set_title(f"{name}{_when(views, name, row)}", fontsize=9)
+            axis.set_title(f"{name}{_when(views, name, example)}", fontsize=9)
     return figure, notes
 
 
