@@ -141,7 +141,7 @@ def test_missing_parts_are_named(run, tmp_path):
     assert page.images == []
     assert "Left out: metrics.jsonl has no lines yet." in text
     assert text.count("Left out: no checkpoint in") == 1
-    assert len(re.findall("Left out: [^<]*/gone\b", text)) == 3  # views, the time between them, attention
+    assert len(re.findall(r"Left out: [^<]*/gone\b", text)) == 3  # views, the time between them, attention
     assert "step 0 (not finished)" in text
     assert "run<b>" not in text and "run&lt;b&gt;" in text
 
