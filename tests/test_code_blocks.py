@@ -26,6 +26,7 @@ SMALL = {
     "method.attention_hidden": 8,
     "method.projector_hidden": 16,
     "data.image_size": 32,
+    "data.views": 2,
     "data.clip_seconds": 0.8,
 }
 

@@ -381,7 +381,8 @@ class Parser(argparse.ArgumentParser):
     """Options of `python -m MODULE`, described by the first line of its docstring; a wrong one is a ConfigError."""
 
     def __init__(self, module: str, doc: str | None):
-        super().__init__(prog=f"python -m {module}", description=(doc or "").split("\n")[0])
+        # Whole names only: what an abbreviation means would change with the next option.
+        super().__init__(prog=f"python -m {module}", description=(doc or "").split("\n")[0], allow_abbrev=False)
 
     def error(self, message: str) -> Never:
         raise ConfigError(f"{message}; {self.prog} --help lists the options")
