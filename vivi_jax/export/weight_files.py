@@ -23,7 +23,7 @@ CPU_S, WALL_S = 600, 900
 
 
 def is_weight_file(source: str) -> bool:
-    """Whether a --checkpoint names a file of weights or a folder of the Hugging Face Hub; else it is a run directory."""
+    """Whether a --checkpoint names a file of weights, or a folder of the Hugging Face Hub; else it is of a run."""
     path = pathlib.Path(source)
     return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()) or (path / HUB_WEIGHTS).is_file()
 
