@@ -47,7 +47,7 @@ NOT_HERE = {  # beginning of a command -> what runs it, or why nothing does
     "python -m input_pipeline.prepare_beam": "tests/test_prepare_beam.py",
     "python -m input_pipeline.synthetic ": "tests/test_synthetic.py",
     "python -m input_pipeline.synthetic_actions": "tests/test_synthetic_actions.py",
-    "python -m benchmarks.bucket_kills": "takes an hour; tests/test_runs_in_buckets.py kills runs in a bucket too",
+    "python -m benchmarks.bucket_kills": "a benchmark of many runs; tests/test_runs_in_buckets.py has a few",
     "python -m benchmarks.faults": "tests/test_faults.py",
     "python -m vivi_jax.plan": "tests/test_plan.py",
     "python -m launch.sweep": "tests/test_grid.py",
