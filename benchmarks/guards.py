@@ -37,7 +37,8 @@ class Loop:
         import jax
         import numpy as np
 
-        from vivi_jax import train, train_step
+        from vivi_jax import loop as train_loop
+        from vivi_jax import train_step
         from vivi_jax.build import build
         from vivi_jax.checkpoint import Checkpoints
         from vivi_jax.distributed import sharding
@@ -54,8 +55,8 @@ class Loop:
             )
         )
         self.checkpoints = Checkpoints(workdir, keep=1)
-        self.step, self.state = train.restore_or_init(self.experiment, self.checkpoints, self.mesh, config.seed)
-        self.compiled = train.compile_step(self.experiment, self.state, self.mesh)
+        self.step, self.state = train_loop.restore_or_init(self.experiment, self.checkpoints, self.mesh, config.seed)
+        self.compiled = train_loop.compile_step(self.experiment, self.state, self.mesh)
 
     def bare(self, steps: int) -> float:
         """Seconds of a step, of so many behind one that is not timed."""
@@ -76,7 +77,8 @@ class Loop:
 
     def guarded(self, steps: int) -> float:
         """The same in the loop, which saves a checkpoint at its end, behind the timed steps."""
-        from vivi_jax import metrics, train
+        from vivi_jax import loop as train_loop
+        from vivi_jax import metrics
         from vivi_jax.distributed import preemption, processes
         from vivi_jax.distributed.prefetch import Prefetcher
         from vivi_jax.distributed.watchdog import Watchdog
@@ -94,9 +96,9 @@ class Loop:
             feed = stack.enter_context(contextlib.closing(Prefetcher(itertools.repeat(self.batch), self.mesh)))
             bad_steps = metrics.BadSteps(self.workdir, len(self.batch["views"]))
             writer = metrics.MetricWriter(self.workdir, self.step)
-            log = train.StepLog(self.workdir, writer, self.experiment, self.step, 1, feed, bad_steps)
+            log = train_loop.StepLog(self.workdir, writer, self.experiment, self.step, 1, feed, bad_steps)
             stack.enter_context(contextlib.closing(log))
-            self.state = train.run_steps(
+            self.state = train_loop.run_steps(
                 self.step,
                 self.state,
                 timed,
@@ -107,7 +109,7 @@ class Loop:
                 checkpoint_every=total,
                 checkpoints=self.checkpoints,
                 log=log,
-                trace=train.Trace(self.workdir, self.step, total, 0),
+                trace=train_loop.Trace(self.workdir, self.step, total, 0),
                 watchdog=watchdog,
                 stop=stop,
                 anyone_asks=processes.StopConsensus(self.mesh),

@@ -24,7 +24,7 @@ import time
 
 from benchmarks import gpu, same_work
 
-CORE_IMPORT = "import vivi_jax.train"
+CORE_IMPORT = "import vivi_jax.loop"
 BASELINE_IMPORT = "import jax, jax.numpy, flax.linen, optax"
 RESULT = {row: "step" if row == "vito" else f"step_{row}" for row in gpu.ROWS}  # files in docs/results
 

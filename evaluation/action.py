@@ -16,22 +16,26 @@ import pathlib
 
 from absl import flags
 
-from evaluation.protocols import sweep
+from evaluation.protocols import sweep as sweeps
 from evaluation.protocols.action.evaluate import evaluate, markdown
 from vivi_jax import command_line
 
 
-def main(values: dict) -> None:
-    result = sweep.evaluate(
-        functools.partial(evaluate, store=str(pathlib.Path(values["workdir"], "store"))),
-        values["config"],
-        sweep=values["sweep"],
-        source=values["checkpoint"],
-        data=values["data"],
-        splits=values["split"],
-        workdir=values["workdir"],
+def result_of(*, config, checkpoint: str, data: str, workdir: str, split: str = "1", sweep: bool = False) -> dict:
+    """The content of result.json, from the values of the options."""
+    return sweeps.evaluate(
+        functools.partial(evaluate, store=str(pathlib.Path(workdir, "store"))),
+        config,
+        sweep=sweep,
+        source=checkpoint,
+        data=data,
+        splits=split,
+        workdir=workdir,
     )
-    print(markdown(result))
+
+
+def main(values: dict) -> None:
+    print(markdown(result_of(**values)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from input_pipeline.folders import Finder
 from vivi_jax import checkpoint, command_line, files, lock
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> command_line.Parser:
     parser = command_line.Parser("evaluation.davis", __doc__)
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--checkpoint", help="run directory, or file of weights")
@@ -35,17 +35,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--short_side", type=int, help="pixels of the frames' short side, other than the protocol's: for a quick look"
     )
-    command_line.run_parser(run, parser, argv, remote=["checkpoint"], copied=["data", "results"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    command_line.run_parser(run, options(), argv, remote=["checkpoint"], copied=["data", "results"])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes and prints the scores, after propagating the masks unless they are given."""
+    """Prints the scores."""
+    print(markdown(result_of(options)))
+
+
+def result_of(options: argparse.Namespace) -> dict:
+    """The scores, which are also written, after propagating the masks unless they are given."""
     workdir = pathlib.Path(options.workdir)
     with lock.hold(options.workdir):
         result = score_results(options) if options.results else propagate(options, workdir)
         files.write_json(workdir / "davis.json", result)
         files.write_text(workdir / "davis.md", markdown(result))
-    print(markdown(result))
+    return result
 
 
 def load_sequences(options: argparse.Namespace) -> list[davis_data.Sequence]:

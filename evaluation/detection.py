@@ -9,22 +9,19 @@ WORKDIR/repeat_N/detections.json holds the boxes in COCO's results format, so th
 in WORKDIR/result.json and result.md, pictures of test images in WORKDIR/repeat_N/pictures.
 """
 
-from evaluation.protocols import sweep
+from evaluation.protocols import sweep as sweeps
 from evaluation.protocols.detection.evaluate import evaluate
 from evaluation.protocols.detection.report import markdown
 from vivi_jax import command_line
 
 
+def result_of(*, config, checkpoint: str, data: str, workdir: str, sweep: bool = False) -> dict:
+    """The content of result.json, from the values of the options."""
+    return sweeps.evaluate(evaluate, config, sweep=sweep, source=checkpoint, data=data, workdir=workdir)
+
+
 def main(values: dict) -> None:
-    result = sweep.evaluate(
-        evaluate,
-        values["config"],
-        sweep=values["sweep"],
-        source=values["checkpoint"],
-        data=values["data"],
-        workdir=values["workdir"],
-    )
-    print(markdown(result))
+    print(markdown(result_of(**values)))
 
 
 if __name__ == "__main__":

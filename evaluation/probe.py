@@ -230,7 +230,7 @@ def make_evaluator(
     )
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> command_line.Parser:
     parser = command_line.Parser("evaluation.probe", __doc__)
     parser.add_argument("--checkpoint", required=True, help="run directory, or file of weights")
     parser.add_argument("--data", "--dataset", required=True, help="labelled images: folder, frame store, or TFDS name")
@@ -245,11 +245,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train_share", type=float, default=1.0, help="share of each class's training images to use")
     parser.add_argument("--cache", help="folder that keeps features; the next call with the same encoder reads them")
     parser.add_argument("--out", help="JSON file to write the result to")
-    command_line.run_parser(run, parser, argv, remote=["checkpoint", "data"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    command_line.run_parser(run, options(), argv, remote=["checkpoint", "data"])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes and prints the score."""
+    """Prints the score."""
+    print(json.dumps(result_of(options)))
+
+
+def result_of(options: argparse.Namespace) -> dict:
+    """The result, which is also written if the options say so."""
     encoder, variables, trained_at = encoders.load_encoder(options.checkpoint)
     image_size = options.image_size or trained_at
     sizes: dict = dict(image_size=image_size, batch_size=options.batch_size)
@@ -267,9 +276,9 @@ def run(options: argparse.Namespace) -> None:
         **{f"{split}_images": len(labelled) for split, labelled in sets.items()},
         "classes": len(sets["test"].class_names),
     }
-    print(json.dumps(result))
     if options.out:
         files.write_json(options.out, result)
+    return result
 
 
 if __name__ == "__main__":

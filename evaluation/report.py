@@ -2,8 +2,8 @@
 
     python -m evaluation.report --checkpoint=RUN
 
-Accuracy before and after, curves of metrics.jsonl, nearest neighbours, attention, and what was run. A part whose input
-is missing is replaced by a sentence that says so.
+Accuracy before and after, curves of metrics.jsonl, the views that it is trained on and the time between them, nearest
+neighbours, attention, and what was run. A part whose input is missing is replaced by a sentence that says so.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import safetensors
 from matplotlib.figure import Figure
 
 from evaluation import attention, encoders, probe
+from evaluation.pictures.times import DRAWS, times_figure
+from evaluation.pictures.views import first_views, views_figure
 from input_pipeline import images
 from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
@@ -60,6 +62,7 @@ section, .tiles {{ margin-top: 1.1rem; }}
 .tile span {{ color: #5b6875; font-size: .9rem; }}
 img {{ width: 100%; height: auto; display: block; }}
 .charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.5rem; }}
+.chart {{ max-width: 27rem; }}
 .wide {{ overflow-x: auto; }} .wide img {{ min-width: 52rem; }}
 @media (max-width: 57rem) {{ .wide::before {{ content: "Scroll sideways to see all of it."; position: sticky; left: 0;
   color: #5b6875; font-size: .9rem; }} }}
@@ -86,6 +89,8 @@ def write_report(workdir: str | os.PathLike, *, called: str = "") -> pathlib.Pat
     config, metrics = checkpoint.load_config(str(run)), metrics_lib.read(run)
     sections = (
         ("Training", lambda: curves_section(metrics)),
+        ("What it is trained on", lambda: views_section(config)),
+        ("Time between views", lambda: times_section(config)),
         ("Nearest neighbours", lambda: neighbours_section(run, config)),
         ("Attention", lambda: attention_section(run, config)),
         ("What was run", lambda: set_up(run, config)),
@@ -176,6 +181,24 @@ def curves(metrics: list[dict]) -> dict[str, Figure]:
         if len(lines) > 1:
             axis.legend(fontsize=9, frameon=False)
     return figures
+
+
+def views_section(config: dict) -> str:
+    figure, notes = views_figure(first_views(config))
+    if config["method"].get("frame_loss") == "rotation":
+        notes.append("the network is given each frame of a shot turned by 0, 90, 180 and 270 degrees")
+    said = "".join(f"; {html.escape(note)}" for note in notes)
+    return wide(image(figure, "views of the first step, as the network is given them")) + (
+        f'<p class="note">The first examples of the first step, augmented as the step does it{said}.</p>'
+    )
+
+
+def times_section(config: dict) -> str:
+    figure = times_figure(config)
+    return f'<div class="chart">{image(figure, "histogram of the time between views")}</div>' + (
+        f'<p class="note">Of {DRAWS:,} examples: seconds in the video between two frames of an example '
+        "(VITO, Figure A.2).</p>"
+    )
 
 
 def neighbours_section(run: pathlib.Path, config: dict) -> str:

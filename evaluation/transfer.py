@@ -28,9 +28,9 @@ from vivi_jax.build import Experiment
 from vivi_jax.config import Count, Part, Seed, call_with_config, check, without_name
 from vivi_jax.distributed import processes, sharding, watchdog
 from vivi_jax.errors import CheckpointError, lookup
+from vivi_jax.loop import train
 from vivi_jax.methods.base import Method, Tree
 from vivi_jax.models.base import Encoder
-from vivi_jax.train import train
 from vivi_jax.train_step import TrainState, create, make_train_step
 
 _LOG = logging.getLogger(__name__)

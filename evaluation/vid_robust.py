@@ -182,7 +182,7 @@ def read_predictions(path: str) -> tuple[list[str], np.ndarray]:
         ) from None
 
 
-def main(argv: list[str] | None = None) -> None:
+def options() -> command_line.Parser:
     parser = command_line.Parser("evaluation.vid_robust", __doc__)
     parser.add_argument("--data", "--data_dir", required=True, help="folder of the metadata, and of the frames")
     given = parser.add_mutually_exclusive_group(required=True)
@@ -191,11 +191,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--out", help="JSON file to write the result to")
-    command_line.run_parser(run, parser, argv, remote=["checkpoint"], copied=["data", "predictions"])
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    command_line.run_parser(run, options(), argv, remote=["checkpoint"], copied=["data", "predictions"])
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes and prints the scores."""
+    """Prints the scores."""
+    result = result_of(options)
+    for row in (result["pm"][0], result["pm"][-1]):
+        low, high = (100 * bound for bound in row["interval"])
+        print(f"PM-{row['k']}: {row['accuracy']:.1%} [{low:.1f}, {high:.1f}] of {result['anchors']} anchors")
+    print(f"drop: {100 * result['drop']:.1f}")
+
+
+def result_of(options: argparse.Namespace) -> dict:
+    """The result, which is also written if the options say so."""
     frames = load_metadata(options.data)
     if options.predictions:
         names, logits = read_predictions(options.predictions)
@@ -205,13 +218,10 @@ def run(options: argparse.Namespace) -> None:
             encoder, variables, frames, options.data, image_size=options.image_size, batch_size=options.batch_size
         )
     result = evaluate(frames, names, logits)
-    for row in (result["pm"][0], result["pm"][-1]):
-        low, high = (100 * bound for bound in row["interval"])
-        print(f"PM-{row['k']}: {row['accuracy']:.1%} [{low:.1f}, {high:.1f}] of {result['anchors']} anchors")
-    print(f"drop: {100 * result['drop']:.1f}")
     if options.out:
         source = {"checkpoint": options.checkpoint, "predictions": options.predictions}
         files.write_json(options.out, result | source)
+    return result
 
 
 if __name__ == "__main__":

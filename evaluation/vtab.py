@@ -46,22 +46,34 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def main(values: dict) -> None:
-    config, source = values["config"], values["checkpoint"]
-    tasks, shard = vtab_tasks.select(values["tasks"]), parse_shard(values["shard"])
-    encoder, variables, _ = encoders.load_encoder(source, random=config.encoder)
-    report = evaluate(
+def result_of(
+    *,
+    config,
+    checkpoint: str,
+    data: str,
+    workdir: str,
+    tasks: str = "all",
+    protocol: str | None = None,
+    shard: str = "0/1",
+) -> dict:
+    """The report, from the values of the options."""
+    chosen, part = vtab_tasks.select(tasks), parse_shard(shard)
+    encoder, variables, _ = encoders.load_encoder(checkpoint, random=config.encoder)
+    return evaluate(
         config,
         encoder,
         variables or encoders.random_variables(encoder, config.seed),
-        name=source,
-        tasks=tasks,
-        shard=shard,
-        protocol=values["protocol"] or ("full" if tasks == [vtab_tasks.OWN] else "v1"),
-        data=values["data"],
-        workdir=values["workdir"],
+        name=checkpoint,
+        tasks=chosen,
+        shard=part,
+        protocol=protocol or ("full" if chosen == [vtab_tasks.OWN] else "v1"),
+        data=data,
+        workdir=workdir,
     )
-    print(report["summary"])
+
+
+def main(values: dict) -> None:
+    print(result_of(**values)["summary"])
 
 
 if __name__ == "__main__":

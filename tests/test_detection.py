@@ -25,9 +25,9 @@ from vivi_jax import optim
 from vivi_jax.config import without_name
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError, DataError
+from vivi_jax.loop import compile_step
 from vivi_jax.models import build_encoder
 from vivi_jax.planning import hlo
-from vivi_jax.train import compile_step
 from vivi_jax.train_step import create
 
 VARIANTS = ("coco", "lvis", "retinanet")

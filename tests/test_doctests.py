@@ -16,7 +16,7 @@ import pytest
         "vivi_jax.losses",
         "vivi_jax.metrics",
         "vivi_jax.optim",
-        "vivi_jax.train",
+        "vivi_jax.loop",
     ],
 )
 def test_the_examples_of_a_module_are_true(module):

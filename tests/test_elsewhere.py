@@ -384,6 +384,26 @@ def test_the_epsilon_of_standardisation_is_a_field_of_the_encoder(tmp_path):
     )
 
 
+def test_a_hub_folder_is_read_or_its_architecture_is_named(tmp_path):
+    """timm's names are ours; of others the message says what config.json does."""
+    encoder = ResNet(depth=18, width=0.0625)
+    variables = random_variables(encoder)
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    ours.mkdir(), other.mkdir()
+    export.export_torchvision(encoder, variables, ours / "model.safetensors")
+    (ours / "config.json").write_text('{"architecture": "resnet18"}')
+    chex.assert_trees_all_equal(load_encoder(str(ours)).variables, variables)
+    safetensors.numpy.save_file({"embeddings.weight": np.zeros((2, 2), np.float32)}, other / "model.safetensors")
+    for text, named in (
+        ('{"architectures": ["BertModel"], "model_type": "bert"}', "BertModel"),
+        ('{"model_type": "bert"}', "bert"),
+        ("[]", "no architecture"),
+    ):
+        (other / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=f"/other has no entry .*config.json names {named}"):
+            load_encoder(str(other))
+
+
 def test_bits_and_haikus_files_are_strict(tmp_path):
     arrays = dict(np.load(bit_file(tmp_path / "a.npz", torch_names.to_torch(TIMM, BIT, random_variables(BIT)))))
     arrays["resnet/more"] = arrays.pop("resnet/block1/unit01/a/group_norm/beta")

@@ -138,7 +138,7 @@ def run(code: str) -> str:
 @pytest.mark.parametrize(
     "modules, absent",
     [
-        ("vivi_jax.train, vivi_jax.build, vivi_jax.export", {"tensorflow", "torch", "av", "cv2", "matplotlib"}),
+        ("vivi_jax.loop, vivi_jax.build, vivi_jax.export", {"tensorflow", "torch", "av", "cv2", "matplotlib"}),
         ("vivi_jax.main", {"orbax.checkpoint"}),  # what is wrong with a command is said before it
         ("evaluation.davis", {"sklearn", "tensorflow"}),
         ("evaluation.encoders", {"sklearn", "tensorflow"}),

@@ -15,9 +15,9 @@ from vivi_jax import checkpoint, losses
 from vivi_jax.build import Experiment, build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
+from vivi_jax.loop import SKIPPED, compile_step
 from vivi_jax.methods.base import MethodState, init_network
 from vivi_jax.planning import planner
-from vivi_jax.train import SKIPPED, compile_step
 from vivi_jax.train_step import create, make_step_in_parts, make_train_step
 
 BATCH, SPEC = (

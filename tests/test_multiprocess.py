@@ -203,7 +203,7 @@ def test_a_host_that_is_stopped_ends_the_others_with_all_stacks_and_the_run_goes
     finally:
         hosts[1].kill()
         hosts[1].wait()
-    assert "Thread 0x" in output(tmp_path / "a", 0) and "vivi_jax/train.py" in output(tmp_path / "a", 0)
+    assert "Thread 0x" in output(tmp_path / "a", 0) and "vivi_jax/loop.py" in output(tmp_path / "a", 0)
     for rank, host in enumerate(start(2, 1, tmp_path / "b", command)):
         assert host.wait(timeout=900) == 0, output(tmp_path / "b", rank)
     assert "which held it, is gone" in output(tmp_path / "b", 0) and "going on from step" in output(tmp_path / "b", 0)

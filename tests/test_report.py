@@ -25,9 +25,9 @@ def run(tmp_path_factory):
     """A finished run with an online evaluation, its store beside it."""
     root = tmp_path_factory.mktemp("project")
     store = make_store(root)
-    run = make_run(root / "run", "demo", path=str(store / "train"))
+    run = make_run(root / "run", "demo", path=str(store / "train"), clip_seconds=0.8)
     config = json.loads((run / "config.json").read_text())
-    config["evaluation"]["dataset"] = str(store)
+    config["evaluation"]["dataset"], config["batch_size"] = str(store), 6
     (run / "config.json").write_text(json.dumps(config))
     writer = MetricWriter(str(run), 0)
     writer.write(0, {"knn_top1": 0.25, "linear_top1": 0.5})
@@ -94,9 +94,9 @@ def test_a_cut_metrics_file_goes_on_and_a_damaged_one_is_one_line(tmp_path):
 def test_page_holds_everything_and_needs_nothing(run):
     path = report.write_report(run)
     page, text = Page(path.read_text()), text_of(path)
-    assert len(page.images) == len(report.CHARTS) + 2 and all(picture.shape[0] > 100 for picture in page.images)
+    assert len(page.images) == len(report.CHARTS) + 4 and all(picture.shape[0] > 100 for picture in page.images)
     assert all(page.described) and len(set(page.described)) == len(page.images)
-    assert text.count('<div class="wide"><img') == 2  # what could not be read in a narrow window if it shrank
+    assert text.count('<div class="wide"><img') == 3  # what could not be read in a narrow window if it shrank
     assert not re.findall(r"https?:|<script|<link|url\(", text)
     assert "25.0% &rarr; 87.5%" in text and "50.0% &rarr; 100.0%" in text  # before and after
     for shown in ("14.000", "0.560", ">9.0<", "106"):  # the last loss, spread, rank, rate
@@ -135,12 +135,13 @@ def test_every_chart_that_has_values_and_no_empty_one(run):
 def test_missing_parts_are_named(run, tmp_path):
     bare = tmp_path / "run<b>"
     bare.mkdir()
-    shutil.copy(run / "config.json", bare)
+    (bare / "config.json").write_text((run / "config.json").read_text().replace("/train", "/gone"))
     path = report.write_report(bare)
     page, text = Page(path.read_text()), text_of(path)
     assert page.images == []
     assert "Left out: metrics.jsonl has no lines yet." in text
-    assert text.count("Left out: no checkpoint in") == 2
+    assert text.count("Left out: no checkpoint in") == 1
+    assert len(re.findall(r"Left out: [^<]*/gone\b", text)) == 3  # views, the time between them, attention
     assert "step 0 (not finished)" in text
     assert "run<b>" not in text and "run&lt;b&gt;" in text
 

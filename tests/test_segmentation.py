@@ -29,9 +29,9 @@ from helpers.folders import LITTER
 from input_pipeline import folders
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import DataError
+from vivi_jax.loop import compile_step
 from vivi_jax.models.resnet import ResNet
 from vivi_jax.models.vdim_encoder import VdimEncoder
-from vivi_jax.train import compile_step
 from vivi_jax.train_step import create
 
 # ---- The dilated ResNet ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from vivi_jax.build import Experiment
 from vivi_jax.checkpoint import Checkpoints
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
-from vivi_jax.train import compile_step
+from vivi_jax.loop import compile_step
 
 
 def test_rows_stay_with_the_process_that_reads_them():

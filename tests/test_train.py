@@ -23,8 +23,8 @@ from vivi_jax.buckets.runs import RunFolder
 from vivi_jax.build import Experiment
 from vivi_jax.distributed import preemption, watchdog
 from vivi_jax.errors import CheckpointError, ConfigError, DataError, NotFinite
+from vivi_jax.loop import MOST_ROLL_BACKS, MOST_SKIPPED_IN_A_ROW, train
 from vivi_jax.methods.base import MethodState
-from vivi_jax.train import MOST_ROLL_BACKS, MOST_SKIPPED_IN_A_ROW, train
 from vivi_jax.train_step import make_train_step
 
 BATCH, TOTAL = 16, 12

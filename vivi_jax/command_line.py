@@ -12,7 +12,7 @@ import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Never
 
 from absl import app, flags
@@ -260,6 +260,32 @@ def load_config(given: str) -> ConfigDict:
     return module.get_config(argument) if colon else module.get_config()
 
 
+def configured(given: str, values: Mapping[str, Any]) -> ConfigDict:
+    """The config that --config=GIVEN --config.KEY=VALUE ... would give.
+
+    Args:
+      given: NAME, NAME:ARGUMENT or FILE:ARGUMENT.
+      values: dotted key -> value.
+
+    Raises:
+      ConfigError: no such config or key, or a value of another type.
+    """
+    try:
+        config = load_config(config_file(given)).lock()
+    except ValueError as error:  # an argument that the config does not have
+        raise ConfigError(str(error)) from error
+    for key, value in values.items():
+        keys = flat(config.to_dict())
+        if key not in keys:
+            nearest = nearest_key(key, sorted(keys, key=lambda key: (key.count("."), key)))
+            raise ConfigError(f"the config has no key config.{key}" + (f"; did you mean {nearest}?" if nearest else ""))
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.{key}={value!r}: {error}") from error
+    return config
+
+
 def config_text(config: ConfigDict, given: str) -> str:
     """A line for each key of a config; of those that are not as in its file without variants and flags, both values.
 
@@ -355,7 +381,8 @@ class Parser(argparse.ArgumentParser):
     """Options of `python -m MODULE`, described by the first line of its docstring; a wrong one is a ConfigError."""
 
     def __init__(self, module: str, doc: str | None):
-        super().__init__(prog=f"python -m {module}", description=(doc or "").split("\n")[0])
+        # Whole names only: what an abbreviation means would change with the next option.
+        super().__init__(prog=f"python -m {module}", description=(doc or "").split("\n")[0], allow_abbrev=False)
 
     def error(self, message: str) -> Never:
         raise ConfigError(f"{message}; {self.prog} --help lists the options")

@@ -34,8 +34,8 @@ from vivi_jax.config import Count, Within, call_with_config, check
 from vivi_jax.distributed import processes, watchdog
 from vivi_jax.errors import ConfigError
 from vivi_jax.export.initial import initial_state
+from vivi_jax.loop import Evaluator, train
 from vivi_jax.methods.base import encoder_variables
-from vivi_jax.train import Evaluator, train
 from vivi_jax.train_step import TrainState
 
 _LOG = logging.getLogger("vivi_jax.main")

@@ -206,9 +206,9 @@ def _with_a_flipped_bit(start: Callable[[], None], at: int, seed: int, differed:
     import jax
     import numpy as np
 
-    from vivi_jax import train
+    from vivi_jax import loop
 
-    compile_step, rng = train.compile_step, random.Random(seed)
+    compile_step, rng = loop.compile_step, random.Random(seed)
     saved_at = -(-at // runs.CHECKPOINT_EVERY) * runs.CHECKPOINT_EVERY
 
     def flip(array):
@@ -237,7 +237,7 @@ def _with_a_flipped_bit(start: Callable[[], None], at: int, seed: int, differed:
 
         return then_flip
 
-    train.compile_step = compiled
+    loop.compile_step = compiled
     start()
 
 

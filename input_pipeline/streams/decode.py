@@ -53,6 +53,8 @@ class Batches:
 
     examples: int  # in an epoch: the videos or images that are used
     make: Callable[..., Iterator[dict[str, np.ndarray]]]
+    # Example i -> float64[V], the seconds in its video that its pictures are of, in their order; None: of still images.
+    seconds: Callable[[int], np.ndarray] | None = None
 
     def __call__(
         self, first_step: int = 0, num_steps: int | None = None, threads: int | None = None
@@ -136,6 +138,27 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     buffer = np.empty(size + 63, np.uint8)
     start = -buffer.ctypes.data % 64
     return buffer[start : start + size].reshape(shape)
+
+
+def video_batches(
+    store: FrameStore, plan: Callable[[int], tuple[int, ViewPlan]], order: Order, *, examples: int, **options
+) -> Batches:
+    """training_batches of the videos of a store.
+
+    Args:
+      plan: number in the global order -> the video, and what to cut out of it.
+      options: as there, without `decode` and `ahead`.
+    """
+
+    def seconds(i: int) -> np.ndarray:
+        video, views = plan(i)
+        return views.frames / float(store.fps[video])
+
+    def example(i: int) -> Example:
+        return from_store(store, *plan(i))
+
+    batches = training_batches(example, order, examples=examples, decode=decode_jpeg, ahead=store.ahead, **options)
+    return dataclasses.replace(batches, seconds=seconds)
 
 
 def training_batches(example: Callable[[int], Example], order: Order, *, examples: int, **options) -> Batches:

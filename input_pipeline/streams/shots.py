@@ -14,7 +14,7 @@ import numpy as np
 from input_pipeline.images import LabelledImages
 from input_pipeline.store import OLD_SHOTS, FrameStore
 from input_pipeline.streams import sampling
-from input_pipeline.streams.decode import Batches, Example, decode_jpeg, from_store, training_batches
+from input_pipeline.streams.decode import Batches, video_batches
 from input_pipeline.streams.order import Order, check_enough, check_values
 from input_pipeline.streams.views import image_crops
 from vivi_jax.config import Count, NonNegative, Positive, Share
@@ -76,9 +76,9 @@ def shot_frames(
     asked = dict(shots=shots, frames=frames, frame_rate=frame_rate, min_shot_seconds=min_shot_seconds)
     videos, shot_ranges = usable(store, order, **asked)
 
-    def example(i: int) -> Example:
+    def plan(i: int) -> tuple[int, sampling.ViewPlan]:
         video = int(videos[sampling.pick(order.seed, i, len(videos), order.batch_size)])
-        plan = sampling.plan_shots(
+        return video, sampling.plan_shots(
             sampling.example_rng(order.seed, i),
             **shot_ranges(video),
             shots=shots,
@@ -87,18 +87,9 @@ def shot_frames(
             width=int(store.width[video]),
             min_crop_area=min_crop_area,
         )
-        return from_store(store, video, plan)
 
     pictures = {"shots": (shots, frames)}
-    return training_batches(
-        example,
-        order,
-        examples=len(videos),
-        pictures=pictures,
-        image_size=image_size,
-        decode=decode_jpeg,
-        ahead=store.ahead,
-    )
+    return video_batches(store, plan, order, examples=len(videos), pictures=pictures, image_size=image_size)
 
 
 def image_frames(

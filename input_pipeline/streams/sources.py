@@ -115,7 +115,7 @@ def _shots(
         streams.append(call_with_config("data", _labelled, order, num_classes, **labelled, **crop))
     elif labelled:
         raise ConfigError(f"config.data.{min(labelled)} is not read where config.data.labelled_batch_size is 0")
-    return Batches(streams[0].examples, lambda *place: zip_streams([stream(*place) for stream in streams]))
+    return dataclasses.replace(streams[0], make=lambda *place: zip_streams([stream(*place) for stream in streams]))
 
 
 def _labelled(

@@ -17,10 +17,9 @@ from input_pipeline.streams.decode import (
     Batches,
     Example,
     decode_any,
-    decode_jpeg,
-    from_store,
     image_height_width,
     training_batches,
+    video_batches,
 )
 from input_pipeline.streams.order import Order, check_enough, check_values
 from vivi_jax.config import Count, NonNegative, Positive, Share
@@ -66,9 +65,9 @@ def clip_views(
     videos, clip_frames, delay = _usable_videos(store, sampler, views, clip_seconds, delay_seconds)
     check_enough(len(videos), order.batch_size, f"usable videos in {store.directory}", "prepare more videos")
 
-    def example(i: int) -> Example:
+    def plan(i: int) -> tuple[int, sampling.ViewPlan]:
         video = int(videos[sampling.pick(order.seed, i, len(videos), order.batch_size)])
-        plan = sampling.plan_views(
+        return video, sampling.plan_views(
             sampling.example_rng(order.seed, i),
             num_frames=int(store.num_frames[video]),
             clip_frames=int(clip_frames[video]),
@@ -79,18 +78,9 @@ def clip_views(
             delay=int(delay[video]),
             min_crop_area=min_crop_area,
         )
-        return from_store(store, video, plan)
 
     pictures = {"views": (views,)}
-    return training_batches(
-        example,
-        order,
-        examples=len(videos),
-        pictures=pictures,
-        image_size=image_size,
-        decode=decode_jpeg,
-        ahead=store.ahead,
-    )
+    return video_batches(store, plan, order, examples=len(videos), pictures=pictures, image_size=image_size)
 
 
 def image_views(

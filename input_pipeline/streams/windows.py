@@ -11,7 +11,15 @@ import numpy as np
 
 from input_pipeline.store import FrameStore
 from input_pipeline.streams import sampling
-from input_pipeline.streams.decode import Batches, Example, decode_jpeg, decoded, from_store, training_batches
+from input_pipeline.streams.decode import (
+    Batches,
+    Example,
+    decode_jpeg,
+    decoded,
+    from_store,
+    training_batches,
+    video_batches,
+)
 from input_pipeline.streams.order import Order, check_enough, check_values
 from vivi_jax.config import Chance, Count, Positive, Share, Whole
 from vivi_jax.errors import DataError
@@ -66,9 +74,9 @@ def clip_pairs(
     offsets = [np.arange(frames), offset + downsample * np.arange(2 * frames if difference else frames)]
     _log_short(store, np.arange(len(store)), np.full(len(store), sampling.span(offsets)))
 
-    def example(i: int) -> Example:
+    def plan(i: int) -> tuple[int, sampling.ViewPlan]:
         video = sampling.pick(order.seed, i, len(store), order.batch_size)
-        plan = sampling.plan_clips(
+        return video, sampling.plan_clips(
             sampling.example_rng(order.seed, i),
             offsets,
             num_frames=int(store.num_frames[video]),
@@ -79,18 +87,9 @@ def clip_pairs(
             flip_prob=flip_prob,
             rotate=rotate,
         )
-        return from_store(store, video, plan)
 
     pictures = {"view1": (frames,), "view2": (len(offsets[1]),)}
-    return training_batches(
-        example,
-        order,
-        examples=len(store),
-        pictures=pictures,
-        image_size=image_size,
-        decode=decode_jpeg,
-        ahead=store.ahead,
-    )
+    return video_batches(store, plan, order, examples=len(store), pictures=pictures, image_size=image_size)
 
 
 def labelled_clips(

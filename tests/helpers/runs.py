@@ -68,12 +68,12 @@ def write_run(directory: pathlib.Path, config) -> pathlib.Path:
     return directory
 
 
-def make_store(directory: pathlib.Path) -> pathlib.Path:
-    """Frame stores train/ (6 videos) and test/ (2) of two classes, from rendered videos."""
-    videos = directory / "videos"
-    write_videos(videos, videos=8, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
+def make_store(directory: pathlib.Path, videos: int = 8) -> pathlib.Path:
+    """Frame stores train/ (of 8 videos 6) and test/ (2) of two classes, from rendered videos."""
+    folder = directory / "videos"
+    write_videos(folder, videos=videos, seed=0, size=32, seconds=1.2, classes=("ring", "star"), workers=1)
     for split in ("train", "test"):
         prepare(
-            str(videos / split), str(directory / "store" / split), Settings(short_side=32), labels="folder", workers=1
+            str(folder / split), str(directory / "store" / split), Settings(short_side=32), labels="folder", workers=1
         )
     return directory / "store"

@@ -39,7 +39,8 @@ def load_encoder(path: str) -> tuple[dict, dict]:
       CheckpointError: no such file, one that is damaged or holds more than weights, or entries that are of no encoder
         here.
     """
-    tree, metadata = weight_files.load(path)
+    file, architecture = weight_files.in_hub_folder(path)
+    tree, metadata = weight_files.load(file)
     try:
         state = elsewhere.state_dict(tree)
         for recognises, read in READERS:
@@ -53,4 +54,5 @@ def load_encoder(path: str) -> tuple[dict, dict]:
     raise CheckpointError(
         f"{path} has no entry conv1.weight, stem.conv.weight or patch_embed.proj.weight, by which ResNets, ViTs and "
         f"Swin transformers in torchvision's or timm's names are known, nor haiku's or BiT's; it has {some or 'none'}"
+        + (f". Its config.json names {architecture}: of the Hub, timm's folders are read" if architecture else "")
     )

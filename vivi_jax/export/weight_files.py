@@ -18,13 +18,27 @@ from vivi_jax.export.safetensors_files import load_safetensors
 
 PICKLED = (".pth", ".pt", ".pkl", ".npy", ".tar")  # .pth.tar: MoCo
 SUFFIXES = (".safetensors", ".npz", *PICKLED)
+HUB_WEIGHTS = "model.safetensors"  # in a folder of the Hugging Face Hub, beside config.json
 CPU_S, WALL_S = 600, 900
 
 
 def is_weight_file(source: str) -> bool:
-    """Whether a --checkpoint names a file of weights; else it is a run directory."""
+    """Whether a --checkpoint names a file of weights, or a folder of the Hugging Face Hub; else it is of a run."""
     path = pathlib.Path(source)
-    return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
+    return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir()) or (path / HUB_WEIGHTS).is_file()
+
+
+def in_hub_folder(source: files.Path) -> tuple[files.Path, str]:
+    """(the file of weights, what config.json says they are of) of a folder of the Hub; of a file (itself, "")."""
+    folder = pathlib.Path(source)
+    if not (folder / HUB_WEIGHTS).is_file():
+        return source, ""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        found = config.get("architecture") or ", ".join(config.get("architectures") or ()) or config.get("model_type")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    return folder / HUB_WEIGHTS, str(found or "no architecture")
 
 
 def load(path: files.Path) -> tuple[Any, dict[str, str]]:

@@ -59,7 +59,7 @@ class Traffic(NamedTuple):
 
 
 class Method(Protocol):
-    """What vivi_jax.train needs, of pretraining and of fine-tuning alike."""
+    """What vivi_jax.loop needs, of pretraining and of fine-tuning alike."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -84,6 +84,19 @@ class Method(Protocol):
         self, embeddings: Tree, batch: Batch, loss_state: Tree, step: jax.Array
     ) -> tuple[jax.Array, Tree, Metrics]:
         """Returns (scalar loss, new loss_state, metrics) of the whole global batch at `step` (int32 scalar, from 0)."""
+        ...
+
+
+@runtime_checkable
+class HasViews(Protocol):
+    """A method whose examples can be shown as its network is given them; its `embed` takes them from `views`."""
+
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """Array of pixels of the batch -> float32 [B, ..., H, W, 3], augmented; RGB in [0, 1] where the method has it.
+
+        Args:
+          batch, keys: as in Method.embed.
+        """
         ...
 
 

@@ -99,11 +99,15 @@ class MocoV3:
             },
         )
 
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """BYOL's augmentation: {"views": float32[B, 2, H, W, 3] in [0, 1]}."""
+        return {"views": byol.byol_views(batch["views"], keys["views"])}
+
     def embed(
         self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
     ) -> tuple[dict[str, jax.Array], Tree, Tree]:
         """Returns ({"queries", "keys"}: float32[B, 2, D] of norm 1/sqrt(tau), new model_state, new target)."""
-        views_Bx2xHxWx3 = byol.byol_views(batch["views"], keys["views"])
+        views_Bx2xHxWx3 = self.views(batch, keys)["views"]
         encoder = self.network.encoder
         params = cast_kernels(params, encoder.dtype) | {"encoder": encoder.cast_kernels(params["encoder"])}
         queries, keys_of_views, target_state = [], [], target["model_state"]

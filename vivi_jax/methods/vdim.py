@@ -102,6 +102,16 @@ class Vdim:
         views = (jnp.zeros((1, *batch[name].shape[1:])) for name in ("view1", "view2"))
         return MethodState(*init_network(self.network, key, *views, train=True))
 
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """One draw of colours per view, the same for all its frames; RGB in [0, 1], or Lab (augment_clips).
+
+        Returns:
+          {"view1": float32[B, T, H, W, 3], "view2": float32[B, T or 2T, H, W, 3]}.
+        """
+        return {
+            name: augment_vdim.augment_clips(batch[name], keys[name], color=self.color) for name in ("view1", "view2")
+        }
+
     def embed(
         self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
     ) -> tuple[dict[str, Features], Tree, Tree]:
@@ -109,7 +119,7 @@ class Vdim:
 
         Args:
           batch: {"view1": uint8[B, T, H, W, 3], "view2": uint8[B, T or 2T, H, W, 3]}.
-          keys: {"view1", "view2": a key per clip [B]}: one draw of colours per view, the same for all its frames.
+          keys: {"view1", "view2": a key per clip [B]}.
 
         Returns:
           ({"view1", "view2": {layer: float32[B, locations, D]}}, new model_state, target).
@@ -118,9 +128,13 @@ class Vdim:
             name: tree if name == "encoder" else cast_kernels(tree, self.network.encoder.dtype)
             for name, tree in params.items()
         }  # phi sees the views apart
-        views = (augment_vdim.augment_clips(batch[name], keys[name], color=self.color) for name in ("view1", "view2"))
+        views = self.views(batch, keys)
         (view1, view2), model_state = self.network.apply(
-            {"params": params, **model_state}, *views, train=True, mutable=list(model_state)
+            {"params": params, **model_state},
+            views["view1"],
+            views["view2"],
+            train=True,
+            mutable=list(model_state),
         )
         return {"view1": view1, "view2": view2}, model_state, target
 

@@ -84,6 +84,10 @@ class Vito:
         online, target = (init_network(self.network, k, images) for k in jax.random.split(key))
         return MethodState(*online, {"params": target[0], "model_state": target[1]})
 
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """BYOL's augmentation, A1, A2, A1: {"views": float32[B, V, H, W, 3] in [0, 1]}."""
+        return {"views": byol.byol_views(batch["views"], keys["views"])}
+
     def embed(
         self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
     ) -> tuple[dict[str, jax.Array], Tree, Tree]:
@@ -98,7 +102,7 @@ class Vito:
           runs in training mode too, with BatchNorm statistics of its own (BYOL's code; the paper does not say), but
           without stochastic depth (MoBY, arXiv:2105.04553).
         """
-        views_BxVxHxWx3 = byol.byol_views(batch["views"], keys["views"])
+        views_BxVxHxWx3 = self.views(batch, keys)["views"]
         params = self.cast_kernels(params)
         online, momentum, target_state = [], [], target["model_state"]
         for v in range(views_BxVxHxWx3.shape[1]):  # separately: BatchNorm sees one view at a time, as in BYOL's code

@@ -177,6 +177,23 @@ class Vivi:
         images = jnp.zeros((1, *batch["image"].shape[1:])) if "image" in batch else None
         return MethodState(*init_network(self.network, key, frames, jnp.zeros(1, bool), images))
 
+    def views(self, batch: Batch, keys: Keys) -> dict[str, jax.Array]:
+        """Each frame and each labelled image with a draw of colours of its own; upright, the network turns them.
+
+        Returns:
+          {"shots": float32[N, K, M, H, W, 3], "image": float32[B, H, W, 3]}, those that are in the batch; in [0, 1],
+          or with `standardize` frames of mean 0 and deviation 1 in the encoder's units.
+        """
+        views = {}
+        if "shots" in batch:
+            augment_keys, _ = augment_and_order_keys(keys["shots"])
+            views["shots"] = augment(batch["shots"], augment_keys, **self.frame_augmentation)
+            if self.standardize:
+                views["shots"] = augment_vivi.standardized(views["shots"], self.network.encoder)
+        if "image" in batch:
+            views["image"] = augment(batch["image"], keys["image"], **self.image_augmentation)
+        return views
+
     def embed(
         self, params: Tree, model_state: Tree, target: Tree, batch: Batch, keys: Keys
     ) -> tuple[dict[str, jax.Array], Tree, Tree]:
@@ -190,21 +207,16 @@ class Vivi:
           rotation_logits [N, K, M, 4, 4], exemplars [N, K, M, D], pooled [N, C], predicted [N, P, D], shots [N, K, D],
           order_logits [N, 2], reversed [N] (1.0: they were), class_logits [B, classes]; all float32.
         """
-        frames = reversed_N = images = None
+        views, reversed_N = self.views(batch, keys), None
         if "shots" in batch:
-            augment_keys, order_keys = jnp.unstack(jax.vmap(jax.random.split)(keys["shots"]), axis=1)
-            frames = augment(batch["shots"], augment_keys, **self.frame_augmentation)
-            if self.standardize:
-                frames = augment_vivi.standardized(frames, self.network.encoder)
+            _, order_keys = augment_and_order_keys(keys["shots"])
             reversed_N = jax.vmap(jax.random.bernoulli)(order_keys)
-        if "image" in batch:
-            images = augment(batch["image"], keys["image"], **self.image_augmentation)
         encoder = self.network.encoder.cast_kernels(params["encoder"])  # once, for both streams
         embeddings, model_state = self.train_network.apply(
             {"params": params | {"encoder": encoder}, **model_state},
-            frames,
+            views.get("shots"),
             reversed_N,
-            images,
+            views.get("image"),
             train=True,
             mutable=list(model_state),
         )
@@ -261,6 +273,11 @@ class Vivi:
             sent += 2 * embeddings["exemplars"].size
         streams = ("pooled" in embeddings) + ("class_logits" in embeddings)
         return Traffic(sent, 2 * streams, ("encoder",))
+
+
+def augment_and_order_keys(keys_N: jax.Array) -> tuple[jax.Array, ...]:
+    """Of a video's key one for its colours, and one for whether its shots are reversed."""
+    return jnp.unstack(jax.vmap(jax.random.split)(keys_N), axis=1)
 
 
 def augment(images: jax.Array, keys_N: jax.Array, **options) -> jax.Array:

@@ -14,10 +14,10 @@ import numpy as np
 from vivi_jax.build import Experiment, build
 from vivi_jax.distributed import sharding
 from vivi_jax.errors import ConfigError
+from vivi_jax.loop import compile_step
 from vivi_jax.methods.base import HasTraffic
 from vivi_jax.metrics import duration
 from vivi_jax.planning import chips, hlo, work
-from vivi_jax.train import compile_step
 from vivi_jax.train_step import create, example_keys
 
 

@@ -1,4 +1,4 @@
-"""A classifier of clips on a pretrained encoder, as a method of vivi_jax.train: VDIM's and VITO's forms.
+"""A classifier of clips on a pretrained encoder, as a method of vivi_jax.loop: VDIM's and VITO's forms.
 
 VDIM §4.1   clip encoder     phi_8(Psi(view k)), k = 1..K, concatenated -> AMDIM's classifier with a hidden layer
 VITO        image encoder    mean over frames                           -> dropout, linear

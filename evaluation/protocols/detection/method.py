@@ -1,4 +1,4 @@
-"""FCOS* and RetinaNet as methods of vivi_jax.train: predictions are the embeddings, the loss compares them with boxes.
+"""FCOS* and RetinaNet as methods of vivi_jax.loop: predictions are the embeddings, the loss compares them with boxes.
 
 FCOS*       ATSS's assignment (Zhang et al. 2020), GIoU loss, score = sqrt(class probability * predicted IoU)
             (Wu et al. 2020). VITO A.2 names FCOS, these two and Feng et al. 2021 (task alignment); their combination

@@ -1,4 +1,4 @@
-"""The network of semantic segmentation, as a method of vivi_jax.train, and its predictions of whole images."""
+"""The network of semantic segmentation, as a method of vivi_jax.loop, and its predictions of whole images."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
