@@ -4,11 +4,13 @@ import argparse
 import errno
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
+import vivi_jax
 from helpers.commands import assert_one_line_error, run_module
 from vivi_jax import command_line, files
 from vivi_jax.errors import ConfigError
@@ -126,3 +128,19 @@ def test_the_commands_refuse_a_scheme_before_anything_is_written():
     )
     assert_one_line_error(run_module("evaluation.davis", "--checkpoint=x", "--data=y", "--out=s3://b/d"), "=s3://b/d")
     assert not (ROOT / "gs:").exists() and not (ROOT / "s3:").exists()
+
+
+@pytest.mark.parametrize(
+    "protocol, options, message",
+    [
+        ("segmentation", {"workdir": "out", "pixels": 3}, "segmentation: got an unexpected keyword argument 'pixels'"),
+        ("segmentation", {}, "segmentation: missing a required argument: 'workdir'"),
+        ("davis", {"workdir": "out", "data": "ftp://host/davis"}, "--data=ftp://host/davis: this command reads"),
+        ("probe", {"pixels": 3}, "unrecognized arguments: --pixels=3"),
+        ("probe", {"config": "probe"}, "probe has no config"),
+        ("vtap", {}, "did you mean 'vtab'"),
+    ],
+)
+def test_evaluate_says_in_a_line_what_the_command_would(protocol, options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        vivi_jax.evaluate(**{"protocol": protocol, "checkpoint": "RUN", "data": "DATA"} | options)

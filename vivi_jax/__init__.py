@@ -1,6 +1,7 @@
 """Image representations learned from video: `train`, `evaluate` and `load` do in Python what the commands do."""
 
 import importlib
+import inspect
 import json
 import os
 import pathlib
@@ -81,9 +82,16 @@ def evaluate(
 
     has_config = lookup("protocol", protocol, PROTOCOLS)
     given = {"checkpoint": os.fspath(checkpoint), "data": os.fspath(data), **options}
+    if protocol != "probe":  # which reads stores where they are
+        given["data"] = command_line.local_path(given["data"], "data")
     door = importlib.import_module(f"evaluation.{protocol}")
     if has_config:
-        return door.result_of(config=command_line.configured(config or protocol, overrides or {}), **given)
+        given["config"] = command_line.configured(config or protocol, overrides or {})
+        try:
+            inspect.signature(door.result_of).bind(**given)
+        except TypeError as error:
+            raise ConfigError(f"{protocol}: {error}") from None
+        return door.result_of(**given)
     if config or overrides:
         raise ConfigError(f"{protocol} has no config: give its options by their names")
     return door.result_of(door.options().parse_args([f"--{name}={value}" for name, value in given.items()]))
