@@ -44,4 +44,5 @@ if __name__ == "__main__":
         )
         | {"split": flags.DEFINE_enum("split", "1", ("1", "2", "3", "all"), "which official split")},
         remote=["checkpoint"],
+        copied=["data"],
     )

@@ -22,6 +22,8 @@ from input_pipeline.folders import IMAGE_SUFFIXES, walk
 from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import picture_size
 from vivi_jax import checkpoint, command_line
+from vivi_jax.buckets.client import ADDRESSES, Folder
+from vivi_jax.buckets.local import copied
 from vivi_jax.build import build_method
 from vivi_jax.errors import ConfigError, DataError
 from vivi_jax.methods.base import HasAttention
@@ -39,8 +41,10 @@ def load_images(source: str, *, count: int, size: int) -> tuple[np.ndarray, list
     Raises:
       DataError: no images, or one that does not decode.
     """
+    if source.startswith(ADDRESSES) and META not in Folder(source).names():
+        source = copied(source)
     root = pathlib.Path(source)
-    if (root / META).is_file():
+    if source.startswith(ADDRESSES) or (root / META).is_file():
         encoded = _clip_pairs(FrameStore(source), count // 2)
     else:
         files = sorted(p for p in map(root.joinpath, walk(root)) if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -174,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", required=True, help="frame store, or folder of images")
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--count", type=int, default=8, help="frames to show, at least 2")
-    command_line.run_parser(draw, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(draw, parser, argv, remote=["checkpoint", "images"])
 
 
 def draw(options: argparse.Namespace) -> None:

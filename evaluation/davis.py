@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--short_side", type=int, help="pixels of the frames' short side, other than the protocol's: for a quick look"
     )
-    command_line.run_parser(run, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(run, parser, argv, remote=["checkpoint"], copied=["data", "results"])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -36,4 +36,5 @@ if __name__ == "__main__":
             workdir="folder for runs, detections and scores",
         ),
         remote=["checkpoint"],
+        copied=["data"],
     )

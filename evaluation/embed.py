@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--per_frame", action="store_true", help="a row per frame of a video, not their mean")
     parser.add_argument("--batch_size", type=int, default=64, help="pictures at a time")
     parser.add_argument("--image_size", type=int, help="pixels of a side; by default what the run was trained at")
-    command_line.run_parser(embed, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(embed, parser, argv, remote=["checkpoint"], copied=["folder"])
 
 
 def embed(options: argparse.Namespace) -> None:

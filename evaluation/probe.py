@@ -245,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train_share", type=float, default=1.0, help="share of each class's training images to use")
     parser.add_argument("--cache", help="folder that keeps features; the next call with the same encoder reads them")
     parser.add_argument("--out", help="JSON file to write the result to")
-    command_line.run_parser(run, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(run, parser, argv, remote=["checkpoint", "data"])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ Accuracy before and after, curves of metrics.jsonl, nearest neighbours, attentio
 is missing is replaced by a sentence that says so.
 """
 
+import argparse
 import base64
 import html
 import importlib.metadata
@@ -25,6 +26,7 @@ from input_pipeline import images
 from input_pipeline.folders import files_in
 from vivi_jax import checkpoint, command_line, files
 from vivi_jax import metrics as metrics_lib
+from vivi_jax.buckets.client import ADDRESSES, Folder
 from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.export.formats.hub import SUMS, commit
 from vivi_jax.export.safetensors_files import SOURCE
@@ -70,8 +72,11 @@ td:first-child {{ color: #5b6875; }} td, code {{ overflow-wrap: anywhere; }} sum
 """
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike, *, called: str = "") -> pathlib.Path:
     """Writes WORKDIR/report.html about the run in WORKDIR, finished or not, and returns its path.
+
+    Args:
+      called: where the run is, for the page, if not there.
 
     Raises:
       CheckpointError: WORKDIR is not a run directory, or its config is damaged.
@@ -87,7 +92,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     )
     body = tiles(metrics) + "".join(f"<section><h2>{name}</h2>{or_sentence(part)}</section>" for name, part in sections)
     finished = (run / "summary.json").is_file()
-    lead = f"{run.resolve()}, step {metrics[-1]['step'] if metrics else 0}{'' if finished else ' (not finished)'}"
+    step = metrics[-1]["step"] if metrics else 0
+    lead = f"{called or run.resolve()}, step {step}{'' if finished else ' (not finished)'}"
     path = run / "report.html"
     page = PAGE.format(title=html.escape(config["name"]), lead=html.escape(lead), body=body)
     try:
@@ -304,7 +310,18 @@ def png_tag(png: io.BytesIO, description: str) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = command_line.Parser("evaluation.report", __doc__)
     parser.add_argument("--checkpoint", "--workdir", required=True, help="run directory")
-    command_line.run_parser(lambda options: print(f"wrote {write_report(options.checkpoint)}"), parser, argv)
+    command_line.run_parser(report, parser, argv, remote=["checkpoint"])
+
+
+def report(options: argparse.Namespace) -> None:
+    """Writes the page; of a run in a bucket, about a copy, and into the bucket."""
+    run = options.checkpoint.rstrip("/")
+    if not run.startswith(ADDRESSES):
+        print(f"wrote {write_report(options.checkpoint)}")
+        return
+    page = write_report(checkpoint.local_copy(run), called=run)
+    Folder(run).write(page.name, page.read_bytes())
+    print(f"wrote {run}/{page.name}")
 
 
 if __name__ == "__main__":

@@ -37,4 +37,5 @@ if __name__ == "__main__":
             workdir="folder for runs, pictures and results",
         ),
         remote=["checkpoint"],
+        copied=["data"],
     )

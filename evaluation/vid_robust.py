@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--out", help="JSON file to write the result to")
-    command_line.run_parser(run, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(run, parser, argv, remote=["checkpoint"], copied=["data", "predictions"])
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  compiled
 
-from helpers import buckets
+from benchmarks.faults import buckets
 from helpers.frame_stores import jpeg, write_store
 from input_pipeline import images, store
 from input_pipeline.buckets import cache, layout

@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("vivi_jax", "input_pipeline", "evaluation", "configs")
 # Files of the core that import no JAX: the input side may use them.
-GROUND = {"vivi_jax.errors", "vivi_jax.files", "vivi_jax.config", "vivi_jax.buckets.client"}
+GROUND = {"vivi_jax.errors", "vivi_jax.files", "vivi_jax.config", "vivi_jax.buckets.client", "vivi_jax.buckets.local"}
 # The doors of the input side are commands, and one of them shows frames to a network.
 DOORS = {
     f"input_pipeline.{name}"

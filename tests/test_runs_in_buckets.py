@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import buckets
+from benchmarks.faults import buckets
 from helpers.commands import ROOT, one_device
 from helpers.frame_stores import jpeg, write_store
 from vivi_jax import checkpoint, lock

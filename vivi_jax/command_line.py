@@ -20,6 +20,8 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from vivi_jax import files
+from vivi_jax.buckets import local
+from vivi_jax.buckets.client import ADDRESSES
 from vivi_jax.distributed.preemption import Preempted
 from vivi_jax.errors import CheckpointError, ConfigError, CopiesDiffer, DataError, NotFinite
 
@@ -128,14 +130,29 @@ def run(
     values: dict[str, flags.FlagHolder],
     optional: Iterable[str] = (),
     remote: Iterable[str] = (),
+    copied: Iterable[str] = (),
 ) -> None:
-    """Parses the command line and calls main({flag: its value}); see `parse` and `ended`."""
+    """Parses the command line and calls main({flag: its value}); see `parse` and `ended`.
+
+    Args:
+      copied: flags that may be folders or files in a bucket, of which main gets the paths of copies on this machine.
+    """
     ended(
         lambda: app.run(
-            lambda _: main({name: flag.value for name, flag in values.items()}),
-            flags_parser=lambda argv: parse(argv, values, optional, remote),
+            lambda _: main(
+                {name: local_path(flag.value, name) if name in copied else flag.value for name, flag in values.items()}
+            ),
+            flags_parser=lambda argv: parse(argv, values, optional, [*remote, *copied]),
         )
     )
+
+
+def local_path(value: Any, option: str) -> Any:
+    """The value of an option; in place of a folder or file in gs:// or s3:// the path of its copy on this machine."""
+    if isinstance(value, str) and value.startswith(ADDRESSES):
+        return local.copied(value)
+    files.refuse_remote(f"--{option}", value)
+    return value
 
 
 def parse(
@@ -350,15 +367,18 @@ def run_parser(
     argv: list[str] | None = None,
     *,
     remote: Iterable[str] = (),
+    copied: Iterable[str] = (),
 ) -> None:
-    """Parses `argv`, by default the command line, and calls main(options); see `ended` and, for `remote`, `parse`."""
+    """Parses `argv`, by default the command line, and calls main(options); see `ended`, `parse` and `run`."""
 
     def command() -> None:
         options = parser.parse_args(argv)
         for name, value in vars(options).items():
-            if name not in remote:
+            if name not in [*remote, *copied]:
                 files.refuse_remote(f"--{name}", value)
         start_logging()
+        for name in copied:
+            setattr(options, name, local_path(getattr(options, name), name))
         main(options)
 
     ended(command)

@@ -45,7 +45,8 @@ MAY_CHANGE = flags.DEFINE_list(
     "may_change", [], "Keys or sections of the config, such as schedule, in which a run goes on with other values."
 )
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Only print every key, and what variants and flags changed.")
-IN_BUCKETS = ("config.data.path", "config.data.labelled_path", "config.evaluation.dataset")  # stores may be there
+# What may be in a bucket.
+REMOTE = ("workdir", "config.data.path", "config.data.labelled_path", "config.evaluation.dataset", "config.init_from")
 FLAGS = {"config": CONFIG, "workdir": WORKDIR, "may_change": MAY_CHANGE, "print_config": PRINT_CONFIG}
 
 
@@ -282,4 +283,4 @@ def claim_workdir(folder: RunFolder, config, may_change: tuple[str, ...] = (), *
 
 
 if __name__ == "__main__":
-    command_line.run(main, FLAGS, optional=["workdir"], remote=("workdir", *IN_BUCKETS))
+    command_line.run(main, FLAGS, optional=["workdir"], remote=REMOTE)

@@ -45,5 +45,7 @@ if __name__ == "__main__":
         main,
         {"config": CONFIG, "topology": TOPOLOGY, "json": JSON},
         optional=["config", "topology", "json"],
-        remote=[f"config.{key}" for key in ("data.path", "data.labelled_path", "evaluation.dataset")],  # not opened
+        remote=[
+            f"config.{key}" for key in ("data.path", "data.labelled_path", "evaluation.dataset", "init_from")
+        ],  # not opened
     )

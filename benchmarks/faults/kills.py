@@ -114,7 +114,7 @@ def at_moments(count: int, shared: runs.Shared, own: pathlib.Path) -> dict:
 
 
 def while_compiling(process: runs.Process, workdir: pathlib.Path, rng: random.Random) -> tuple[bool, str]:
-    if not _wait_for_text(process, "compiling the step"):
+    if not wait_for_text(process, "compiling the step"):
         return False, ""
     time.sleep(rng.uniform(0, 0.5))
     return _stopped(process, workdir, rng.choice((signal.SIGTERM, signal.SIGINT)))
@@ -122,7 +122,7 @@ def while_compiling(process: runs.Process, workdir: pathlib.Path, rng: random.Ra
 
 def while_evaluating(process: runs.Process, workdir: pathlib.Path, rng: random.Random) -> tuple[bool, str]:
     """The line of a step that is evaluated is written when its evaluation begins."""
-    if not _wait_for_text(process, f"step ({'|'.join(str(s) for s in range(EVAL_EVERY, runs.STEPS, EVAL_EVERY))})/"):
+    if not wait_for_text(process, f"step ({'|'.join(str(s) for s in range(EVAL_EVERY, runs.STEPS, EVAL_EVERY))})/"):
         return False, ""
     time.sleep(rng.uniform(0, 0.2))
     return _stopped(process, workdir, signal.SIGTERM)
@@ -136,14 +136,14 @@ def while_saving(process: runs.Process, workdir: pathlib.Path, rng: random.Rando
 
 def twice(process: runs.Process, workdir: pathlib.Path, rng: random.Random) -> tuple[bool, str]:
     """Launchers send several; the second may come while the state is saved because of the first."""
-    if not _wait_for_text(process, r"step \d+/"):
+    if not wait_for_text(process, r"step \d+/"):
         return False, ""
     second = rng.choice((signal.SIGTERM, signal.SIGHUP)), rng.uniform(0, 0.3)
     return _stopped(process, workdir, signal.SIGTERM, second)
 
 
 def while_restoring(process: runs.Process, workdir: pathlib.Path, rng: random.Random) -> tuple[bool, str]:
-    if not (workdir / "checkpoints").exists() or not _wait_for_text(process, "passes over the"):
+    if not (workdir / "checkpoints").exists() or not wait_for_text(process, "passes over the"):
         return False, ""
     time.sleep(rng.uniform(0, 0.3))
     return _stopped(process, workdir, signal.SIGTERM)
@@ -166,11 +166,11 @@ def _any_moment(process: runs.Process, straight: runs.Straight, rng: random.Rand
     """Half of the moments are before the first step, half behind it, on a busy machine as on a quiet one."""
     if rng.random() < 0.5:
         time.sleep(rng.uniform(0, straight.first_step))
-    elif _wait_for_text(process, r"step \d+/"):
+    elif wait_for_text(process, r"step \d+/"):
         time.sleep(rng.uniform(0, 0.5 * (straight.seconds - straight.first_step)))
 
 
-def _wait_for_text(process: runs.Process, pattern: str) -> bool:
+def wait_for_text(process: runs.Process, pattern: str) -> bool:
     """Waits until the log of this start has a text; False if it ended before."""
     while process.poll() is None:
         if process.log.exists() and re.search(pattern, process.log.read_text()):

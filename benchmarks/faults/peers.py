@@ -19,18 +19,25 @@ HEARTBEAT_SECONDS, WATCHDOG_SECONDS = 10, 20
 def job(
     count: int,
     devices: int,
-    store: pathlib.Path,
-    workdir: pathlib.Path,
+    store: str | pathlib.Path,
+    workdir: str | pathlib.Path,
     *more: str,
     second: tuple[str, ...] = (),
+    logs: str = "",
 ) -> list[runs.Process]:
-    """`count` processes of one run of VITO, on so many devices each; `second` are other flags of the second."""
+    """`count` processes of one run of VITO, on so many devices each.
+
+    Args:
+      second: other flags of the second process.
+      logs: how the paths of the logs begin; as the workdir's by default.
+    """
     address = _free_address()
     arguments = [*runs.flags("vito", store, workdir), f"--config.hosts.heartbeat_seconds={HEARTBEAT_SECONDS}", *more]
     flags = runs.devices(devices)
+    logs = logs or str(workdir)
     if count == 1:
-        return [runs.start(arguments, pathlib.Path(f"{workdir}.log"), flags)]
-    return [_one(i, count, address, [*arguments, *(second if i == 1 else ())], workdir, flags) for i in range(count)]
+        return [runs.start(arguments, pathlib.Path(f"{logs}.log"), flags)]
+    return [_one(i, count, address, [*arguments, *(second if i == 1 else ())], logs, flags) for i in range(count)]
 
 
 def pair(store: pathlib.Path, workdir: pathlib.Path, *more: str, second: tuple[str, ...] = ()) -> list[runs.Process]:
@@ -45,10 +52,10 @@ def _free_address() -> str:
 
 
 def _one(
-    i: int, count: int, address: str, arguments: list[str], workdir: pathlib.Path, environment: dict[str, str]
+    i: int, count: int, address: str, arguments: list[str], logs: str, environment: dict[str, str]
 ) -> runs.Process:
     where = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
-    return runs.start(arguments, pathlib.Path(f"{workdir}.{i}.log"), where | environment)
+    return runs.start(arguments, pathlib.Path(f"{logs}.{i}.log"), where | environment)
 
 
 def wait_for_steps(processes: list[runs.Process], workdir: pathlib.Path, more: int) -> bool:
@@ -71,7 +78,7 @@ def dead(count: int, which: int, shared: runs.Shared, own: pathlib.Path) -> dict
     """
     rng, wrong, seconds = random.Random(0), [], []
     workdir = own / "run"
-    sha256 = _straight_job(2, 1, shared.store, own / "straight")
+    sha256 = straight_job(2, 1, shared.store, own / "straight")
     for _ in range(count):
         processes = pair(shared.store, workdir)
         if not wait_for_steps(processes, workdir, rng.randrange(1, 12)):
@@ -92,7 +99,7 @@ def dead(count: int, which: int, shared: runs.Shared, own: pathlib.Path) -> dict
     return {"killed": len(seconds), "seconds_to_end": seconds, "wrong": wrong}
 
 
-def _straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathlib.Path, *more: str) -> str:
+def straight_job(count: int, devices: int, store: pathlib.Path, workdir: pathlib.Path, *more: str) -> str:
     """SHA-256 of the last state of a run on so many processes and devices that nothing happened to."""
     for process in job(count, devices, store, workdir, *more):
         if (code := process.wait()) != 0:
@@ -107,7 +114,7 @@ def process_counts(rounds: int, shared: runs.Shared, own: pathlib.Path) -> dict:
     """
     wrong, changes = [], 0
     for devices in (2,) if rounds == 1 else (2, 4):
-        sha256 = _straight_job(1, devices, shared.store, own / f"straight{devices}")
+        sha256 = straight_job(1, devices, shared.store, own / f"straight{devices}")
         counts = [count for count in (devices, 1, devices // 2) if count]
         workdir = own / f"run{devices}"
         for count in (counts * rounds)[: 2 * rounds]:
@@ -253,8 +260,8 @@ def same_bits(layouts: tuple[tuple[int, int], ...], shared: runs.Shared, own: pa
     `layouts` are (processes, devices of each). What it costs is told from straight runs on one device.
     """
     wrong, workdir = [], own / "run"
-    sha256 = _straight_job(1, 1, shared.store, own / "straight", PARTS)
-    _straight_job(1, 1, shared.store, own / "usual")
+    sha256 = straight_job(1, 1, shared.store, own / "straight", PARTS)
+    straight_job(1, 1, shared.store, own / "usual")
     for count, each in layouts:
         alive = job(count, each, shared.store, workdir, PARTS)
         if not wait_for_steps(alive, workdir, 3):

@@ -34,7 +34,7 @@ CHECKPOINT_EVERY = 5
 PATIENCE = 900  # seconds after which a run that should have ended has hung, also on a busy machine
 
 
-def flags(system: str, store: pathlib.Path, workdir: pathlib.Path) -> list[str]:
+def flags(system: str, store: str | pathlib.Path, workdir: str | pathlib.Path) -> list[str]:
     """Command line of a run of STEPS steps of a network of few channels."""
     own = {
         "vito": [
@@ -178,7 +178,7 @@ def start(arguments: list[str], log: pathlib.Path, environment: dict[str, str] |
 def main_command(arguments: list[str]) -> None:
     """What `python -m vivi_jax.main ARGUMENTS` does, in this process."""
     sys.argv = ["vivi_jax.main", *arguments]
-    command_line.run(main.main, main.FLAGS, optional=["workdir"])
+    command_line.run(main.main, main.FLAGS, optional=["workdir"], remote=main.REMOTE)
 
 
 def in_child(function: Callable[..., Any], *arguments: Any, seconds: float = 7200) -> Any:

@@ -21,7 +21,7 @@ import time
 
 from evaluation.all import found, page
 from vivi_jax import command_line, files, lock
-from vivi_jax.checkpoint import manifest
+from vivi_jax.checkpoint import local_copy, manifest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOG = logging.getLogger("evaluation.all")  # __name__ is that of a script
@@ -34,18 +34,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder for results and the page")
     parser.add_argument("--only", default="", help=f"names with commas, of {', '.join(found.EVALUATIONS)}")
     parser.add_argument("--demo", action="store_true", help="the small form of each, for a try on a laptop")
-    command_line.run_parser(run, parser, argv)
+    command_line.run_parser(run, parser, argv, remote=["checkpoint"])
 
 
 def run(options: argparse.Namespace) -> None:
     """Makes what is missing, and prints the page; exits with 1 if an evaluation failed."""
+    about = {"checkpoint": options.checkpoint, "data": options.data, "demo": options.demo}
+    options.checkpoint = local_copy(options.checkpoint)  # once, as the run may go on meanwhile
     plan = found.plan(options.data, options.checkpoint, only=options.only, demo=options.demo)
     for name, folder in plan.found.items():
         _LOG.info("found: %s in %s", name, folder)
     for name, why in plan.left_out.items():
         _LOG.info("left out: %s, %s", name, why)
     out = pathlib.Path(options.out)
-    about = {"checkpoint": options.checkpoint, "data": options.data, "demo": options.demo}
     with lock.hold(out, option="--out"):
         identity = weights(options.checkpoint) | {"data": os.path.realpath(options.data), "demo": options.demo}
         files.claim(out / "evaluation.json", identity, option="--out")

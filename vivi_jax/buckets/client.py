@@ -93,7 +93,7 @@ class Folder:
         def finish() -> bytes:
             found = self._result(future, name, began)
             if found.state == "missing":
-                raise NotThere(f"there is no {self.address}/{name}; check the names of the bucket and the folder")
+                raise self._not_there(name)
             return found.value
 
         return finish
@@ -106,6 +106,14 @@ class Folder:
         """An object and its generation, by which `replace` knows it again; None, MISSING where there is none."""
         found = self._result(self._objects.read(name), name, time.monotonic())
         return (None if found.state == "missing" else found.value), found.stamp.generation
+
+    def changed(self, name: str, generation: bytes) -> tuple[bytes, bytes] | None:
+        """An object and its generation; None: it is still of the one given (b"": of none)."""
+        began = time.monotonic()
+        found = self._result(self._objects.read(name, if_not_equal=generation), name, began)
+        if found.state == "missing":
+            raise self._not_there(name)
+        return None if found.state == "unspecified" else (found.value, found.stamp.generation)
 
     def write(self, name: str, data: bytes) -> None:
         """Writes an object, in place of what is there; raises as `begin`."""
@@ -137,6 +145,9 @@ class Folder:
         """
         found = self._result(self._objects.list(), "", time.monotonic())
         return {name.decode(errors="replace") for name in found}
+
+    def _not_there(self, name: str) -> NotThere:
+        return NotThere(f"there is no {self.address}/{name}; check the names of the bucket and the folder")
 
     def _result(self, future: Any, name: str, began: float, verb: str = "read") -> Any:
         what = f"{self.address}/{name}" if name else self.address

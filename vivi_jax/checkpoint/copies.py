@@ -43,7 +43,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
             files.write_bytes(here / record, folder.read(record))
     checkpoints, problems = InBucket(folder.below("checkpoints")), []
     for step in reversed(manifest.written_steps(checkpoints)):
-        problem = _copy(checkpoints, here / "checkpoints", step)
+        problem = copy_step(checkpoints, here / "checkpoints", step)
         if problem is None:
             for old in manifest.steps(here / "checkpoints")[:-_KEPT]:
                 shutil.rmtree(here / "checkpoints" / str(old), ignore_errors=True)
@@ -53,7 +53,7 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     raise CheckpointError(f"no checkpoint in {checkpoints} is good: {', '.join(problems) or 'there is none'}")
 
 
-def _copy(checkpoints: InBucket, to: pathlib.Path, step: int) -> str | None:
+def copy_step(checkpoints: InBucket, to: pathlib.Path, step: int) -> str | None:
     """Copies a checkpoint; None, or what is wrong with it."""
     target, there = to / str(step), checkpoints / str(step)
     entries = there.read(manifest.MANIFEST)

@@ -17,6 +17,7 @@ import argparse
 import pathlib
 
 from vivi_jax import checkpoint, command_line
+from vivi_jax.buckets.local import written
 from vivi_jax.errors import ConfigError
 from vivi_jax.export import FORMATS, About, is_weight_file, load_encoder, save
 from vivi_jax.export.pretrained import EXPORT_IMAGE_SIZE
@@ -32,7 +33,9 @@ def main(argv: list[str] | None = None) -> None:
         help="run directory, whose newest good checkpoint is exported, or file of weights",
     )
     parser.add_argument("--format", default="torchvision", choices=sorted(FORMATS))
-    parser.add_argument("--out", required=True, help="file or folder to write; an earlier export is replaced")
+    parser.add_argument(
+        "--out", required=True, help="file or folder to write, also in a bucket; an earlier export is replaced"
+    )
     parser.add_argument(
         "--image_size",
         type=int,
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         f"trained at, or {EXPORT_IMAGE_SIZE} for a file",
     )
     parser.add_argument("--licence", default="unknown", help="of the weights, for the model card: apache-2.0, ...")
-    command_line.run_parser(export, parser, argv, remote=["checkpoint"])
+    command_line.run_parser(export, parser, argv, remote=["checkpoint", "out"])
 
 
 def export(options: argparse.Namespace) -> None:
@@ -54,8 +57,9 @@ def export(options: argparse.Namespace) -> None:
     if size < 1:
         raise ConfigError(f"--image_size={size}: must be 1 or more")
     about = About(size, pathlib.Path(options.checkpoint), options.licence)
-    metadata, tried = save(options.format, build_encoder(**config), variables, options.out, about)
-    beside = "" if pathlib.Path(options.out).is_dir() else f" and {options.out}.sha256"
+    with written(options.out) as out:
+        metadata, tried = save(options.format, build_encoder(**config), variables, out, about)
+        beside = "" if pathlib.Path(out).is_dir() else f" and {options.out}.sha256"
     print(f"wrote {options.out}{beside}")
     for key, value in metadata.items():
         print(f"  {key}: {value}")

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vivi_jax import checkpoint, export
 from vivi_jax.build import Experiment
-from vivi_jax.errors import CheckpointError, ConfigError
+from vivi_jax.errors import CheckpointError, ConfigError, DataError
 from vivi_jax.export.weight_files import SUFFIXES
 from vivi_jax.methods.base import encoder_variables
 from vivi_jax.models import ENCODERS, build_encoder
@@ -35,7 +35,7 @@ def initial_state(source: str, experiment: Experiment, *, method: str, seed: int
     copy of the online one.
 
     Args:
-      source: run directory, whose newest good checkpoint is read, or file of weights.
+      source: run directory, whose newest good checkpoint is read, or file of weights; also in a bucket.
       method: config.method.name of this run.
       seed: of what is random.
 
@@ -50,7 +50,7 @@ def initial_state(source: str, experiment: Experiment, *, method: str, seed: int
         kwargs, parts, step = read(source, method)
         check_same_encoder(experiment.method.network.encoder, build_encoder(**kwargs))  # pyright: ignore[reportAttributeAccessIssue]
         state, taken = with_parts(experiment, seed, parts)
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         raise ConfigError(f"config.init_from={source}: {error}") from None
     about = {
         "init_from": source,
@@ -71,6 +71,7 @@ def initial_state(source: str, experiment: Experiment, *, method: str, seed: int
 
 def read(source: str, method: str) -> tuple[dict[str, Any], dict[str, Part], int | None]:
     """(arguments of build_encoder, what may be taken by the names of parts, step of a run)."""
+    source = checkpoint.local_copy(source)
     path = pathlib.Path(source)
     if path.is_file():
         kwargs, variables = export.load_encoder(source)
