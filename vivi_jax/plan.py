@@ -41,11 +41,10 @@ def main(values: dict) -> None:
 
 
 if __name__ == "__main__":
+    not_opened = ("data.path", "data.labelled_path", "evaluation.dataset", "init_from")
     command_line.run(
         main,
         {"config": CONFIG, "topology": TOPOLOGY, "json": JSON},
         optional=["config", "topology", "json"],
-        remote=[
-            f"config.{key}" for key in ("data.path", "data.labelled_path", "evaluation.dataset", "init_from")
-        ],  # not opened
+        remote=[f"config.{key}" for key in not_opened],
     )
