@@ -15,6 +15,7 @@ from input_pipeline.store import META, FrameStore
 from input_pipeline.streams import sampling, tar_shards
 from input_pipeline.streams.decode import Example, decode_any, decoded, image_height_width
 from vivi_jax.buckets.client import ADDRESSES, Folder
+from vivi_jax.buckets.local import copied
 from vivi_jax.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
         a frame store that input_pipeline.prepare wrote with labels: the middle frame of every labelled video;
         shards of WebDataset, in train/ and test/ or with these words in their names (tar_shards.py);
         one such folder or store alone: one image in five, chosen by a hash of its name, is held out for "test";
-        gs:// or s3:// and the place of one such store in a bucket, or of those of train/ and test/;
+        any of these in gs:// or s3://: stores are read where they lie, all else is copied first (buckets/local.py);
         the name of a TFDS data set with an image and a label, e.g. "cifar10"; it is downloaded if needed, and its
         encoded images are kept in memory.
       split: "train" or "test".
@@ -70,6 +71,8 @@ def load_labelled(source: str, split: str, *, data_dir: str | None = None) -> La
     if source.startswith(ADDRESSES):
         there = Folder(source).names()
         parts = [name for name in names if f"{name}/{META}" in there]
+        if not parts and META not in there:
+            return load_labelled(copied(source), split)
     elif not os.path.isdir(source):
         return _load_tfds(source, split, data_dir)
     else:

@@ -25,6 +25,8 @@ from input_pipeline.preparation.local import prepare, summary
 from vivi_jax import command_line, files
 from vivi_jax.errors import DataError
 
+BY_BEAM = "python -m input_pipeline.prepare_beam takes the same flags, also with paths in buckets"
+
 
 def main(argv: list[str]) -> None:
     values = flags.FLAGS
@@ -32,7 +34,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise DataError(f"unexpected argument {argv[1]}; quote the pattern: --videos='DIR/*.mp4'")
     for name in ("videos", "out", "labels", "only"):
-        files.refuse_remote(f"--{name}", values[name].value)
+        files.refuse_remote(f"--{name}", values[name].value, BY_BEAM)
     made = prepare(
         values.videos,
         values.out,

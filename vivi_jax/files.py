@@ -211,10 +211,8 @@ def _among(key: str, prefixes: tuple[str, ...]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)
 
 
-def refuse_remote(option: str, value: Any) -> None:
+def refuse_remote(option: str, value: Any, remedy: str = "") -> None:
     """Raises ConfigError if a value is a path with a scheme: `open` would take gs://BUCKET for a folder named "gs:"."""
     if isinstance(value, str) and _REMOTE.match(value):
-        raise ConfigError(
-            f"{option}={value}: this command reads and writes local files only; mount the bucket (gcsfuse, s3fs), or "
-            "copy the files, and give that folder"
-        )
+        remedy = remedy or "mount the bucket (gcsfuse, s3fs), or copy the files, and give that folder"
+        raise ConfigError(f"{option}={value}: this command reads and writes local files only; {remedy}")

@@ -41,9 +41,7 @@ def copied(source: str) -> str:
     folder = Folder(address)
     names = sorted(name for name in folder.names() if not name.endswith("/"))
     try:
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        with open(notes.with_suffix(".lock"), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(notes.with_suffix(".lock")):
             if names:
                 _bring(folder, here, names, notes)
             else:
@@ -56,15 +54,24 @@ def copied(source: str) -> str:
     return str(here)
 
 
+@contextlib.contextmanager
+def alone(lock: pathlib.Path) -> Iterator[None]:
+    """Lets one process of this machine at a time into the block, by a file that is made and left."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _bring(folder: Folder, here: pathlib.Path, names: list[str], notes: pathlib.Path) -> None:
     """Makes the files below `here` the objects of a folder; what was one and is gone there goes here.
 
     Args:
-      notes: keeps what is known of the files: {name: [generation there, SHA-256 of the file]}.
+      notes: keeps what is known of the files: {name: (generation there, SHA-256 of the file)}.
     """
     known, read = _known(notes), 0
 
-    def bring(name: str) -> list[str] | None:
+    def bring(name: str) -> tuple[str, str] | None:
         """What is known of an object now, if it was read."""
         path, (generation, sha256) = files.inside(here, name), known.get(name, ("", ""))
         good = path.is_file() and files.sha256(path) == sha256
@@ -74,7 +81,7 @@ def _bring(folder: Folder, here: pathlib.Path, names: list[str], notes: pathlib.
         data, now = found
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, data)
-        return [now.hex(), files.sha256(path)]
+        return now.hex(), files.sha256(path)
 
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
         try:
@@ -93,10 +100,11 @@ def _bring(folder: Folder, here: pathlib.Path, names: list[str], notes: pathlib.
     _LOG.info("%s: read %d objects of %d to %s; the others were there", folder.address, read, len(names), here)
 
 
-def _known(notes: pathlib.Path) -> dict[str, list[str]]:
+def _known(notes: pathlib.Path) -> dict[str, tuple[str, str]]:
     try:
-        return dict(json.loads(notes.read_text()))
-    except (OSError, ValueError, TypeError):  # not yet made, or damaged: all is read again
+        found = json.loads(notes.read_text())
+        return {name: (bytes.fromhex(generation).hex(), sha256) for name, (generation, sha256) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # not yet made, or damaged: all is read again
         return {}
 
 

@@ -8,6 +8,7 @@ import uuid
 
 from vivi_jax import files
 from vivi_jax.buckets.client import ADDRESSES, Folder, cache_root
+from vivi_jax.buckets.local import alone
 from vivi_jax.buckets.places import InBucket
 from vivi_jax.checkpoint import manifest
 from vivi_jax.errors import CheckpointError
@@ -31,11 +32,14 @@ def local_copy(source: str | os.PathLike[str]) -> str:
     address = address.rstrip("/")
     parent, _, name = address.rpartition("/")
     here = cache_root() / "runs" / files.digest(address)[:16] / name
-    here.parent.mkdir(parents=True, exist_ok=True)
-    folder = Folder(address)
+    with alone(here.parent / "LOCK"):
+        return _copied(Folder(address), Folder(parent), here)
+
+
+def _copied(folder: Folder, parent: Folder, here: pathlib.Path) -> str:
     names = folder.names()
     if "config.json" not in names:
-        files.write_bytes(here, Folder(parent).read(name))
+        files.write_bytes(here, parent.read(here.name))
         return str(here)
     for record in sorted(names):
         if "/" not in record and record.endswith((".json", ".jsonl")):
