@@ -16,13 +16,15 @@ import pytest
 
 from benchmarks.faults import buckets
 from evaluation import attention, davis, report
+from evaluation.all.__main__ import main as all_main
 from helpers.frame_stores import jpeg, write_store
 from helpers.runs import make_run
 from input_pipeline import images
-from vivi_jax import command_line
+from vivi_jax import checkpoint, command_line
 from vivi_jax.buckets import client, local
 from vivi_jax.checkpoint.__main__ import main as checkpoint_main
 from vivi_jax.errors import DataError
+from vivi_jax.export import initial
 from vivi_jax.export.__main__ import main as export_main
 
 SERVERS = all(importlib.util.find_spec(name) for name in ("moto", "flask_cors", "gcp_storage_emulator"))
@@ -211,6 +213,7 @@ def test_options_that_are_copied(server, classes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["s3"], indirect=True)  # of gs:// runs are read in test_runs_in_buckets.py
 def test_commands_about_a_run_there(server, run, tmp_path, capsys):
     """verify, report and export, and weights to start from."""
     address = upload(server, run, "run")
@@ -230,6 +233,20 @@ def test_commands_about_a_run_there(server, run, tmp_path, capsys):
     assert exports.read("e.npz.sha256").decode() == f"{hashlib.sha256(exports.read('e.npz')).hexdigest()}  e.npz\n"
     there, here = np.load(io.BytesIO(exports.read("e.npz"))), np.load(tmp_path / "e.npz")
     assert str(there["sha256"]) == str(here["sha256"]) and set(there) == set(here)
+
+    (there, step), (here, _) = (
+        (parts, step) for _, parts, step in (initial.read(r, "vito") for r in (address, str(run)))
+    )
+    assert step == 7 and checkpoint.state_sha256(there) == checkpoint.state_sha256(here) and len(there) > 1
+    with pytest.raises(DataError, match=f"there is no {server.scheme}://films/none; check the names"):
+        initial.read(f"{server.scheme}://films/none", "vito")
+
+    (tmp_path / "data").mkdir()
+    everything = [f"--data={tmp_path / 'data'}", f"--out={tmp_path / 'out'}", f"--checkpoint={address}"]
+    with pytest.raises(SystemExit, match=f"error: nothing to do with {tmp_path / 'data'}: .*not found: looked for"):
+        all_main(everything)
+    with pytest.raises(SystemExit, match="error: --data=s3://films/x: this command reads and writes local files only"):
+        all_main([*everything, "--data=s3://films/x"])
 
     damaged = client.Folder(f"{address}/checkpoints/7")
     largest = max(damaged.names(), key=lambda name: len(damaged.read(name)))
