@@ -45,6 +45,7 @@ ROWS = {  # -> processes, what is done to them
 }
 STOP_SECONDS = 30  # within which all processes are gone after SIGTERM
 WRITES = 60  # requests that write checkpoints, among which a kill chooses: more than one save
+OF_TIME = {"examples_per_second", "data_wait_share"}
 RECORDS = {"config.json", "data.json", "metrics.jsonl", "summary.json"}
 
 
@@ -99,7 +100,7 @@ def half_saves(server: Server, folder: str) -> dict[str, str]:
 def metrics(text: str) -> list[dict]:
     """The lines of metrics.jsonl, without how fast the steps were."""
     lines = [json.loads(line) for line in text.splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+    return [{key: value for key, value in line.items() if key not in OF_TIME} for line in lines]
 
 
 def ended_well(server: Server, folder: str, straight: pathlib.Path) -> list[str]:
@@ -294,7 +295,11 @@ def measure_rows(options: argparse.Namespace, server: Server, folder: pathlib.Pa
     command = f"python -m benchmarks.bucket_kills --kills={options.kills} --stops={options.stops}"
     command += f" --latency_ms={options.latency_ms:g}"
     results, now = RESULTS / "bucket_kills.json", commit()
-    rows = json.loads(results.read_text())["values"]["rows"] if results.exists() else {}
+
+    def known() -> dict[str, dict]:
+        return json.loads(results.read_text())["values"]["rows"] if results.exists() else {}
+
+    rows = known()
     wanted = [row for n, row in enumerate(ROWS, 1) if not options.only or str(n) in options.only.split(",")]
     for row in wanted:
         if battery.measured(rows.get(row, {}), now, command):
@@ -313,7 +318,8 @@ def measure_rows(options: argparse.Namespace, server: Server, folder: pathlib.Pa
         what = {"size": command, "commit": now, "date": today, "seconds": round(time.monotonic() - began)}
         rows[row] = what | found
         print(f"{row}: {'; '.join(found['wrong']) or 'nothing went wrong'} ({rows[row]['seconds']} s)", flush=True)
-        kept = {name: rows[name] for name in ROWS if name in rows}
+        there = known() | {row: rows[row]}  # another command may measure other rows meanwhile
+        kept = {name: there[name] for name in ROWS if name in there}
         values = {"steps": runs.STEPS, "steps_between_saves": runs.CHECKPOINT_EVERY, "rows": kept}
         runs.in_child(keep, values, command)  # what it says of the machine starts a backend of JAX
     return {row: rows[row] for row in wanted}

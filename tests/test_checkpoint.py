@@ -367,6 +367,13 @@ def test_lost_manifests_are_an_error_and_no_new_beginning(tmp_path):
     assert checkpoint.steps(tmp_path / "checkpoints") == [5]
 
 
+def test_what_a_kill_left_of_an_old_checkpoint_that_was_being_removed_goes_at_the_next_start(tmp_path):
+    save(tmp_path, 1, 2, 3)
+    (tmp_path / "checkpoints" / "1" / MANIFEST).unlink()
+    assert restore(tmp_path)[0] == 3
+    assert checkpoint.steps(tmp_path / "checkpoints") == [2, 3] and not (tmp_path / "checkpoints_rejected").exists()
+
+
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_that_names_the_good_steps(tmp_path):
     save(tmp_path, 1, 2)

@@ -211,7 +211,9 @@ def test_checkpoints_are_exact_and_verified_and_half_ones_go(server, address):
         saved.wait()
         assert manifest.written_steps(saved.directory) == manifest.steps(saved.directory) == [2, 3]
     assert [sum(MANIFEST in name for name in there) for there in order] == [0, 1, 2]  # each before its own
+    folder.write("1/commit_success.txt", b"")  # what a kill has left of an old one that was being removed
     assert restored(address) == good[3]
+    assert manifest.steps(saved.directory) == [2, 3]
 
     # Cut off while it was written: as if it had never begun.
     manifest.begin(saved.directory, 3)

@@ -30,8 +30,10 @@ class Fault(NamedTuple):
     """What the proxy does to a request instead of passing it on, or to its answer."""
 
     status: int = 0  # answered by the proxy itself
+    body: bytes = b"no"  # of that answer
     keep: int | None = None  # bytes of the body that are sent before the connection is closed
     wait: float = 0.0  # seconds before it is passed on
+    repeat: bool = False  # it is passed on twice, as networks may; the second answer counts
 
 
 class Proxy(http.server.ThreadingHTTPServer):
@@ -72,8 +74,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = self.server.fault(self.command, path) or Fault()
         time.sleep(fault.wait)
         if fault.status:
-            self._answer(fault.status, {}, b"no")
+            self._answer(fault.status, {}, fault.body)
             return
+        for _ in range(1 + fault.repeat):
+            answer = self._answer_of_server(body)
+        self._answer(*answer, fault.keep)
+
+    def _answer_of_server(self, body: bytes | None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body."""
         headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
         # What gcp-storage-emulator lacks: generations, parts of lists, and a refusal of bytes behind the end.
         with self.server.generations if self.server.scheme == "gs" else contextlib.nullcontext():
@@ -81,11 +89,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             asks = {"ifGenerationMatch", "ifGenerationNotMatch"} & query.keys() or query.get("alt") == ["media"]
             generation = self._generation(query) if asks and self.server.scheme == "gs" else None
             if generation and query.get("ifGenerationMatch", [generation]) != [generation]:
-                self._answer(412, {}, b"{}", fault.keep)
-                return
+                return 412, {}, b"{}"
             if generation and query.get("ifGenerationNotMatch") == [generation]:
-                self._answer(304, {}, b"", fault.keep)
-                return
+                return 304, {}, b""
             status, found, data = self._ask(self.command, self.path, body, headers)
         if generation:
             found["X-Goog-Generation"] = generation
@@ -93,7 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             data = _between(data, query)
         begin, _, last = found.get("Content-Range", "").removeprefix("bytes ").split("/")[0].partition("-")
         status = 416 if last and int(last) < int(begin) else status
-        self._answer(status, found, data, fault.keep)
+        return status, found, data
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _pass_on
 
@@ -132,7 +138,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(data[:keep])
+        self.wfile.write(b"" if self.command == "HEAD" else data[:keep])
         if keep is not None:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

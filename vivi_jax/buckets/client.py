@@ -7,6 +7,7 @@ Accounts are those of the machine: Google's application default credentials, AWS
 Other servers are named by AWS_ENDPOINT_URL (with AWS_REGION), and by TENSORSTORE_GCS_HTTP_URL.
 """
 
+import contextlib
 import copy
 import http
 import logging
@@ -14,7 +15,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from vivi_jax.errors import DataError
@@ -30,6 +31,7 @@ _RIGHTS = {
     "read": "the right to list and to read there (roles/storage.objectViewer; s3:ListBucket and s3:GetObject)",
     "write": "the right to write and to delete there (roles/storage.objectUser; s3:PutObject and s3:DeleteObject)",
 }
+_NOT_THERE = ".vivi_jax_is_this_listed"  # the name of no object
 SAY_SECONDS = 15.0  # without an answer, until the log says so
 # Read at the first request of the process: by default a server that says nothing is waited for without end.
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "30")
@@ -135,7 +137,9 @@ class Folder:
     def remove(self, prefix: str = "") -> None:
         """Removes all objects whose names begin so; raises as `begin`."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
-        self._result(self._objects.delete_range(self._objects.KeyRange(prefix, end)), prefix, time.monotonic(), "write")
+        with self._listing("write"):
+            found = self._objects.delete_range(self._objects.KeyRange(prefix, end))
+            self._result(found, prefix, time.monotonic(), "write")
 
     def names(self) -> set[str]:
         """Names of all objects below the folder, without its own.
@@ -143,8 +147,22 @@ class Folder:
         Raises:
           DataError: as `begin`; NotThere: no such bucket.
         """
-        found = self._result(self._objects.list(), "", time.monotonic())
+        with self._listing("read"):
+            found = self._result(self._objects.list(), "", time.monotonic())
         return {name.decode(errors="replace") for name in found}
+
+    @contextlib.contextmanager
+    def _listing(self, verb: str) -> Iterator[None]:
+        """Around what lists: TensorStore takes a list that gs:// refuses for an empty one, or stumbles over the answer.
+
+        Of an object that is not there the same refusal is an error, and Google says that it is not there only to those
+        who may list.
+        """
+        try:
+            yield
+        finally:
+            if self.address.startswith("gs://"):
+                self._result(self._objects.read(_NOT_THERE), "", time.monotonic(), verb)
 
     def _not_there(self, name: str) -> NotThere:
         return NotThere(f"there is no {self.address}/{name}; check the names of the bucket and the folder")

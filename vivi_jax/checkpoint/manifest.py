@@ -95,9 +95,12 @@ def set_aside(directory: Directory, step: int | None) -> None:
     """Moves the checkpoints newer than `step` (None: all) to checkpoints_rejected/, so that they can be written again.
 
     They are damaged or were cut off; nothing that might be of use is deleted. Where moving is copying, as in a bucket,
-    one that was cut off is no use.
+    one that was cut off is no use. Nor is what a kill has left of older ones that were being removed.
     """
     place = places.at(directory)
+    for older in [s for s in steps(directory) if step is not None and s < step]:
+        if place.read(f"{older}/{MANIFEST}") is None:
+            place.remove_folder(str(older))
     for newer in [s for s in steps(directory) if step is None or s > step]:
         if _was_cut_off(directory, newer) and not place.MOVES:
             place.remove_folder(str(newer))
