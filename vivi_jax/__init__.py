@@ -82,7 +82,7 @@ def evaluate(
 
     has_config = lookup("protocol", protocol, PROTOCOLS)
     given = {"checkpoint": os.fspath(checkpoint), "data": os.fspath(data), **options}
-    if protocol != "probe":  # which reads stores where they are
+    if protocol not in ("probe", "vtab"):  # which read stores and TFDS sets where they are
         given["data"] = command_line.local_path(given["data"], "data")
     door = importlib.import_module(f"evaluation.{protocol}")
     if has_config:
