@@ -49,7 +49,7 @@ NOT_HERE = {  # beginning of a command -> what runs it, or why nothing does
     "python -m input_pipeline.synthetic_actions": "tests/test_synthetic_actions.py",
     "python -m benchmarks.bucket_kills": "a benchmark of many runs; tests/test_runs_in_buckets.py has a few",
     "python -m benchmarks.faults": "tests/test_faults.py",
-    "python -m benchmarks.small_paper": "hours of trainings; tests/test_small_paper.py has one of each kind",
+    "python -m benchmarks.small_paper": "hours of trainings; tests/test_small_paper.py has a tiny one",
     "python -m vivi_jax.plan": "tests/test_plan.py",
     "python -m launch.sweep": "tests/test_grid.py",
     "bash launch/beam.sh": "tests/test_launch.py",
