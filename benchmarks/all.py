@@ -127,7 +127,7 @@ TARGETS = (
         False,
         "x",
         "bucket",
-        lambda v: v["cold_ratio_to_bare_ranges"],
+        lambda v: v["cold_ratio_to_best_ranges"],
     ),
     Target(
         "the same, later passes, at 500 frames a second and 50 ms a request: time waiting",
