@@ -122,7 +122,7 @@ TARGETS = (
     ),
     Target("the same over torchcodec, from video files", 8, False, "x", "input", lambda v: v["ratio_to_torchcodec"]),
     Target(
-        "a store in a bucket, first pass: frames a second over the bare client's ranges",
+        "a store in a bucket, first pass: frames a second over the best client's ranges",
         0.8,
         False,
         "x",
